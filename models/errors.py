@@ -1,0 +1,25 @@
+"""The errors that a user can cause. Their message is one sentence for that user; the scripts print it and exit with 2."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(ValueError):
+    """What the user gave is wrong; the message says what was expected, what came and where."""
+
+
+class ConfigError(UserError):
+    """A model YAML is wrong; the message names the file, the row and its text."""
+
+
+class WeightsError(UserError):
+    """A weights file is missing, unreadable, or belongs to another network."""
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return `` (did you mean 'X'?)`` for the name nearest to `name`, whatever its case, or an empty string."""
+    by_lower = {k.lower(): k for k in known}
+    near = difflib.get_close_matches(name.lower(), by_lower, n=1)
+    return f" (did you mean '{by_lower[near[0]]}'?)" if near else ""

@@ -1,0 +1,60 @@
+"""Quiet surroundings: no network, no installing at run time, no files outside a private folder.
+
+ultralytics reads its switches when it is imported, so this module is imported before it, by `models` and by every
+script, and depends on nothing but the standard library. What the switches do and which calls they silence:
+- `YOLO_OFFLINE`: no look-ups, no update check, no usage statistics;
+- `YOLO_AUTOINSTALL`: never runs pip;
+- `ULTRALYTICS_SAFE_LOAD`: its loader reads tensors and known classes only, and its YAML reader has no `eval`;
+- `YOLO_CONFIG_DIR`: settings and the two fonts that it would otherwise download, in a folder of our own.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+FONTS = ("Arial.ttf", "Arial.Unicode.ttf")  # the names under which ultralytics looks for a font
+
+
+def config_dir() -> Path:
+    """Return a writable folder for ultralytics' settings: the user's cache, or a private temporary one."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "repyolo"
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=cache):
+            return cache
+    except OSError:
+        return Path(tempfile.mkdtemp(prefix="repyolo-"))
+
+
+def provide_fonts(folder: Path) -> None:
+    """Put DejaVu Sans, which ships with matplotlib, where ultralytics would download Arial to."""
+    spec = importlib.util.find_spec("matplotlib")
+    if spec is None or spec.origin is None:
+        return
+    source = Path(spec.origin).parent / "mpl-data" / "fonts" / "ttf" / "DejaVuSans.ttf"
+    for font in FONTS:
+        target = folder / "Ultralytics" / font
+        if source.exists() and not target.exists():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            partial = target.with_name(f".{font}.{os.getpid()}")  # two processes may start at once
+            shutil.copyfile(source, partial)
+            partial.replace(target)
+
+
+def prepare() -> None:
+    """Set the switches. A host program that imported ultralytics first keeps its own choice, and is told so."""
+    if "ultralytics" in sys.modules:
+        print("WARNING ⚠️ ultralytics was imported before RepYOLO, so its network use is its own affair", file=sys.stderr)
+        return
+    os.environ.update(YOLO_OFFLINE="1", YOLO_AUTOINSTALL="false", ULTRALYTICS_SAFE_LOAD="1")
+    if "YOLO_CONFIG_DIR" not in os.environ:
+        os.environ["YOLO_CONFIG_DIR"] = str(config_dir())
+    provide_fonts(Path(os.environ["YOLO_CONFIG_DIR"]))
+
+
+prepare()
