@@ -1,0 +1,226 @@
+"""The frame of the scripts: options, exit codes, run folders, files found by name."""
+
+import argparse
+import errno
+import os
+import signal
+import threading
+
+import pytest
+import torch
+
+from models.errors import UserError
+from utils import cli
+
+
+def make_parser():
+    parser = cli.Parser(prog="demo.py")
+    parser.add_argument("--weights", default="")
+    parser.add_argument("--imgsz", "--img", "--img-size", nargs="+", type=cli.positive_int, default=[640])
+    parser.add_argument("--conf-thres", type=cli.fraction, default=0.25)
+    parser.add_argument("--max-det", type=cli.positive_int, default=1000)
+    parser.add_argument("--vid-rate", type=cli.positive_float, default=1.0)
+    parser.add_argument("--classes", nargs="+", type=cli.non_negative_int)
+    parser.add_argument("--device", type=cli.device, default="")
+    parser.add_argument("--save-txt", action="store_true")
+    parser.add_argument("--fuse", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--resume", nargs="?", const=True, default=False)
+    return parser
+
+
+def exit_code(main, *argv):
+    return cli.run_script(main, make_parser(), argv)
+
+
+def raising(error):
+    def main(args):
+        raise error
+
+    return main
+
+
+# Exit codes -----------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(("result", "code"), [(None, 0), (0, 0), (1, 1), ("text", 0)])
+def test_result_of_main_is_the_exit_code(result, code):
+    assert exit_code(lambda args: result) == code
+
+
+def test_user_error_is_one_sentence_and_2(capsys):
+    assert exit_code(raising(UserError("the file\nx is missing"))) == 2
+    assert capsys.readouterr().err == "ERROR: the file\\nx is missing\n"
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EROFS, errno.ENOSPC, errno.ENOTDIR])
+def test_unwritable_output_names_the_path_and_is_2(number, capsys):
+    assert exit_code(raising(OSError(number, os.strerror(number), "runs/exp/a.jpg"))) == 2
+    assert capsys.readouterr().err == f"ERROR: cannot write runs/exp/a.jpg: {os.strerror(number)}\n"
+
+
+@pytest.mark.parametrize("error", [RuntimeError("bug"), ValueError("bug"), OSError(errno.EIO, "bug")])
+def test_a_bug_keeps_its_traceback(error):
+    with pytest.raises(type(error)):
+        exit_code(raising(error))
+
+
+def test_ctrl_c_is_130():
+    assert exit_code(raising(KeyboardInterrupt())) == 130
+
+
+def test_sigterm_is_143_and_runs_finally_blocks():
+    cleaned = []
+
+    def main(args):
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            threading.Event().wait(5)
+        finally:
+            cleaned.append(True)
+
+    before = signal.getsignal(signal.SIGTERM)
+    assert exit_code(main) == 143
+    assert cleaned and signal.getsignal(signal.SIGTERM) is before
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--conf-thres", "1.5"], "expected a number from 0 to 1, not '1.5'"),
+        (["--conf-thres", "nan"], "expected a number from 0 to 1, not 'nan'"),
+        (["--vid-rate", "inf"], "expected a number above 0, not 'inf'"),
+        (["--vid-rate", "0"], "expected a number above 0, not '0'"),
+        (["--max-det", "0"], "expected a whole number of at least 1, not '0'"),
+        (["--max-det", "1e3"], "expected a whole number of at least 1, not '1e3'"),
+        (["--max-det", "9" * 400], "expected a whole number of at least 1"),
+        (["--classes", "-1"], "expected a whole number of at least 0, not '-1'"),
+        (["--imgsz"], "expected at least one argument"),
+        (["--device", "gpu"], "expected cpu, mps, or CUDA numbers such as 0 or 0,1, not 'gpu'"),
+        (["--device", "0,0"], "expected cpu, mps, or CUDA numbers such as 0 or 0,1, not '0,0'"),
+        (["--save-text"], "there is no option --save-text (did you mean '--save-txt'?)"),
+        (["--confthres=0.1"], "there is no option --confthres (did you mean '--conf-thres'?)"),
+        (["photo.jpg"], "'photo.jpg' belongs to no option"),
+    ],
+)
+def test_nonsense_on_the_command_line_is_2(argv, message, capsys):
+    assert exit_code(lambda args: None, *argv) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+
+
+# Options --------------------------------------------------------------------------------------------------------------
+def test_prefixes_and_aliases_are_accepted():
+    args = make_parser().parse_args(["--conf", "0.4", "--img", "320", "240", "--weight", "x.pt", "--no-fuse"])
+    assert (args.conf_thres, args.imgsz, args.weights, args.fuse) == (0.4, [320, 240], "x.pt", False)
+
+
+@pytest.mark.parametrize(
+    ("keywords", "argv"),
+    [
+        ({}, []),
+        ({"imgsz": 320}, ["--imgsz", "320"]),
+        ({"img_size": (320, 240)}, ["--imgsz", "320", "240"]),
+        ({"conf_thres": 0.4, "save_txt": True}, ["--conf-thres", "0.4", "--save-txt"]),
+        ({"weights": "-odd name.pt"}, ["--weights=-odd name.pt"]),
+        ({"save_txt": False, "classes": None, "resume": False}, []),
+        ({"resume": True}, ["--resume"]),
+        ({"resume": "last.pt"}, ["--resume", "last.pt"]),
+        ({"fuse": False}, ["--no-fuse"]),
+        ({"fuse": True}, ["--fuse"]),
+        ({"device": ""}, ["--device", ""]),
+    ],
+)
+def test_keywords_mean_what_the_flags_mean(keywords, argv):
+    assert make_parser().from_keywords(**keywords) == make_parser().parse_args(argv)
+
+
+def test_unknown_keyword_or_value_is_a_user_error():
+    with pytest.raises(UserError, match=r"no option 'conf_thresh' \(did you mean 'conf_thres'\?\)"):
+        make_parser().from_keywords(conf_thresh=0.1)
+    with pytest.raises(UserError, match="from 0 to 1"):
+        make_parser().from_keywords(conf_thres=2)
+
+
+def test_device_that_is_not_there(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert [cli.device(text) for text in ("", "cpu", "0", "0,1", "cuda:1")] == ["", "cpu", "0", "0,1", "1"]
+    with pytest.raises(argparse.ArgumentTypeError, match="CUDA devices 0 to 1"):
+        cli.device("2")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    with pytest.raises(argparse.ArgumentTypeError, match="no CUDA device; use cpu"):
+        cli.device("0")
+
+
+@pytest.mark.parametrize(
+    ("imgsz", "expected"), [(640, [640, 640]), ([640], [640, 640]), ([100, 320], [128, 320]), (1, [32, 32])]
+)
+def test_image_size_is_rounded_up(imgsz, expected):
+    assert cli.check_imgsz(imgsz, 32) == expected
+
+
+@pytest.mark.parametrize("imgsz", [0, -5, [1, 2, 3], [], [10**6]])
+def test_impossible_image_size(imgsz):
+    with pytest.raises(UserError, match="one side or height and width"):
+        cli.check_imgsz(imgsz, 32)
+
+
+# Files and folders ----------------------------------------------------------------------------------------------------
+def test_run_folders_count_up(tmp_path):
+    names = [cli.increment_path(tmp_path / "runs/detect", "exp").name for _ in range(3)]
+    assert names == ["exp", "exp2", "exp3"]
+    assert cli.increment_path(tmp_path / "runs/detect", "exp2", exist_ok=True).name == "exp2"
+
+
+def test_two_runs_at_once_get_two_folders(tmp_path):
+    folders = []
+    threads = [threading.Thread(target=lambda: folders.append(cli.increment_path(tmp_path, "exp"))) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(set(folders)) == 8
+
+
+@pytest.mark.parametrize(("project", "exist_ok"), [("file", False), ("file/below", False), (".", True)])
+def test_run_folder_that_cannot_be_made(tmp_path, project, exist_ok):
+    (tmp_path / "file").write_text("")
+    name = "file" if exist_ok else "exp"
+    with pytest.raises(UserError, match="cannot be made"):
+        cli.increment_path(tmp_path / project, name, exist_ok)
+
+
+def test_newest_weights(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"train first, for instance python train\.py"):
+        cli.find_weights("")
+    for age, run in enumerate(["exp3", "exp", "exp2"]):
+        path = tmp_path / "runs/train" / run / "weights/best.pt"
+        path.parent.mkdir(parents=True)
+        path.write_bytes(b"")
+        os.utime(path, (1e9 - age, 1e9 - age))
+    assert cli.find_weights("").as_posix() == "runs/train/exp3/weights/best.pt"
+
+
+def test_weights_that_are_not_there(tmp_path):
+    (tmp_path / "best.pt").write_bytes(b"")
+    assert cli.find_weights(tmp_path / "best.pt") == tmp_path / "best.pt"
+    with pytest.raises(UserError, match=r"does not exist \(did you mean 'best\.pt'\?\)"):
+        cli.find_weights(tmp_path / "bets.pt")
+    with pytest.raises(UserError, match="not the address"):
+        cli.find_weights("https://example.com/best.pt")
+
+
+def test_find_file_by_path_or_bare_name(tmp_path, monkeypatch):
+    monkeypatch.setattr(cli, "ROOT", tmp_path)
+    config = tmp_path / "models/configs/family/riformer-yolo.yaml"
+    config.parent.mkdir(parents=True)
+    config.write_text("")
+    (tmp_path / "notes.txt").write_text("")
+    for name in ("riformer-yolo.yaml", "riformer-yolo", config):
+        assert cli.find_file(name, "models/configs") == config
+    with pytest.raises(UserError, match=r"did you mean 'riformer-yolo\.yaml'"):
+        cli.find_file("rifomer-yolo.yaml", "models/configs/family")
+    with pytest.raises(UserError, match=r"not one of the kinds \.yaml, \.yml"):
+        cli.find_file(tmp_path / "notes.txt", "models/configs")
+
+
+def test_names_are_shown_on_one_line():
+    assert cli.printable("a\nb\x1b[31m\udcff é.jpg") == "a\\nb\\x1b[31m\\udcff é.jpg"

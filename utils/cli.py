@@ -1,0 +1,324 @@
+"""What the scripts share: options, exit codes, run folders and the files that options name.
+
+A script defines `make_parser()`, `main(args)` and `run(**options)` and ends with
+
+    if __name__ == "__main__":
+        sys.exit(cli.run_script(main, make_parser()))
+
+Exit codes: 0 done; 1 the program failed; 2 the user's input was wrong (one sentence, no traceback);
+130 after Ctrl-C; 143 after SIGTERM.
+"""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import math
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NoReturn
+
+import utils.environment  # noqa: F401
+from models.errors import UserError, did_you_mean
+
+# isort: split
+import torch
+from ultralytics.utils import LOGGER
+
+ROOT = Path(__file__).resolve().parents[1]  # the folder that holds models/, data/ and the scripts
+MAX_IMGSZ = 8192  # pixels a side; a larger input would not fit in memory
+BAD_OUTPUT = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.ENOTDIR}
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM came; an exception, so that `finally` blocks run and `except KeyboardInterrupt` sees it too."""
+
+
+# Running a script -----------------------------------------------------------------------------------------------------
+def run_script(main: Callable[[argparse.Namespace], object], parser: Parser, argv: Sequence[str] | None = None) -> int:
+    """Parse the command line, call `main(args)` and return the exit code of the process.
+
+    Args:
+        main: does the work; may return an exit code (anything but an int counts as 0).
+        parser: the script's options.
+        argv: the words of the command line without the script's name; those of the process by default.
+
+    Raises:
+        Exception: whatever is neither the user's fault nor a full or read-only disk is a bug and keeps its traceback.
+    """
+    _print_any_character()
+    try:
+        with sigterm_as_exception():
+            code = main(parser.parse_args(argv))
+            return code if isinstance(code, int) else 0
+    except UserError as error:
+        return _fail(str(error), 2)
+    except Terminated:
+        return _fail("terminated", 143)
+    except KeyboardInterrupt:
+        return _fail("interrupted", 130)
+    except OSError as error:
+        if error.errno not in BAD_OUTPUT:
+            raise
+        return _fail(f"cannot write {error.filename or 'the output'}: {error.strerror}", 2)
+
+
+@contextmanager
+def sigterm_as_exception() -> Iterator[None]:
+    """Raise Terminated in the main thread when SIGTERM comes, and put the former handler back at the end."""
+
+    def terminate(*_: object) -> NoReturn:
+        raise Terminated
+
+    former = signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, former)
+
+
+def _fail(message: str, code: int) -> int:
+    print(f"ERROR: {printable(message)}", file=sys.stderr, flush=True)
+    return code
+
+
+def _print_any_character() -> None:
+    """Let a name that the terminal cannot show be printed with escapes, not end the program."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def printable(text: object) -> str:
+    r"""Return `text` with line breaks, terminal codes and undecodable bytes as `\n`, `\x1b`, `\udcff`."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
+
+
+def log_options(script: str, args: argparse.Namespace) -> None:
+    """Log every option in one line, as YOLOv5 does: `detect: weights=best.pt, source=data/images, …`."""
+    LOGGER.info(printable(f"{script}: " + ", ".join(f"{name}={value}" for name, value in vars(args).items())))
+
+
+# Options --------------------------------------------------------------------------------------------------------------
+class Parser(argparse.ArgumentParser):
+    """An ArgumentParser whose errors are a UserError, and which takes its options as keywords too.
+
+    Unique prefixes are accepted (`--conf 0.4` for `--conf-thres`), as users of YOLOv5 expect.
+    """
+
+    def __init__(self, **settings: Any) -> None:
+        self.flags: dict[str, argparse.Action] = {}  # every "--flag", aliases included
+        super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, **settings)
+
+    def add_argument(self, *names: str, **settings: Any) -> argparse.Action:
+        """Add an option as argparse does, and remember its flags."""
+        action = super().add_argument(*names, **settings)
+        self.flags.update(dict.fromkeys(action.option_strings, action))
+        return action
+
+    def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> argparse.Namespace:
+        """Parse the words of a command line; UserError for the first one that is not known."""
+        options, unknown = self.parse_known_args(args, namespace)
+        for word in unknown:
+            if word.startswith("-"):
+                flag = word.split("=")[0]
+                self.error(f"there is no option {flag}{did_you_mean(flag, self.flags)}")
+        if unknown:
+            self.error(f"'{unknown[0]}' belongs to no option; a value follows its flag")
+        return options
+
+    def from_keywords(self, **options: object) -> argparse.Namespace:
+        """Return the options that the same command line would give: `imgsz=[320, 480]` is `--imgsz 320 480`.
+
+        None stands for the default. Raises UserError for an unknown keyword or a value that the flag refuses.
+        """
+        words: list[str] = []
+        for name, value in options.items():
+            action = self.flags.get(f"--{name.replace('_', '-')}") or self.flags.get(f"--{name}")
+            if action is None:
+                known = (flag.lstrip("-").replace("-", "_") for flag in self.flags)
+                raise UserError(f"there is no option '{name}'{did_you_mean(name, known)}")
+            words += _as_words(action, value)
+        return self.parse_args(words)
+
+    def error(self, message: str) -> NoReturn:
+        """Raise UserError; argparse would print the usage and leave the process."""
+        raise UserError(f"{message} (--help lists the options)")
+
+
+def _as_words(action: argparse.Action, value: object) -> list[str]:
+    """Return the words of a command line that give an option this value."""
+    flag = max(action.option_strings, key=len) if value is not False else action.option_strings[-1]
+    if isinstance(action, argparse.BooleanOptionalAction) and isinstance(value, bool):
+        return [f for f in action.option_strings if f.startswith("--no-") != value]
+    if value is None or (value is False and action.nargs in (0, "?")):
+        return []
+    if value is True and action.nargs in (0, "?"):
+        return [flag]
+    if isinstance(value, (list, tuple)):
+        return [flag, *map(str, value)]
+    return [f"{flag}={value}"]
+
+
+def fraction(text: str) -> float:
+    """An option's value from 0 to 1."""
+    return _number(text, float, "a number from 0 to 1", lambda x: 0 <= x <= 1)
+
+
+def positive_float(text: str) -> float:
+    """An option's value above 0."""
+    return _number(text, float, "a number above 0", lambda x: 0 < x < math.inf)
+
+
+def positive_int(text: str) -> int:
+    """An option's value that counts something: 1, 2, …"""
+    return _number(text, int, "a whole number of at least 1", lambda x: 1 <= x < 2**31)
+
+
+def non_negative_int(text: str) -> int:
+    """An option's value that numbers something: 0, 1, 2, …"""
+    return _number(text, int, "a whole number of at least 0", lambda x: 0 <= x < 2**31)
+
+
+def _number(text: str, kind: type, expected: str, valid: Callable[[Any], bool]) -> Any:
+    """Return `text` as a number for which `valid` holds; nan compares as False, so it never does."""
+    try:
+        number = kind(text)
+    except ValueError:
+        number = math.nan
+    if valid(number):
+        return number
+    raise argparse.ArgumentTypeError(f"expected {expected}, not '{text}'")
+
+
+def device(text: str) -> str:
+    """A `--device` that is there: '' (the first GPU, else the CPU), cpu, mps, or CUDA numbers such as 0 or 0,1."""
+    name = text.strip().lower().replace("cuda:", "").replace("cuda", "0")
+    if name in ("", "cpu"):
+        return name
+    if name == "mps":
+        if torch.backends.mps.is_available():
+            return name
+        raise argparse.ArgumentTypeError("this machine has no mps; use cpu")
+    numbers = name.split(",")
+    if not all(n.isdecimal() for n in numbers) or len(set(numbers)) < len(numbers):
+        raise argparse.ArgumentTypeError(f"expected cpu, mps, or CUDA numbers such as 0 or 0,1, not '{text}'")
+    count = torch.cuda.device_count()
+    if any(int(n) >= count for n in numbers):
+        there = f"CUDA devices 0 to {count - 1}" if count else "no CUDA device; use cpu"
+        raise argparse.ArgumentTypeError(f"'{text}' is not there: this machine has {there}")
+    return name
+
+
+def check_imgsz(imgsz: int | Sequence[int], stride: int) -> list[int]:
+    """Return [height, width] in pixels, rounded up to multiples of `stride`, with a line saying so.
+
+    Args:
+        imgsz: one side of a square, or height and width, in pixels.
+        stride: the largest stride of the model, in pixels.
+    """
+    sides = [imgsz] if isinstance(imgsz, int) else list(imgsz)
+    if len(sides) not in (1, 2) or not all(isinstance(s, int) and 0 < s <= MAX_IMGSZ for s in sides):
+        raise UserError(f"--imgsz takes one side or height and width, of 1 to {MAX_IMGSZ} pixels, not {imgsz}")
+    rounded = [math.ceil(side / stride) * stride for side in sides]
+    if rounded != sides:
+        LOGGER.warning(f"--imgsz {_spaced(sides)} is rounded up to {_spaced(rounded)}, a multiple of stride {stride}")
+    return rounded * 2 if len(rounded) == 1 else rounded
+
+
+def _spaced(numbers: Iterable[int]) -> str:
+    return " ".join(map(str, numbers))
+
+
+# Files and folders ----------------------------------------------------------------------------------------------------
+def increment_path(project: str | Path, name: str, exist_ok: bool = False) -> Path:
+    """Make and return the folder of a run: `project/name`, else `project/name2`, `project/name3`, …
+
+    Two runs that start at once get two folders. With `exist_ok`, `project/name` itself is used again.
+
+    Raises:
+        UserError: the folder cannot be made or written to.
+    """
+    first = Path(project) / name
+    try:
+        first.parent.mkdir(parents=True, exist_ok=True)
+        folder, n = first, 1
+        while not _make_folder(folder, exist_ok):
+            n += 1
+            folder = first.with_name(f"{first.name}{n}")
+    except OSError as error:
+        raise UserError(f"the output folder {first} cannot be made: {error.strerror}") from error
+    if not os.access(folder, os.W_OK):
+        raise UserError(f"the output folder {folder} cannot be written to")
+    return folder
+
+
+def _make_folder(folder: Path, exist_ok: bool) -> bool:
+    """Make `folder` and return True, or return False when that name is taken."""
+    try:
+        folder.mkdir(exist_ok=exist_ok)
+    except FileExistsError:
+        if exist_ok:
+            raise
+        return False
+    return True
+
+
+def newest_weights(project: str | Path = "runs/train") -> Path:
+    """Return the youngest `<project>/*/weights/best.pt`; UserError when nothing has been trained here."""
+    found = list(Path(project).glob("*/weights/best.pt"))
+    if not found:
+        raise UserError(
+            f"there are no weights in {project}/*/weights/best.pt: train first, for instance "
+            "python train.py --cfg riformer-yolo.yaml, or name a file with --weights"
+        )
+    return max(found, key=lambda path: (path.stat().st_mtime, path))
+
+
+def find_weights(weights: str | Path | None, project: str | Path = "runs/train") -> Path:
+    """Return the weights file that the user named, or the newest of this folder's runs, and log which one that is.
+
+    Raises:
+        UserError: the file is not there, or there is none to choose from.
+    """
+    if not weights:
+        path = newest_weights(project)
+        LOGGER.info(f"no --weights given, using the newest: {path}")
+        return path
+    if "://" in str(weights):
+        raise UserError(f"--weights takes a file on this machine, not the address {weights}")
+    path = Path(weights)
+    if not path.exists():
+        near = _did_you_mean_file(path.name, [path.parent])
+        raise UserError(f"the weights file {path} does not exist{near}")
+    return path
+
+
+def find_file(name: str | Path, folder: str, suffixes: Sequence[str] = (".yaml", ".yml")) -> Path:
+    """Return the file at the path `name`, or the one called `name` anywhere in `folder` of this repository.
+
+    The suffix may be left out of a bare name: `riformer-yolo` finds models/configs/riformer-yolo.yaml.
+
+    Raises:
+        UserError: there is no such file, or it has another suffix than one of `suffixes`.
+    """
+    path = Path(name)
+    if path.suffix and path.suffix.lower() not in suffixes and path.exists():
+        raise UserError(f"{path} is not one of the kinds {', '.join(suffixes)}")
+    if path.is_file():
+        return path
+    if path.parent == Path():
+        wanted = {path.name, *(f"{path.name}{suffix}" for suffix in suffixes)}
+        found = sorted(p for p in (ROOT / folder).rglob("*") if p.name in wanted and p.suffix in suffixes)
+        if found:
+            return found[0]
+    near = _did_you_mean_file(path.name, [path.parent, ROOT / folder])
+    raise UserError(f"there is no file {path}, and none of that name in {folder}/{near}")
+
+
+def _did_you_mean_file(name: str, folders: Iterable[Path]) -> str:
+    return did_you_mean(name, [p.name for folder in folders if folder.is_dir() for p in folder.iterdir()])
