@@ -1,0 +1,329 @@
+"""The built-in data set: circles, squares, triangles and stars on crops of two real photographs.
+
+The photographs ship inside the ultralytics package and everything else is drawn, so nothing is downloaded. Each picture
+has its own random generator, seeded by the recipe, its split and its number: the same recipe gives the same pixels and
+the same labels on every run. It is learnt in minutes: a demonstration, not a benchmark.
+
+    <root>/images/{train,val,test}/0000.jpg    160×160 pixels, 1 to 4 objects, every 24th picture without any
+    <root>/labels/{train,val,test}/0000.txt    YOLO rows: class, centre x, centre y, width, height, as parts of the side
+    <root>/shapes.mp4                          the same objects in motion, 320×320
+    <root>/shapes.json                         the recipe; written last, it says that the set is complete
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import utils.environment  # noqa: F401
+from models.errors import UserError
+
+# isort: split
+import cv2
+import numpy as np
+from ultralytics.utils import ASSETS, TQDM
+
+NAMES = ("circle", "square", "triangle", "star")
+SPLITS = ("train", "val", "test")
+PHOTOS = ("bus.jpg", "zidane.jpg")
+PALETTE = (  # RGB
+    (0xEF, 0x44, 0x44),
+    (0xF9, 0x73, 0x16),
+    (0xFA, 0xCC, 0x15),
+    (0x84, 0xCC, 0x16),
+    (0x16, 0xA3, 0x4A),
+    (0x14, 0xB8, 0xA6),
+    (0x38, 0xBD, 0xF8),
+    (0x3B, 0x5B, 0xF6),
+    (0x8B, 0x5C, 0xF6),
+    (0xEC, 0x48, 0x99),
+)
+WHITE, INK = (255, 255, 255), (40, 32, 32)  # BGR of the two outlines
+SUPERSAMPLING = 4  # masks are drawn this much larger, then averaged: smooth edges and boxes to a quarter of a pixel
+MANIFEST, FILM = "shapes.json", "shapes.mp4"
+LEFTOVER_AGE = 3600.0  # seconds after which a temporary folder belongs to a killed process
+
+Box = tuple[float, float, float, float]  # left, top, right, bottom in pixels
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything the set depends on; when any of it changes, the set is made again."""
+
+    version: int = 1  # of the drawing below
+    seed: int = 20
+    side: int = 160  # pixels
+    train: int = 384  # pictures
+    val: int = 96
+    test: int = 32
+    background_every: int = 24  # one picture in so many has no object
+    film_side: int = 320  # pixels
+    film_frames: int = 300
+
+
+@dataclass(frozen=True)
+class Shape:
+    """One object to draw: where, how large (longer side when upright, in pixels), turned by `angle` radians."""
+
+    kind: int
+    x: float
+    y: float
+    size: float
+    angle: float
+    colour: tuple[int, int, int]  # BGR
+    outline: tuple[int, int, int] | None = None
+
+
+# Drawing ----------
+
+
+def unit_polygons() -> tuple[np.ndarray, ...]:
+    """Return the corners of each class, (corners, 2), around the origin, the longer side of their box being 1."""
+
+    def ring(corners: int, start: float = -math.pi / 2) -> np.ndarray:
+        angles = start + np.arange(corners) * 2 * math.pi / corners
+        return np.stack([np.cos(angles), np.sin(angles)], 1)
+
+    star = ring(10)
+    star[1::2] *= 0.48
+    polygons = ring(72), ring(4, math.pi / 4), ring(3), star
+    centred = (p - (p.max(0) + p.min(0)) / 2 for p in polygons)
+    return tuple(p / np.ptp(p, axis=0).max() for p in centred)
+
+
+POLYGONS = unit_polygons()
+
+
+def corners(shape: Shape, scale: float = 1.0) -> np.ndarray:
+    """Return the corners of `shape`, (corners, 2), in pixels of the picture."""
+    cos, sin = math.cos(shape.angle), math.sin(shape.angle)
+    turned = POLYGONS[shape.kind] @ np.array([[cos, sin], [-sin, cos]])
+    return turned * shape.size * scale + (shape.x, shape.y)
+
+
+def window(shape: Shape, picture: np.ndarray) -> tuple[int, int, int, int]:
+    """Return the part of `picture` that `shape` can touch, as left, top, right, bottom in whole pixels."""
+    points, (height, width) = corners(shape), picture.shape[:2]
+    left, top = np.clip(np.floor(points.min(0)) - 1, 0, (width, height)).astype(int)
+    right, bottom = np.clip(np.ceil(points.max(0)) + 2, 0, (width, height)).astype(int)
+    return int(left), int(top), int(right), int(bottom)
+
+
+def mask(shape: Shape, frame: tuple[int, int, int, int], scale: float = 1.0) -> np.ndarray:
+    """Return what `shape` covers of the window `frame`, 0 or 255, `SUPERSAMPLING` times larger than the picture."""
+    left, top, right, bottom = frame
+    covered = np.zeros(((bottom - top) * SUPERSAMPLING, (right - left) * SUPERSAMPLING), np.uint8)
+    points = np.rint((corners(shape, scale) - (left, top)) * SUPERSAMPLING - 0.5).astype(np.int32)
+    return cv2.fillPoly(covered, [points], 255)
+
+
+def draw(picture: np.ndarray, shape: Shape) -> Box | None:
+    """Draw `shape` into `picture` (H, W, 3 uint8 BGR) and return the box of its pixels, None if all lie outside."""
+    frame = left, top, right, bottom = window(shape, picture)
+    if left >= right or top >= bottom:
+        return None
+    whole = mask(shape, frame)
+    layers = [(whole, shape.outline), (mask(shape, frame, 0.84), shape.colour)] if shape.outline else []
+    region = picture[top:bottom, left:right]
+    for covered, colour in layers or [(whole, shape.colour)]:
+        alpha = cv2.resize(covered, (right - left, bottom - top), interpolation=cv2.INTER_AREA)[..., None] / np.float32(
+            255
+        )
+        light = np.linspace(1.1, 0.86, bottom - top, dtype=np.float32)[:, None, None]  # from above
+        paint = np.clip(np.float32(colour) * light, 0, 255)
+        region[:] = np.rint(region * (1 - alpha) + paint * alpha)
+    x, y, w, h = (v / SUPERSAMPLING for v in cv2.boundingRect(whole))
+    return (left + x, top + y, left + x + w, top + y + h) if w and h else None
+
+
+# Composing ----------
+
+
+def random_shape(rng: np.random.Generator, height: int, width: int) -> Shape:
+    """Return an object of an eighth to a half of the short side, at most a tenth of it outside of the picture."""
+    size = min(height, width) * math.exp(rng.uniform(math.log(0.125), math.log(0.5)))
+    x, y = (rng.uniform(0.4 * size, side - 0.4 * size) for side in (width, height))
+    red, green, blue = (int(v) for v in np.clip(PALETTE[rng.integers(len(PALETTE))] + rng.integers(-14, 15, 3), 0, 255))
+    outline = (None, None, WHITE, WHITE, INK)[rng.integers(5)]
+    return Shape(int(rng.integers(len(NAMES))), x, y, size, rng.uniform(-0.3, 0.3), (blue, green, red), outline)
+
+
+def covered_part(a: Shape, b: Shape) -> float:
+    """Return how much of the smaller one's box lies in the other's, 0 to 1."""
+    (ax, ay), (bx, by) = corners(a).min(0), corners(b).min(0)
+    (ar, ab), (br, bb) = corners(a).max(0), corners(b).max(0)
+    common = max(0.0, min(ar, br) - max(ax, bx)) * max(0.0, min(ab, bb) - max(ay, by))
+    return common / min((ar - ax) * (ab - ay), (br - bx) * (bb - by))
+
+
+def scene(rng: np.random.Generator, height: int, width: int, count: int) -> list[Shape]:
+    """Return up to `count` objects that overlap a little at most; one that finds no room is left out."""
+    shapes: list[Shape] = []
+    for _ in range(count):
+        for _ in range(20):
+            shape = random_shape(rng, height, width)
+            if all(covered_part(shape, other) <= 0.12 for other in shapes):
+                shapes.append(shape)
+                break
+    return shapes
+
+
+def load_photos() -> list[np.ndarray]:
+    """Return the photographs, each (H, W, 3) uint8 BGR."""
+    return [cv2.imdecode(np.fromfile(ASSETS / name, np.uint8), cv2.IMREAD_COLOR) for name in PHOTOS]
+
+
+def crop(photos: list[np.ndarray], rng: np.random.Generator, side: int) -> np.ndarray:
+    """Return a random square of a random photograph, scaled to `side` pixels, mirrored half of the time."""
+    photo = photos[rng.integers(len(photos))]
+    extent = int(rng.integers(side * 3 // 2, min(photo.shape[:2])))
+    top, left = (int(rng.integers(length - extent + 1)) for length in photo.shape[:2])
+    square = photo[top : top + extent, left : left + extent]
+    return np.ascontiguousarray(
+        cv2.resize(square, (side, side), interpolation=cv2.INTER_AREA)[:, :: rng.choice((1, -1))]
+    )
+
+
+def label_row(kind: int, box: Box, side: int) -> str:
+    """Return the YOLO row of a box: class and centre x, centre y, width, height as parts of `side`."""
+    left, top, right, bottom = (v / side for v in box)
+    return f"{kind} {(left + right) / 2:.6f} {(top + bottom) / 2:.6f} {right - left:.6f} {bottom - top:.6f}\n"
+
+
+def picture(photos: list[np.ndarray], recipe: Recipe, split: str, number: int) -> tuple[np.ndarray, str]:
+    """Return picture `number` of `split`, (side, side, 3) uint8 BGR, and the text of its label file."""
+    rng = np.random.default_rng([recipe.seed, SPLITS.index(split), number])
+    canvas = crop(photos, rng, recipe.side)
+    empty = number % recipe.background_every == recipe.background_every - 1
+    shapes = [] if empty else scene(rng, recipe.side, recipe.side, int(rng.integers(1, 5)))
+    boxes = [(shape.kind, draw(canvas, shape)) for shape in shapes]
+    return canvas, "".join(label_row(kind, box, recipe.side) for kind, box in boxes if box)
+
+
+def bounce(start: float, speed: float, low: float, high: float, moment: int) -> float:
+    """Return where a ball is at `moment` that moves to and fro between two walls."""
+    span = high - low
+    way = (start - low + speed * moment) % (2 * span)
+    return low + (way if way <= span else 2 * span - way)
+
+
+def film(photos: list[np.ndarray], recipe: Recipe) -> Iterator[np.ndarray]:
+    """Yield the frames of the film, (side, side, 3) uint8 BGR: one object of each class, each in its own lane."""
+    rng = np.random.default_rng([recipe.seed, len(SPLITS)])
+    side, lane = recipe.film_side, recipe.film_side / len(NAMES)
+    colours = rng.permutation(PALETTE)[: len(NAMES), ::-1].tolist()
+    cast = [
+        Shape(
+            kind, rng.uniform(lane, side - lane), (kind + 0.5) * lane, lane * rng.uniform(0.65, 0.95), 0, bgr, outline
+        )
+        for kind, (bgr, outline) in enumerate(zip(colours, (None, WHITE, INK, WHITE), strict=True))
+    ]
+    speeds = rng.uniform(1.0, 2.4, len(cast)) * rng.choice((-1, 1), len(cast))
+    photo = cv2.resize(photos[1], None, fx=0.6, fy=0.6, interpolation=cv2.INTER_AREA)
+    height, width = photo.shape[:2]
+    for moment in range(recipe.film_frames):
+        left = int(bounce(0, 1, 0, width - side, moment))
+        canvas = photo[(height - side) // 2 :, left : left + side][:side].copy()
+        for shape, speed in zip(cast, speeds, strict=True):
+            x = bounce(shape.x, speed, shape.size / 2, side - shape.size / 2, moment)
+            wave = math.sin(shape.kind + moment / 15)
+            draw(canvas, replace(shape, x=x, y=shape.y + 0.15 * lane * wave, angle=0.3 * wave))
+        yield canvas
+
+
+# Files ----------
+
+
+def write_pictures(root: Path, recipe: Recipe, photos: list[np.ndarray], bar: TQDM) -> None:
+    """Write the pictures and label files of all splits."""
+    for split in SPLITS:
+        images, labels = root / "images" / split, root / "labels" / split
+        images.mkdir(parents=True)
+        labels.mkdir(parents=True)
+        for number in range(getattr(recipe, split)):
+            pixels, rows = picture(photos, recipe, split, number)
+            _, jpeg = cv2.imencode(".jpg", pixels, [cv2.IMWRITE_JPEG_QUALITY, 92])
+            (images / f"{number:04}.jpg").write_bytes(jpeg.tobytes())
+            (labels / f"{number:04}.txt").write_text(rows, encoding="utf-8")
+            bar.update()
+
+
+def write_film(path: Path, recipe: Recipe, photos: list[np.ndarray], bar: TQDM) -> None:
+    """Write the film as MPEG-4 part 2, which OpenCV's wheels can write and read everywhere."""
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"mp4v"), 30, (recipe.film_side, recipe.film_side))
+    try:
+        if not writer.isOpened():
+            raise OSError(f"OpenCV cannot write {path.name}")
+        for frame in film(photos, recipe):
+            writer.write(frame)
+            bar.update()
+    finally:
+        writer.release()
+
+
+def is_complete(root: Path, recipe: Recipe) -> bool:
+    """Return whether `root` holds the whole set of this very recipe."""
+    try:
+        same = json.loads((root / MANIFEST).read_text(encoding="utf-8")) == asdict(recipe)
+        counts = all(
+            sum(entry.suffix == suffix for entry in (root / kind / split).iterdir()) == getattr(recipe, split)
+            for kind, suffix in (("images", ".jpg"), ("labels", ".txt"))
+            for split in SPLITS
+        )
+        return same and counts and (root / FILM).is_file()
+    except (OSError, ValueError):
+        return False
+
+
+def remove_leftovers(parent: Path) -> None:
+    """Remove the temporary folders of makings that were killed."""
+    for folder in parent.glob(".shapes-*"):
+        if time.time() - folder.stat().st_mtime > LEFTOVER_AGE:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def put_in_place(made: Path, root: Path, recipe: Recipe) -> None:
+    """Rename the finished set to `root`, unless another process was first; an older set gives way."""
+    if is_complete(root, recipe):
+        return
+    if root.exists():
+        root.rename(made.with_name("old"))
+    try:
+        made.rename(root)
+    except OSError:
+        if not is_complete(root, recipe):
+            raise
+
+
+def ensure_shapes(root: Path, recipe: Recipe = Recipe()) -> Path:
+    """Return `root` after making the set there, unless it is already complete: all of it appears at once, or nothing.
+
+    Raises:
+        UserError: `root` holds something else, or cannot be written.
+    """
+    if is_complete(root, recipe):
+        return root
+    if root.exists() and not (root.is_dir() and ((root / MANIFEST).is_file() or not any(root.iterdir()))):
+        raise UserError(f"the built-in data set wants to be made in {root}, but something else is there: move it away")
+    photos = load_photos()
+    total = recipe.train + recipe.val + recipe.test + recipe.film_frames
+    try:
+        root.parent.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(root.parent)
+        with tempfile.TemporaryDirectory(prefix=".shapes-", dir=root.parent, ignore_cleanup_errors=True) as folder:
+            made = Path(folder) / "new"
+            made.mkdir()
+            with TQDM(total=total, desc=f"Drawing the built-in data set to {root}") as bar:
+                write_pictures(made, recipe, photos, bar)
+                write_film(made / FILM, recipe, photos, bar)
+            (made / MANIFEST).write_text(json.dumps(asdict(recipe), indent=1) + "\n", encoding="utf-8")
+            put_in_place(made, root, recipe)
+    except OSError as error:
+        raise UserError(f"the built-in data set could not be written to {root}: {error.strerror or error}") from error
+    return root
