@@ -1,3 +1,20 @@
-"""RepYOLO's networks: any list backbone under a YOLOv5 head, trained with branches, deployed as plain operators."""
+"""RepYOLO's networks: any list backbone under a YOLOv5 head, trained with branches, deployed as plain operators.
+
+>>> from models import DetectionModel, create_backbone, list_backbones, switch_to_deploy
+"""
 
 import utils.environment  # noqa: F401  (before anything imports ultralytics)
+
+from models.backbones import BACKBONES, Backbone, create_backbone, list_backbones  # isort: skip
+from models.blocks.reparam import Reparameterizable, switch_to_deploy
+from models.yolo import DetectionModel
+
+__all__ = [
+    "BACKBONES",
+    "Backbone",
+    "DetectionModel",
+    "Reparameterizable",
+    "create_backbone",
+    "list_backbones",
+    "switch_to_deploy",
+]

@@ -1,4 +1,4 @@
-"""The errors that a user can cause. Their message is one sentence for that user; the scripts print it and exit with 2."""
+"""The errors that a user can cause: one sentence for that user, which the scripts print before they exit with 2."""
 
 from __future__ import annotations
 

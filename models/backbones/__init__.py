@@ -1,0 +1,6 @@
+"""The backbones. Importing this package registers every one of them."""
+
+from models.backbones import from_timm, riformer
+from models.backbones.base import BACKBONES, Backbone, check_backbone, create_backbone, list_backbones
+
+__all__ = ["BACKBONES", "Backbone", "check_backbone", "create_backbone", "from_timm", "list_backbones", "riformer"]

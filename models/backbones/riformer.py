@@ -1,0 +1,115 @@
+"""RIFormer: a vision transformer without a token mixer (https://arxiv.org/abs/2304.05659).
+
+patch_embed 7x7/4, then four stages of blocks with 3x3/2 convolutions between them; a GroupNorm on every map that is
+given out. Names follow the published checkpoints: `network.{0,2,4,6}` are the stages, `network.{1,3,5}` the
+convolutions between, `norm{0,2,4,6}` the output norms (of which the ImageNet files hold only `norm6`).
+
+Its statistics are taken over a whole picture, so features depend on the padding around it: train and predict with
+pictures of one shape where you can.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import ClassVar, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from models.backbones.base import BACKBONES, Backbone, select_strides
+from models.backbones.weights import load_weights
+from models.blocks.riformer import RIFormerBlock
+
+STRIDES = (4, 8, 16, 32)
+
+
+class Arch(NamedTuple):
+    """Blocks and channels of the four stages, and where the layer scales start."""
+
+    depths: tuple[int, int, int, int]
+    dims: tuple[int, int, int, int]
+    layer_scale_init: float
+
+
+SMALL, MEDIUM = (64, 128, 320, 512), (96, 192, 384, 768)
+ARCHS = {
+    "s12": Arch((2, 2, 6, 2), SMALL, 1e-5),
+    "s24": Arch((4, 4, 12, 4), SMALL, 1e-5),
+    "s36": Arch((6, 6, 18, 6), SMALL, 1e-6),
+    "m36": Arch((6, 6, 18, 6), MEDIUM, 1e-6),
+    "m48": Arch((8, 8, 24, 8), MEDIUM, 1e-6),
+}
+
+
+class PatchEmbed(nn.Module):
+    """A convolution that shortens both sides by its stride, (B, C, H, W) to (B, dim, H / stride, W / stride)."""
+
+    def __init__(self, in_channels: int, dim: int, kernel: int, stride: int, padding: int) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(in_channels, dim, kernel, stride, padding)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.proj(x)
+
+
+@BACKBONES.register("RIFormer")
+class RIFormer(Backbone):
+    """RIFormer as a backbone with maps at strides 4, 8, 16 and 32.
+
+    Args:
+        arch: one of `archs`.
+        in_channels: channels of the input picture.
+        out_strides: the strides whose maps are wanted, all by default; stages behind the last one are not built.
+        weights: a published checkpoint file (training form) to start from.
+        drop_path: stochastic depth rate of the last block; it rises linearly from 0.
+    """
+
+    archs: ClassVar[tuple[str, ...]] = tuple(ARCHS)
+
+    def __init__(
+        self,
+        arch: str = "s12",
+        in_channels: int = 3,
+        out_strides: Sequence[int] | None = None,
+        weights: str | Path | None = None,
+        drop_path: float = 0.0,
+    ) -> None:
+        super().__init__()
+        depths, dims, layer_scale_init = ARCHS[arch]
+        self.in_channels = in_channels
+        self.strides = select_strides(out_strides, STRIDES, f"RIFormer {arch}")
+        self.channels = tuple(dims[STRIDES.index(stride)] for stride in self.strides)
+        self.taps = tuple(2 * STRIDES.index(stride) for stride in self.strides)  # indices into network
+
+        rates = torch.linspace(0, drop_path, sum(depths)).split(depths)
+        self.patch_embed = PatchEmbed(in_channels, dims[0], kernel=7, stride=4, padding=2)
+        self.network = nn.ModuleList()
+        for stage, (dim, stage_rates) in enumerate(zip(dims, rates, strict=True)):
+            if stage > 0:
+                self.network.append(PatchEmbed(dims[stage - 1], dim, kernel=3, stride=2, padding=1))
+            blocks = (RIFormerBlock(dim, layer_scale_init=layer_scale_init, drop_path=r) for r in stage_rates.tolist())
+            self.network.append(nn.Sequential(*blocks))
+        del self.network[self.taps[-1] + 1 :]
+        for tap, dim in zip(self.taps, self.channels, strict=True):
+            self.add_module(f"norm{tap}", nn.GroupNorm(1, dim))
+        self.apply(_init_weights)
+        if weights is not None:
+            self.weights_report = load_weights(self, weights, optional=("norm0.", "norm2.", "norm4."))
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        x = self.patch_embed(x)
+        maps = []
+        for i, stage in enumerate(self.network):
+            x = stage(x)
+            if i in self.taps:
+                maps.append(self.get_submodule(f"norm{i}")(x))
+        return maps
+
+
+def _init_weights(module: nn.Module) -> None:
+    """Convolutions from a truncated normal of 0.02, biases 0, as the paper's configuration has it."""
+    if isinstance(module, nn.Conv2d):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)

@@ -1,0 +1,182 @@
+"""Structural re-parameterization: what can be simpler for deployment says so, and one walker swaps it.
+
+Three ideas carry the whole of it:
+- `Reparameterizable.fuse()` returns an equivalent, simpler module and leaves the block as it was, so that
+  "the same function" is a plain comparison of two modules;
+- blocks of other libraries join through `register_fuser`, by type, never by the name of a method;
+- a BatchNorm that follows a convolution is found by watching one forward pass (`dataflow.py`), not by its class or
+  its name, so that any network's pairs are folded.
+
+Papers: RepVGG (https://arxiv.org/abs/2101.03697), DBB (https://arxiv.org/abs/2103.13425).
+"""
+
+from __future__ import annotations
+
+import copy
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+from torch.nn.utils.parametrize import is_parametrized
+
+from models.blocks.dataflow import follow
+
+Linear = _ConvNd | nn.Linear
+Fuser = Callable[[nn.Module], "nn.Module | None"]  # an equivalent simpler module, or None: not mine, or nothing to do
+
+
+class Reparameterizable(nn.Module, ABC):
+    """A module that trains with more structure than its function needs."""
+
+    @abstractmethod
+    def fuse(self) -> nn.Module:
+        """Return a module that computes this one's eval-mode function with less; `self` stays as it is.
+
+        The result has the dtype and device of `self`. Its algebra is done in float64.
+        """
+
+
+@dataclass
+class DeployReport:
+    """What `switch_to_deploy` did: how many of what were fused, and which BatchNorms stayed, with the reason."""
+
+    fused: Counter[str] = field(default_factory=Counter)
+    left: list[str] = field(default_factory=list)
+
+
+LINEAR_TYPES = [nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.Linear]
+_FUSERS: list[Fuser] = [lambda m: m.fuse() if isinstance(m, Reparameterizable) else None]
+
+
+def register_linear(kind: type[nn.Module]) -> None:
+    """Say that a library's convolution with a `forward` of its own is linear in its `weight` and `bias`."""
+    LINEAR_TYPES.append(kind)
+
+
+def register_fuser(fuser: Fuser) -> Fuser:
+    """Add the adapter of another library's blocks. It returns None for every module that is not one of these."""
+    _FUSERS.append(fuser)
+    return fuser
+
+
+def switch_to_deploy(model: nn.Module, example: Tensor | None = None) -> nn.Module:
+    """Return a copy of `model` in eval mode in which everything that can be fused is fused.
+
+    The copy computes the same function as `model.eval()`. Its attribute `report` (`DeployReport`) says what was done;
+    a model that is fused already comes back as a copy with the same report.
+
+    Args:
+        model: any module; it is left untouched, its training mode included.
+        example: an input of `model`, (B, C, H, W). By default what `model.example_input()` returns.
+
+    Raises:
+        TypeError: `model` has no `example_input()` and no `example` is given.
+    """
+    deploy = copy.deepcopy(model).eval()
+    report = copy.deepcopy(getattr(model, "report", None)) or DeployReport()
+    deploy = _fuse_blocks(deploy, report.fused)
+    if example is None:
+        if not hasattr(deploy, "example_input"):
+            raise TypeError(f"switch_to_deploy needs an example input for a {type(model).__name__}")
+        example = deploy.example_input()
+    report.left = _fold_batch_norms(deploy, example, report.fused)
+    deploy.report = report
+    return deploy
+
+
+def fuse_conv_bn(conv: Linear, bn: _BatchNorm) -> Linear:
+    """Return one convolution (or linear layer) that computes `bn(conv(x))` in eval mode.
+
+    Any dimension, groups, dilation, padding mode, transposed or not; dtype and device of `conv` are kept.
+
+    Raises:
+        ValueError: `bn` has no running statistics or another number of channels, or `conv` computes its weights.
+    """
+    if type(conv).forward not in {kind.forward for kind in LINEAR_TYPES} or is_parametrized(conv):
+        raise ValueError(f"a {type(conv).__name__} computes its weights from others and cannot take a factor")
+    scale, shift = bn_scale_shift(bn)
+    weight = conv.weight.detach().double()
+    channels = conv.out_features if isinstance(conv, nn.Linear) else conv.out_channels
+    if scale.numel() != channels:
+        raise ValueError(f"the convolution puts out {channels} channels and the BatchNorm takes {scale.numel()}")
+    if isinstance(conv, _ConvTransposeNd):  # weight (in, out / groups, ...), where in is split by groups as well
+        grouped = weight.unflatten(0, (conv.groups, -1))
+        weight = (grouped * _as_column(scale.view(conv.groups, 1, -1), grouped)).flatten(0, 1)
+    else:  # weight (out, in / groups, ...)
+        weight = weight * _as_column(scale, weight)
+    bias = shift if conv.bias is None else shift + scale * conv.bias.detach().double()
+    return with_weights(conv, weight, bias)
+
+
+def bn_scale_shift(bn: _BatchNorm) -> tuple[Tensor, Tensor]:
+    """Return the float64 (scale, shift), each (C,), for which eval-mode `bn(x)` is `scale * x + shift`.
+
+    Raises:
+        ValueError: `bn` normalizes by the batch, so that there is no such pair.
+    """
+    if bn.running_mean is None or bn.running_var is None:
+        raise ValueError("a BatchNorm without running statistics depends on the batch and cannot be folded")
+    scale = (bn.running_var.double() + bn.eps).rsqrt()
+    if bn.weight is not None:
+        scale = scale * bn.weight.detach().double()
+    shift = -scale * bn.running_mean.double()
+    return scale, shift if bn.bias is None else shift + bn.bias.detach().double()
+
+
+def with_weights(module: nn.Module, weight: Tensor, bias: Tensor | None) -> nn.Module:
+    """Return a copy of a linear `module` with these weights, cast to its dtype and device."""
+    like = module.weight
+    fused = copy.deepcopy(module)
+    fused.weight = nn.Parameter(weight.to(like), requires_grad=like.requires_grad)
+    fused.bias = None if bias is None else nn.Parameter(bias.to(like), requires_grad=like.requires_grad)
+    return fused
+
+
+def _as_column(vector: Tensor, like: Tensor) -> Tensor:
+    """Return `vector` with trailing axes of length 1, so that it multiplies the leading axes of `like`."""
+    return vector.reshape(*vector.shape, *[1] * (like.ndim - vector.ndim))
+
+
+def _fuse_blocks(module: nn.Module, fused: Counter[str]) -> nn.Module:
+    """Swap, from the outside in, every block that a fuser knows; return what takes the place of `module`."""
+    replaced = next((new for fuser in _FUSERS if (new := fuser(module)) is not None), module)
+    if replaced is not module:
+        fused[type(module).__name__] += 1
+    for name, child in replaced.named_children():
+        setattr(replaced, name, _fuse_blocks(child, fused))
+    return replaced
+
+
+@torch.no_grad()
+def _fold_batch_norms(model: nn.Module, example: Tensor, fused: Counter[str]) -> list[str]:
+    """Fold every BatchNorm that one convolution alone feeds, in place; return the others, each with its reason."""
+    left = []
+    for name, bn, conv_name in follow(model, example, producers=(_ConvNd, nn.Linear), consumers=(_BatchNorm,)):
+        if conv_name is None:
+            left.append(f"{name}: its input is not the output of one convolution alone")
+            continue
+        try:
+            conv = fuse_conv_bn(model.get_submodule(conv_name), bn)
+        except ValueError as e:
+            left.append(f"{name}: {e}")
+            continue
+        _set(model, conv_name, conv)
+        _set(model, name, _after(bn))
+        fused["Conv+BN"] += 1
+    return left
+
+
+def _after(bn: _BatchNorm) -> nn.Module:
+    """Return what remains of a folded BatchNorm: nothing, or the activation that timm's BatchNormAct2d has inside."""
+    rest = [m for m in bn.children() if not isinstance(m, nn.Identity)]
+    return nn.Sequential(*rest) if rest else nn.Identity()
+
+
+def _set(model: nn.Module, path: str, module: nn.Module) -> None:
+    parent, _, name = path.rpartition(".")
+    setattr(model.get_submodule(parent), name, module)

@@ -1,0 +1,116 @@
+"""The RIFormer block: a PoolFormer block whose token mixer is nothing but an affine map at training time.
+
+"RIFormer: Keep Your Vision Backbone Effective But Removing Token Mixer" (https://arxiv.org/abs/2304.05659):
+
+    x = x + layer_scale_1 * (affine(norm1(x)) - norm1(x))        affine: a factor and a shift per channel
+    x = x + layer_scale_2 * fc2(gelu(fc1(norm2(x))))             norms: GroupNorm with one group
+
+Published deployment folds the affine map into norm1. Here everything linear is folded: what remains is two
+normalizations by scalar statistics, two 1x1 convolutions, a GELU and two additions. Parameter names are those of the
+published checkpoints.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from models.blocks.reparam import Reparameterizable, with_weights
+
+
+class Affine(nn.Module):
+    """The token mixer at training time: `affine(x) - x`, a depthwise 1x1 convolution minus the identity."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.affine = nn.Conv2d(dim, dim, kernel_size=1, groups=dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.affine(x) - x
+
+
+class Mlp(nn.Module):
+    """Two 1x1 convolutions around a GELU, (B, C, H, W) to (B, C, H, W)."""
+
+    def __init__(self, dim: int, hidden: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Conv2d(dim, hidden, kernel_size=1)
+        self.act = nn.GELU()
+        self.fc2 = nn.Conv2d(hidden, dim, kernel_size=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(self.act(self.fc1(x)))
+
+
+class DropPath(nn.Module):
+    """Stochastic depth: in training, drop the branch of each picture with probability `rate` and scale up the rest."""
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or self.rate == 0:
+            return x
+        keep = x.new_empty(x.shape[0], 1, 1, 1).bernoulli_(1 - self.rate)
+        return x * keep / (1 - self.rate)
+
+
+class RIFormerBlock(Reparameterizable):
+    """A RIFormer block in its training form, (B, C, H, W) to (B, C, H, W)."""
+
+    def __init__(
+        self, dim: int, mlp_ratio: float = 4.0, layer_scale_init: float = 1e-5, drop_path: float = 0.0
+    ) -> None:
+        super().__init__()
+        self.norm1 = nn.GroupNorm(1, dim)
+        self.token_mixer = Affine(dim)
+        self.norm2 = nn.GroupNorm(1, dim)
+        self.mlp = Mlp(dim, int(dim * mlp_ratio))
+        self.layer_scale_1 = nn.Parameter(torch.full((dim,), layer_scale_init))
+        self.layer_scale_2 = nn.Parameter(torch.full((dim,), layer_scale_init))
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.drop_path(self.layer_scale_1[:, None, None] * self.token_mixer(self.norm1(x)))
+        return x + self.drop_path(self.layer_scale_2[:, None, None] * self.mlp(self.norm2(x)))
+
+    def fuse(self) -> DeployRIFormerBlock:
+        """Fold the affine map and layer_scale_1 into norm1, layer_scale_2 into fc2, and norm2's affine into fc1."""
+        norm1 = fuse_norm_affine(self.norm1, self.token_mixer.affine)
+        scale1, scale2 = (s.detach().double() for s in (self.layer_scale_1, self.layer_scale_2))
+        norm1 = with_weights(norm1, norm1.weight.double() * scale1, norm1.bias.double() * scale1)
+        norm2, fc1 = fuse_norm_conv(self.norm2, self.mlp.fc1)
+        fc2 = self.mlp.fc2
+        weight, bias = fc2.weight.detach().double(), fc2.bias.detach().double()
+        fc2 = with_weights(fc2, scale2[:, None, None, None] * weight, scale2 * bias)
+        return DeployRIFormerBlock(norm1, norm2, fc1, self.mlp.act, fc2)
+
+
+class DeployRIFormerBlock(nn.Module):
+    """A fused RIFormer block: `x + norm1(x)`, then `x + fc2(gelu(fc1(norm2(x))))`, where norm2 has no affine."""
+
+    def __init__(
+        self, norm1: nn.GroupNorm, norm2: nn.GroupNorm, fc1: nn.Conv2d, act: nn.Module, fc2: nn.Conv2d
+    ) -> None:
+        super().__init__()
+        self.norm1, self.norm2 = norm1, norm2
+        self.fc1, self.act, self.fc2 = fc1, act, fc2
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.norm1(x)
+        return x + self.fc2(self.act(self.fc1(self.norm2(x))))
+
+
+def fuse_norm_affine(norm: nn.GroupNorm, affine: nn.Conv2d) -> nn.GroupNorm:
+    """Return the GroupNorm that computes `affine(norm(x)) - norm(x)`, the published deploy form of the token mixer."""
+    factor, shift = affine.weight.detach().double().flatten() - 1, affine.bias.detach().double()
+    return with_weights(norm, norm.weight.detach().double() * factor, norm.bias.detach().double() * factor + shift)
+
+
+def fuse_norm_conv(norm: nn.GroupNorm, conv: nn.Conv2d) -> tuple[nn.GroupNorm, nn.Conv2d]:
+    """Return (norm without affine, 1x1 convolution) that compute `conv(norm(x))`."""
+    plain = nn.GroupNorm(norm.num_groups, norm.num_channels, eps=norm.eps, affine=False).train(norm.training)
+    weight = conv.weight.detach().double()
+    bias = conv.bias.detach().double() + weight.flatten(1) @ norm.bias.detach().double()
+    return plain, with_weights(conv, weight * norm.weight.detach().double()[:, None, None], bias)

@@ -1,0 +1,250 @@
+"""The model YAML as data: read once, checked, frozen. Strings stay strings; nothing in a YAML is ever run.
+
+The language is YOLOv5's: `nc`, `depth_multiple`, `width_multiple`, `anchors`, `activation`, `ch`, and under `backbone`
+and `head` rows of `[from, number, module, args]`. Here is only their form; what the words mean is in `layers.py`.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from models.errors import ConfigError, did_you_mean
+
+CONFIGS = Path(__file__).parent / "configs"
+MAX_BYTES = 1_000_000  # of a YAML file, which also bounds what its aliases can blow up to
+MAX_ROWS = 1_000
+MAX_MULTIPLE = 16.0
+MAX_CLASSES = 100_000
+KEYS = ("nc", "depth_multiple", "width_multiple", "anchors", "activation", "ch", "backbone", "head")
+IGNORED = ("inplace", "yaml_file", "channels")  # of YOLOv5 and ultralytics; they change no number
+PRETRAINED = ("weights", "pretrained")  # where first weights come from; a checkpoint brings its own and drops these
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of a YAML: `module`, built `number` times with `args`, reads the outputs that `sources` name."""
+
+    index: int  # over backbone and head together, from 0
+    sources: tuple[int | str, ...]  # slot numbers, negatives for rows before, level names such as P4
+    number: int
+    module: str
+    args: tuple[Any, ...]
+    single: bool  # whether `from` was one entry rather than a list
+
+    def __str__(self) -> str:
+        return yaml.safe_dump(self.as_list(), default_flow_style=True, width=math.inf).strip()
+
+    def as_list(self) -> list[Any]:
+        """Return the row as it stands in a YAML."""
+        return [self.sources[0] if self.single else list(self.sources), self.number, self.module, _thaw(self.args)]
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """A checked model YAML. Widths and depths in its rows are not scaled yet."""
+
+    name: str  # of the file, for messages
+    nc: int
+    rows: tuple[Row, ...]
+    backbone_rows: int  # how many of the rows stand under `backbone`
+    depth_multiple: float = 1.0
+    width_multiple: float = 1.0
+    ch: int = 3
+    activation: str | None = None
+    anchors: Any = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the YAML as plain dicts, lists, strings and numbers."""
+        rows = [row.as_list() for row in self.rows]
+        plain = {key: _thaw(getattr(self, key)) for key in KEYS if key not in ("backbone", "head")}
+        plain = {key: value for key, value in plain.items() if value is not None}
+        return {**plain, "backbone": rows[: self.backbone_rows], "head": rows[self.backbone_rows :]}
+
+    def replace(self, **changes: Any) -> ModelSpec:
+        """Return a copy with other values, for instance `nc` from a data set."""
+        return dataclasses.replace(self, **changes)
+
+    def without_pretrained(self) -> ModelSpec:
+        """Return a copy whose rows name no file or download to start from."""
+
+        def strip(arg: Any) -> Any:
+            if isinstance(arg, Mapping):
+                return {key: value for key, value in arg.items() if key not in PRETRAINED}
+            return arg
+
+        rows = (dataclasses.replace(row, args=tuple(strip(arg) for arg in row.args)) for row in self.rows)
+        return self.replace(rows=tuple(rows))
+
+    def error(self, row: Row, problem: object) -> ConfigError:
+        """Return the error that names this file, the row's number and text, and the problem."""
+        return ConfigError(f"{self.name}, row {row.index} {row}: {problem}")
+
+
+@dataclass(frozen=True)
+class Call:
+    """`name(*args, **kwargs)` with literal arguments, read from text such as `nn.LeakyReLU(0.1)`."""
+
+    name: str
+    args: tuple[Any, ...] = ()
+    kwargs: tuple[tuple[str, Any], ...] = ()
+
+
+def load_spec(cfg: str | Path | Mapping[str, Any] | ModelSpec) -> ModelSpec:
+    """Read a model YAML.
+
+    Args:
+        cfg: a path, the bare name of a file in models/configs (with or without `.yaml`), a dict, or a spec.
+
+    Raises:
+        ConfigError: no such file, not YAML, or a key or row that has not the form the language asks for.
+    """
+    if isinstance(cfg, ModelSpec):
+        return cfg
+    if isinstance(cfg, Mapping):
+        return _check(cfg, name=str(cfg.get("yaml_file", "model YAML")))
+    path = find_config(cfg)
+    if path.stat().st_size > MAX_BYTES:
+        raise ConfigError(f"{path} is larger than {MAX_BYTES:,} bytes, which no model YAML is")
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as e:
+        raise ConfigError(f"{path} is not a YAML file: {' '.join(str(e).split())}") from e
+    if not isinstance(content, Mapping):
+        raise ConfigError(f"{path} must be a mapping with the keys {', '.join(KEYS)}, but is a {_kind(content)}")
+    return _check(content, name=path.name)
+
+
+def find_config(cfg: str | Path) -> Path:
+    """Return the file that `cfg` means: a path as given, or a name in models/configs, with or without `.yaml`."""
+    candidates = [Path(cfg), CONFIGS / cfg, CONFIGS / f"{cfg}.yaml"]
+    found = next((path for path in candidates if path.is_file()), None)
+    if found is None:
+        known = [path.name for path in CONFIGS.glob("*.yaml")]
+        raise ConfigError(f"no model YAML '{cfg}', neither as a path nor in {CONFIGS}{did_you_mean(str(cfg), known)}")
+    return found
+
+
+def parse_call(text: str) -> Call:
+    """Read `nn.LeakyReLU(0.1)`, `torch.nn.SiLU()` or plain `SiLU` without running anything.
+
+    Raises:
+        ValueError: `text` is anything else than a name or a call with literal arguments.
+    """
+    match = re.fullmatch(r"\s*(?:(?:torch\.)?nn\.)?(\w+)\s*(\(.*\))?\s*", text, flags=re.DOTALL)
+    try:
+        if match is None:
+            raise SyntaxError
+        name, arguments = match.groups()
+        call = ast.parse(f"f{arguments or '()'}", mode="eval").body
+        if (
+            not isinstance(call, ast.Call)
+            or not isinstance(call.func, ast.Name)
+            or None in {k.arg for k in call.keywords}
+        ):
+            raise SyntaxError
+        args = tuple(ast.literal_eval(arg) for arg in call.args)
+        kwargs = tuple((str(k.arg), ast.literal_eval(k.value)) for k in call.keywords)
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as e:
+        raise ValueError(f"'{text}' is not a name or a call with plain values, such as nn.LeakyReLU(0.1)") from e
+    return Call(name, args, kwargs)
+
+
+def _check(content: Mapping[str, Any], name: str) -> ModelSpec:
+    for key in content:
+        if key not in (*KEYS, *IGNORED):
+            raise ConfigError(f"{name}: unknown key '{key}'{did_you_mean(str(key), KEYS)}, expected {', '.join(KEYS)}")
+    for key in ("nc", "head"):
+        if key not in content:
+            raise ConfigError(f"{name}: the key '{key}' is missing")
+    sections = [_rows(content.get(key) or [], key, name) for key in ("backbone", "head")]
+    raw = [row for section in sections for row in section]
+    if not 0 < len(raw) <= MAX_ROWS:
+        raise ConfigError(f"{name}: expected 1 to {MAX_ROWS} rows under backbone and head, got {len(raw)}")
+    activation = content.get("activation")
+    if activation is not None and not isinstance(activation, str):
+        raise ConfigError(f"{name}: activation must be text such as nn.ReLU(), got {activation!r}")
+    return ModelSpec(
+        name=name,
+        nc=_integer(content["nc"], 1, MAX_CLASSES, f"{name}: nc"),
+        rows=tuple(_row(index, row, name) for index, row in enumerate(raw)),
+        backbone_rows=len(sections[0]),
+        depth_multiple=_multiple(content.get("depth_multiple", 1.0), f"{name}: depth_multiple"),
+        width_multiple=_multiple(content.get("width_multiple", 1.0), f"{name}: width_multiple"),
+        ch=_integer(content.get("ch", 3), 1, 4096, f"{name}: ch"),
+        activation=activation,
+        anchors=_freeze(content.get("anchors")),
+    )
+
+
+def _rows(section: Any, key: str, name: str) -> list[Any]:
+    if not isinstance(section, list):
+        raise ConfigError(f"{name}: '{key}' must be a list of rows, but is a {_kind(section)}")
+    return section
+
+
+def _row(index: int, row: Any, name: str) -> Row:
+    where = f"{name}, row {index} {_shorten(row)}"
+    if not isinstance(row, list) or len(row) != 4:
+        raise ConfigError(f"{where}: expected [from, number, module, args]")
+    sources, number, module, args = row
+    single = not isinstance(sources, list)
+    sources = [sources] if single else sources
+    if not sources or not all(_is_int(s) or isinstance(s, str) for s in sources):
+        raise ConfigError(f"{where}: 'from' must be a slot number, a level name such as P4, or a list of these")
+    if not isinstance(module, str):
+        raise ConfigError(f"{where}: the module must be a name, but is a {_kind(module)}")
+    if not isinstance(args, list):
+        raise ConfigError(f"{where}: the arguments must be a list, but are a {_kind(args)}")
+    number = _integer(number, 1, 1000, f"{where}: number")
+    return Row(index, tuple(sources), number, module, tuple(_freeze(arg) for arg in args), single)
+
+
+def _freeze(value: Any) -> Any:
+    """Return a copy of `value` with tuples for lists; YAML's text None means Python's."""
+    if isinstance(value, list):
+        return tuple(_freeze(v) for v in value)
+    if isinstance(value, Mapping):
+        return {str(k): _freeze(v) for k, v in value.items()}
+    return None if value == "None" else value
+
+
+def _thaw(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return [_thaw(v) for v in value]
+    if isinstance(value, Mapping):
+        return {k: _thaw(v) for k, v in value.items()}
+    return value
+
+
+def _is_int(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _integer(value: Any, low: int, high: int, what: str) -> int:
+    if not _is_int(value) or not low <= value <= high:
+        raise ConfigError(f"{what} must be a whole number from {low} to {high}, got {_shorten(value)}")
+    return value
+
+
+def _multiple(value: Any, what: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= MAX_MULTIPLE:
+        raise ConfigError(f"{what} must be a number above 0 and at most {MAX_MULTIPLE:g}, got {_shorten(value)}")
+    return float(value)
+
+
+def _kind(value: Any) -> str:
+    return {"NoneType": "empty value", "str": "text", "dict": "mapping"}.get(type(value).__name__, type(value).__name__)
+
+
+def _shorten(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 120 else f"{text[:117]}..."

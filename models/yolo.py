@@ -1,0 +1,97 @@
+"""The heart: a detection model that runs the rows of a YAML in order.
+
+    model = DetectionModel("riformer-yolo.yaml", nc=4)
+    deploy = switch_to_deploy(model)
+
+It is an ultralytics model to ultralytics' trainer, validator, predictor and exporter, which read `model` (an
+`nn.Sequential` with the head last), `stride`, `names`, `yaml`, `task` and `args`, and call `fuse()` before predicting.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+from ultralytics.nn import tasks
+from ultralytics.utils import LOGGER
+
+from models.blocks.reparam import switch_to_deploy
+from models.parser import PICTURE, parse_model
+from models.spec import ModelSpec, load_spec
+from models.summary import model_table
+
+
+class DetectionModel(tasks.DetectionModel):
+    """A detector built from a model YAML.
+
+    In eval mode `model(x)` of a picture batch (B, ch, H, W), RGB in [0, 1], returns a tuple whose first entry is
+    (B, 4 + nc, N): boxes xywh in input pixels and class scores in [0, 1]. In training mode it returns the head's raw
+    maps; given a batch dict it returns the loss.
+
+    Args:
+        cfg: a YAML's path, the bare name of a file in models/configs, a dict, or a `ModelSpec`.
+        ch: channels of the input picture; the YAML's by default.
+        nc: number of classes; the YAML's by default.
+        verbose: log the table of rows.
+
+    Raises:
+        ConfigError: the YAML is wrong; file, row and what was expected are named.
+    """
+
+    task = "detect"
+    inplace = True  # ultralytics' heads ask for it
+
+    def __init__(
+        self,
+        cfg: str | Path | Mapping[str, Any] | ModelSpec = "riformer-yolo.yaml",
+        ch: int | None = None,
+        nc: int | None = None,
+        verbose: bool = False,
+    ) -> None:
+        nn.Module.__init__(self)  # ultralytics' own constructor would parse the YAML its way
+        spec = load_spec(cfg)
+        self.spec = spec.replace(ch=ch or spec.ch, nc=nc or spec.nc)
+        graph = parse_model(self.spec)
+        self.model = nn.Sequential(*graph.modules)
+        self.nodes = graph.nodes
+        self.features = graph.features
+        self.yaml = {**self.spec.as_dict(), "channels": self.spec.ch, "yaml_file": self.spec.name}
+        self.nc = self.spec.nc
+        self.names = {i: f"class{i}" for i in range(self.nc)}
+        self.stride = self.model[-1].stride
+        self.imgsz: int | list[int] = 640  # that it was trained at
+        if verbose:
+            self.info()
+
+    def _predict_once(self, x: Tensor, profile: bool = False, embed: list[int] | None = None) -> Any:
+        """Run the rows in order; a slot is let go after its last reader. `profile` and `embed` are ultralytics'."""
+        if profile or embed:
+            raise NotImplementedError("RepYOLO's models neither profile their layers nor give embeddings")
+        slots = {PICTURE: x}
+        for module, node in zip(self.model, self.nodes, strict=True):
+            inputs = [slots[slot] for slot in node.sources]
+            output = module(inputs if node.reads_list else inputs[0])
+            slots.update(zip(node.slots, output if node.writes_list else (output,), strict=True))
+            for slot in node.last_use:
+                del slots[slot]
+        return output
+
+    def fuse(self, verbose: bool = True, imgsz: int | list[int] = 640) -> DetectionModel:
+        """Return the fused copy, as `switch_to_deploy` does; ultralytics' predictor, validator and exporter ask so."""
+        return switch_to_deploy(self)
+
+    def is_fused(self) -> bool:
+        """Return whether `fuse` has been here."""
+        return hasattr(self, "report")
+
+    def example_input(self) -> Tensor:
+        """Return a small input of zeros, (1, ch, H, W), with the dtype and device of the weights."""
+        side = 2 * int(self.stride.max())
+        return next(self.parameters()).new_zeros(1, self.spec.ch, side, side)
+
+    def info(self, detailed: bool = False, verbose: bool = True, imgsz: int | list[int] = 640) -> None:
+        """Log the table of rows. The arguments are ultralytics'; the image size decides nothing here."""
+        if verbose:
+            LOGGER.info(model_table(self))
