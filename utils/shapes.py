@@ -12,8 +12,10 @@ the same labels on every run. It is learnt in minutes: a demonstration, not a be
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
+import os
 import shutil
 import tempfile
 import time
@@ -23,6 +25,7 @@ from pathlib import Path
 
 import utils.environment  # noqa: F401
 from models.errors import UserError
+from utils.environment import config_dir
 
 # isort: split
 import cv2
@@ -292,13 +295,19 @@ def put_in_place(made: Path, root: Path, recipe: Recipe) -> None:
     """Rename the finished set to `root`, unless another process was first; an older set gives way."""
     if is_complete(root, recipe):
         return
-    if root.exists():
+    with contextlib.suppress(FileNotFoundError):
         root.rename(made.with_name("old"))
     try:
         made.rename(root)
     except OSError:
         if not is_complete(root, recipe):
             raise
+
+
+def shapes_folder(data: Path) -> Path:
+    """Return where the set belongs: in the folder `data`, or in the user's cache when that is read-only."""
+    beside = data / "shapes"
+    return beside if is_complete(beside, Recipe()) or os.access(data, os.W_OK) else config_dir() / "shapes"
 
 
 def ensure_shapes(root: Path, recipe: Recipe = Recipe()) -> Path:
