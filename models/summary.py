@@ -49,11 +49,11 @@ def model_table(model: nn.Module) -> str:
     return "\n".join(lines)
 
 
-def backbone_card(model: nn.Module, name: str, size: tuple[int, int] = (640, 640)) -> str:
+def backbone_card(model: nn.Module, size: tuple[int, int] = (640, 640)) -> str:
     """Return what people ask of a backbone: its levels, size, cost, what fuses, and where its weights come from."""
     backbone = next((m for m in model.modules() if isinstance(m, Backbone)), None)
     if backbone is None:
-        return f"{name} has no list backbone"
+        return f"{model.spec.name} has no list backbone: its rows are its backbone"
     deploy = switch_to_deploy(backbone)
     report = getattr(backbone, "weights_report", None)
     levels = ", ".join(
@@ -62,7 +62,7 @@ def backbone_card(model: nn.Module, name: str, size: tuple[int, int] = (640, 640
     before, after = count_parameters(backbone), count_parameters(deploy)
     fuses = ", ".join(f"{count} {kind}" for kind, count in sorted(deploy.report.fused.items())) or "nothing"
     rows = {
-        "backbone": f"{name} ({type(backbone).__name__})",
+        "backbone": str(model.nodes[0].row),
         "levels": levels,
         "parameters": f"{before / 1e6:.2f} M, fused {after / 1e6:.2f} M",
         "GFLOPs": f"{count_gflops(backbone, size):.1f} at {size[0]}x{size[1]}, fused {count_gflops(deploy, size):.1f}",

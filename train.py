@@ -1,0 +1,201 @@
+"""Train a detector whose backbone is one row of a model YAML.
+
+Without `--data` it trains on the built-in data set, with a recipe that finishes in minutes on a laptop:
+
+    python train.py --cfg riformer-yolo.yaml
+
+Your own data, the recipe for real pictures, on a GPU:
+
+    python train.py --cfg riformer-yolo.yaml --data my-data.yaml --epochs 100 --imgsz 640 --batch 16 --device 0
+
+Other backbones, a start from earlier weights, and a run that was interrupted:
+
+    python train.py --cfg timm-yolo.yaml
+    python train.py --weights runs/train/exp/weights/best.pt --data my-data.yaml --freeze backbone
+    python train.py --resume runs/train/exp/weights/last.pt
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from utils import cli
+
+# isort: split
+import yaml
+from ultralytics.utils import LOGGER
+
+from models.errors import UserError, did_you_mean
+from models.spec import find_config, load_spec
+from utils.checkpoint import load_checkpoint
+from utils.trainer import Trainer, resume_options
+
+DEMO_DATA, DEMO_HYP, HYP = "shapes.yaml", "hyp.shapes.yaml", "hyp.scratch-low.yaml"
+OPTIMIZERS = ("SGD", "Adam", "AdamW", "NAdam", "RAdam", "RMSprop", "MuSGD")
+SGD_LR0 = 0.01  # the recipes' lr0 is for AdamW
+RECIPE = ("epochs", "imgsz", "batch", "cos_lr")  # what a recipe may say besides the hyper-parameters
+YOLOV5_LOSS = ("obj", "obj_pw", "cls_pw", "iou_t", "anchor_t", "fl_gamma", "anchors")  # of its head with anchors
+
+
+def make_parser() -> cli.Parser:
+    """Return the options; names and meanings are YOLOv5's. Those without a default have it from the recipe."""
+    parser = cli.Parser(prog="train.py", description=__doc__)
+    add = parser.add_argument
+    add("--weights", default="", help="checkpoint to start from; empty: from scratch")
+    add("--cfg", default="", help="model YAML, a path or a name in models/configs; empty: that of --weights")
+    add("--data", default="", help="data set YAML, a path or a name in data; empty: the built-in set")
+    add("--hyp", default="", help=f"recipe YAML; empty: data/hyps/{HYP}, {DEMO_HYP} for the built-in set")
+    add("--epochs", type=cli.positive_int, help="passes over the training pictures")
+    add("--batch-size", type=batch_size, dest="batch", help="pictures a step; -1: what fits the GPU")
+    add("--imgsz", "--img", "--img-size", type=cli.positive_int, help="side of the training pictures in pixels")
+    add("--rect", action="store_true", help="group training pictures by shape")
+    add("--resume", nargs="?", const=True, default=False, help="continue this last.pt, or the newest run's")
+    add("--nosave", action="store_true", help="write checkpoints after the last epoch only")
+    add("--noval", action="store_true", help="validate after the last epoch only")
+    add("--noautoanchor", action="store_true", help="accepted; the anchor-free head has no anchors to fit")
+    add("--noplots", action="store_true", help="write no pictures")
+    add("--cache", nargs="?", const="ram", choices=["ram"], help="keep pictures in memory")
+    add("--device", type=cli.device, default="", help="cpu, 0, 0,1 or mps; empty: the first GPU or the CPU")
+    add("--multi-scale", action="store_true", help="vary the image size by +/- 50 %%")
+    add("--single-cls", action="store_true", help="treat all classes as one, 'item'")
+    add("--optimizer", choices=OPTIMIZERS, help="of the recipe when not given")
+    add("--workers", type=cli.non_negative_int, default=8, help="loader processes on a GPU")
+    add("--project", default="runs/train", help="folder of the runs")
+    add("--name", default="exp", help="name of the run; cfg: the YAML's name")
+    add("--exist-ok", action="store_true", help="write into an existing run's folder")
+    add("--cos-lr", action="store_true", default=None, help="cosine instead of linear learning rate")
+    add("--patience", type=cli.non_negative_int, default=100, help="epochs without a better one before stopping")
+    add("--freeze", nargs="+", default=[], help="backbone, a number of slots from the first, or several slots")
+    add("--save-period", type=int, default=-1, help="also keep every Nth epoch's checkpoint")
+    add("--seed", type=cli.non_negative_int, default=0, help="of all random numbers")
+    return parser
+
+
+def batch_size(text: str) -> int:
+    """Return a `--batch-size`: a positive number, or -1."""
+    return -1 if text == "-1" else cli.positive_int(text)
+
+
+def main(args: argparse.Namespace) -> Path:
+    """Train as `args` say and return the run's folder."""
+    started = time.time()
+    cli.log_options("train", args)
+    options = resume_options(find_last(args)) if args.resume else new_options(args)
+    trainer = Trainer(overrides=options)
+    try:
+        trainer.train()
+    except KeyboardInterrupt:
+        if trainer.last.is_file():
+            LOGGER.info(f"\nstopped; continue with: python train.py --resume {trainer.last}")
+        raise
+    report(trainer, time.time() - started)
+    return trainer.save_dir
+
+
+def run(**options: Any) -> Path:
+    """Train with the options of the command line as keywords: `run(cfg="riformer-yolo.yaml", epochs=3)`."""
+    return main(make_parser().from_keywords(**options))
+
+
+def find_last(args: argparse.Namespace) -> Path:
+    """Return the checkpoint that `--resume` means."""
+    if args.resume is not True:
+        return Path(args.resume)
+    found = sorted(Path(args.project).glob("*/weights/last.pt"), key=lambda path: path.stat().st_mtime)
+    if not found:
+        raise UserError(f"there is no {args.project}/*/weights/last.pt to resume, name a file: --resume FILE")
+    return found[-1]
+
+
+def new_options(args: argparse.Namespace) -> dict[str, Any]:
+    """Return the trainer's options of a new run, and make its folder."""
+    cfg = model_yaml(args)
+    recipe = read_recipe(args)
+    given = {key: getattr(args, key) for key in (*RECIPE, "optimizer") if getattr(args, key) is not None}
+    if given.get("optimizer") == "SGD" and not args.hyp:
+        recipe["lr0"] = SGD_LR0
+    name = Path(cfg).stem if args.name == "cfg" else args.name
+    save_dir = cli.increment_path(args.project, name, args.exist_ok)
+    return {
+        **recipe,
+        **given,
+        "model": cfg,
+        "pretrained": args.weights or False,
+        "data": args.data or DEMO_DATA,
+        "rect": args.rect,
+        "save": not args.nosave,
+        "val": not args.noval,
+        "plots": not args.noplots,
+        "cache": args.cache or False,
+        "device": args.device or None,
+        "multi_scale": 0.5 if args.multi_scale else 0.0,
+        "single_cls": args.single_cls,
+        "workers": args.workers,
+        "patience": args.patience,
+        "freeze": freeze(args.freeze),
+        "save_period": args.save_period,
+        "seed": args.seed,
+        "project": args.project,
+        "name": save_dir.name,
+        "save_dir": str(save_dir),
+        "exist_ok": True,
+    }
+
+
+def model_yaml(args: argparse.Namespace) -> str:
+    """Return the path of the model YAML, checked; without `--cfg` it is written out of `--weights`."""
+    if not args.cfg and not args.weights:
+        raise UserError("train.py needs --cfg, for instance --cfg riformer-yolo.yaml, or --weights to start from")
+    if args.weights:
+        load_checkpoint(args.weights)
+    load_spec(args.cfg)
+    return str(find_config(args.cfg))
+
+
+def read_recipe(args: argparse.Namespace) -> dict[str, Any]:
+    """Return the recipe YAML, checked, without what the anchor-free head has no use for."""
+    path = cli.find_file(args.hyp or (HYP if args.data else DEMO_HYP), "data/hyps")
+    content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    if not isinstance(content, dict):
+        raise UserError(f"{path} must be a mapping of hyper-parameters")
+    known = yaml.safe_load((cli.ROOT / "data" / "hyps" / HYP).read_text(encoding="utf-8")).keys() | {*RECIPE}
+    if "obj" in content:
+        unused = [key for key in (*YOLOV5_LOSS, "box", "cls") if key in content]
+        LOGGER.warning(f"{path.name}: {', '.join(unused)} belong to the loss of the head with anchors and are not used")
+        content = {key: value for key, value in content.items() if key not in unused}
+    for key, value in content.items():
+        if key not in known:
+            raise UserError(f"{path}: unknown hyper-parameter '{key}'{did_you_mean(str(key), known)}")
+        if key != "optimizer" and not isinstance(value, int | float):
+            raise UserError(f"{path}: {key} must be a number, got {value!r}")
+    return content
+
+
+def freeze(words: list[str]) -> list[int] | int | str | None:
+    """Return what `--freeze` means: one number counts slots, several name them, or the word backbone."""
+    if not words or words == ["backbone"]:
+        return words[0] if words else None
+    if not all(word.isdecimal() for word in words):
+        raise UserError(f"--freeze takes backbone, a number of slots, or several slots, not {' '.join(words)}")
+    return int(words[0]) if len(words) == 1 else [int(word) for word in words]
+
+
+def report(trainer: Trainer, seconds: float) -> None:
+    """Say how long it took, how good it is, where everything is, and what to do next."""
+    metrics = trainer.metrics
+    accuracy = f"mAP50 {metrics['metrics/mAP50(B)']:.3f}, mAP50-95 {metrics['metrics/mAP50-95(B)']:.3f}"
+    LOGGER.info(
+        f"\nTrained in {seconds / 60:.1f} minutes: {accuracy}"
+        f"\nResults saved to {trainer.save_dir}"
+        f"\nDetect:   python detect.py --weights {trainer.best}"
+        f"\nExport:   python export.py --weights {trainer.best} --fuse --include torchscript onnx"
+        f"\nValidate: python val.py --weights {trainer.best}"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run_script(main, make_parser()))

@@ -1,0 +1,291 @@
+"""Training and validation: ultralytics' loop around our model, data sets and checkpoints.
+
+Beyond ultralytics' trainer, a run that was stopped and resumed ends with the weights of one that was not: every epoch
+starts from a seed of its own, a step is taken after every batch, and `last.pt` holds everything in float32.
+"""
+
+from __future__ import annotations
+
+from copy import copy
+from pathlib import Path
+from typing import Any
+
+import utils.environment  # noqa: F401
+
+# isort: split
+import torch
+import yaml
+from torch import nn
+from ultralytics.engine import trainer as engine
+from ultralytics.models.yolo.detect import DetectionTrainer, DetectionValidator
+from ultralytics.utils import LOGGER, RANK
+from ultralytics.utils.torch_utils import ModelEMA, autocast, init_seeds, unwrap_model
+
+from models import DetectionModel
+from models.errors import UserError, WeightsError
+from models.parser import LEVELS
+from models.summary import backbone_card
+from utils.checkpoint import build_model, load_checkpoint, pack_model, plain, read_checkpoint, save_checkpoint
+from utils.datasets import build_dataset, check_images, load_dataset
+
+MIN_TRANSFERRED = 0.1  # of the tensors; below it, first weights are of another network
+LOADER_SEED = 6148914691236517205  # ultralytics' own
+
+
+class Trainer(DetectionTrainer):
+    """Trains a `DetectionModel`. Options are ultralytics' (`args`), of which these mean something else here:
+
+    - `model`: a model YAML; `pretrained`: a checkpoint of ours to start from, or False;
+    - `resume`: the `last.pt` of a run, whose folder and options are used;
+    - `freeze`: the number of slots, from the first, or a list of slots, that are not trained.
+
+    Raises:
+        UserError: a wrong YAML, data set or checkpoint, or a loss that is not finite any more.
+    """
+
+    def __init__(self, cfg: Any = engine.DEFAULT_CFG, overrides: dict[str, Any] | None = None, _callbacks: Any = None):
+        super().__init__(cfg, {**(overrides or {}), "mode": "train"}, _callbacks)
+        self.history: list[dict[str, float]] = []
+        self.add_callback("on_train_epoch_start", Trainer.seed_epoch)
+
+    def check_resume(self, overrides: dict[str, Any]) -> None:  # noqa: ARG002
+        """Resume exactly the checkpoint that is named; `resume_options` has read its run's options already."""
+        self.resume = bool(self.args.resume)
+
+    def get_dataset(self) -> dict[str, Any]:
+        """Return the checked data set, and keep a copy of its description in the run's folder."""
+        data = load_dataset(self.args.data)
+        check_images(data)
+        if self.args.single_cls:
+            data.update(nc=1, names={0: "item"})
+        if RANK in (-1, 0):
+            write_data_yaml(data, self.save_dir / "data.yaml")
+        return data
+
+    def build_dataset(self, img_path: str, mode: str = "train", batch: int | None = None) -> Any:
+        """Return the data set of one split; validation pictures are grouped by shape."""
+        stride = max(int(unwrap_model(self.model).stride.max()), 32)
+        return build_dataset(self.args, img_path, batch, self.data, mode=mode, rect=mode == "val", stride=stride)
+
+    def setup_model(self) -> dict[str, Any] | None:
+        """Build the model, from the checkpoint when resuming; return the checkpoint or None."""
+        if isinstance(self.model, nn.Module):
+            return None
+        checkpoint = read_checkpoint(self.args.resume) if self.resume else None
+        self.model = self.get_model(self.args.model, checkpoint, verbose=RANK in (-1, 0))
+        self.model.imgsz = self.args.imgsz
+        self.args.freeze = frozen_modules(self.model, self.args.freeze)
+        return checkpoint
+
+    def get_model(self, cfg: Any = None, weights: dict[str, Any] | None = None, verbose: bool = True) -> DetectionModel:
+        """Return the model of a YAML, or that of the checkpoint `weights`, and print what it is made of."""
+        if weights is not None:
+            model = build_model(weights, self.args.resume)
+        else:
+            model = DetectionModel(cfg, ch=self.data["channels"], nc=self.data["nc"])
+        model.names = self.data["names"]
+        if verbose:
+            model.info()
+            LOGGER.info(f"\n{backbone_card(model)}\n")
+        if weights is None and self.args.pretrained:
+            transfer(load_checkpoint(self.args.pretrained), model)
+        return model
+
+    def get_validator(self) -> Validator:
+        """Return the validator of this run's val split."""
+        args = copy(self.args)
+        args.data = str(self.save_dir / "data.yaml")
+        return Validator(self.test_loader, save_dir=self.save_dir, args=args, _callbacks=self.callbacks)
+
+    def build_optimizer(self, model: nn.Module, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
+        """Return ultralytics' optimizer, without weight decay for layer scales and other factors per channel."""
+        optimizer = super().build_optimizer(model, *args, **kwargs)
+        groups = {group.get("param_group"): group for group in optimizer.param_groups}
+        if {"weight", "bn"} <= groups.keys():
+            factors = [p for p in groups["weight"]["params"] if p.ndim < 2 or p[0].numel() == 1]
+            ids = {id(p) for p in factors}
+            groups["weight"]["params"] = [p for p in groups["weight"]["params"] if id(p) not in ids]
+            groups["bn"]["params"] += factors
+        return optimizer
+
+    def _build_train_pipeline(self) -> None:
+        """Take a step after every batch: gradients gathered over several would not survive a stop between them."""
+        self.args.nbs = self.batch_size
+        super()._build_train_pipeline()
+
+    def seed_epoch(self) -> None:
+        """Start an epoch from a seed of its own, with nothing carried over, so that it can be run again alike."""
+        init_seeds(self.args.seed + 1 + self.epoch, deterministic=self.args.deterministic)
+        self.train_loader.generator.manual_seed(LOADER_SEED + self.args.seed + self.epoch)
+        self.train_loader.reset()
+        dataset = self.train_loader.dataset
+        if not self.args.cache:
+            dataset.ims = [None] * len(dataset.ims)
+            dataset.buffer.clear()
+
+    def save_metrics(self, metrics: dict[str, float]) -> None:
+        """Write results.csv anew from all epochs, so that a resumed run has each of them once."""
+        seconds = engine.time.time() - self.train_time_start
+        self.history.append({"epoch": self.epoch + 1, "time": round(seconds, 2), **plain(metrics)})
+        columns = list(self.history[-1])
+        lines = [",".join(columns), *(",".join(f"{row.get(c, '')}" for c in columns) for row in self.history)]
+        partial = self.csv.with_suffix(".partial")
+        partial.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        partial.replace(self.csv)
+
+    def save_model(self) -> bool:
+        """Write last.pt, and best.pt and epochN.pt when it is their turn."""
+        model, ema = unwrap_model(self.model), self.ema.ema
+        shared = {
+            **pack_model(ema),
+            "ema": ema.state_dict(),
+            "epoch": self.epoch,
+            "epochs": self.epochs,
+            "fitness": self.fitness,
+            "metrics": self.metrics,
+        }
+        resumable = {
+            **shared,
+            "model": model.state_dict(),
+            "updates": self.ema.updates,
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "best_fitness": self.best_fitness,
+            "stopper": {"best_fitness": self.stopper.best_fitness, "best_epoch": self.stopper.best_epoch},
+            "history": self.history,
+            "seed": self.args.seed,
+        }
+        save_checkpoint(resumable, self.last)
+        if self.best_fitness == self.fitness:
+            save_checkpoint(shared, self.best)
+        if self.save_period > 0 and self.epoch % self.save_period == 0:
+            save_checkpoint(shared, self.wdir / f"epoch{self.epoch}.pt")
+        return True
+
+    def resume_training(self, ckpt: dict[str, Any] | None) -> None:
+        """Continue where `ckpt` stopped: weights, EMA, optimizer, scaler, early stopping and history."""
+        if ckpt is None:
+            return
+        model = unwrap_model(self.model)
+        model.load_state_dict(ckpt["model"])
+        self.optimizer.load_state_dict(ckpt["optimizer"])
+        self.scaler.load_state_dict(ckpt["scaler"])
+        self.ema = ModelEMA(model)
+        self.ema.ema.load_state_dict(ckpt["ema"])
+        self.ema.updates = ckpt["updates"]
+        self.best_fitness = ckpt["best_fitness"]
+        vars(self.stopper).update(ckpt["stopper"])
+        self.history = ckpt["history"]
+        self.start_epoch = ckpt["epoch"] + 1
+        LOGGER.info(f"Resuming {self.args.resume} with epoch {self.start_epoch + 1} of {self.epochs}")
+
+    def _handle_nan_recovery(self, epoch: int) -> bool:
+        """Stop at a loss that is not finite: what went wrong once goes wrong again, and last.pt is still sound."""
+        if self.loss is None or bool(self.loss.isfinite()):
+            return False
+        saved = f"{self.last} holds epoch {epoch}" if self.last.exists() else "nothing was saved yet"
+        raise UserError(
+            f"the loss is not finite in epoch {epoch + 1}: try a smaller lr0 (--hyp) or another --optimizer; {saved}"
+        )
+
+    def final_eval(self) -> None:
+        """Validate best.pt, fused, as it will be used."""
+        if not self.best.exists():
+            return
+        LOGGER.info(f"\nValidating {self.best}...")
+        self.validator.args.plots = self.args.plots
+        self.metrics = self.validator(model=load_checkpoint(self.best))
+
+
+class Validator(DetectionValidator):
+    """ultralytics' validator on our data sets. `args.data` is a file that `write_data_yaml` wrote."""
+
+    def build_dataset(self, img_path: str, mode: str = "val", batch: int | None = None) -> Any:
+        """Return the data set of one split, grouped by shape."""
+        stride = max(int(self.stride), 32)
+        return build_dataset(self.args, img_path, batch, self.data, mode=mode, rect=self.args.rect, stride=stride)
+
+
+def resume_options(last: Path) -> dict[str, Any]:
+    """Return the options with which the run of the checkpoint `last` continues: its own, in its own folder.
+
+    Raises:
+        UserError: not the last.pt of a run, or its training is finished.
+    """
+    checkpoint = read_checkpoint(last)
+    if "optimizer" not in checkpoint:
+        raise UserError(f"{last} holds no training to resume, name the run's weights/last.pt")
+    run = last.resolve().parent.parent
+    if not (run / "args.yaml").is_file():
+        raise UserError(f"{last} is not in the folder of its run: there is no {run / 'args.yaml'}")
+    options = yaml.safe_load((run / "args.yaml").read_text(encoding="utf-8"))
+    if checkpoint["epoch"] + 1 >= options["epochs"]:
+        raise UserError(f"{last} has all of its {options['epochs']} epochs, there is nothing to resume")
+    return {**options, "resume": str(last), "save_dir": str(run), "exist_ok": True}
+
+
+def write_data_yaml(data: dict[str, Any], path: Path) -> None:
+    """Write a checked data set with absolute paths, in the form that ultralytics' validator reads."""
+    keys = ("train", "val", "test", "nc", "names", "channels")
+    path.write_text(yaml.safe_dump({key: data[key] for key in keys if data.get(key) is not None}, sort_keys=False))
+
+
+def transfer(source: DetectionModel, target: DetectionModel) -> None:
+    """Copy the tensors of `source` that `target` has by name and shape, and say how many.
+
+    Raises:
+        WeightsError: hardly any fit.
+    """
+    tensors, own = source.state_dict(), target.state_dict()
+    fitting = {k: v for k, v in tensors.items() if k in own and own[k].shape == v.shape}
+    if len(fitting) < MIN_TRANSFERRED * len(own):
+        raise WeightsError(
+            f"only {len(fitting)} of {len(own)} tensors of {target.spec.name} are in {source.pt_path}, "
+            f"which was trained from {source.spec.name}: leave --weights out, or name the same --cfg"
+        )
+    target.load_state_dict(fitting, strict=False)
+    LOGGER.info(f"Transferred {len(fitting)} of {len(own)} tensors from {source.pt_path}; the others start new")
+
+
+def frozen_modules(model: DetectionModel, freeze: int | str | list[int] | None) -> list[int]:
+    """Return the positions in `model.model` of the rows that are not trained.
+
+    Args:
+        freeze: a number of slots from the first, a list of slots, or "backbone".
+
+    Raises:
+        UserError: a slot that no row has.
+    """
+    if not freeze:
+        return []
+    if freeze == "backbone":
+        freeze = LEVELS if model.nodes[0].writes_list else model.spec.backbone_rows
+    slots = set(range(freeze) if isinstance(freeze, int) else freeze)
+    last = model.nodes[-1].slot
+    if not slots <= set(range(last)):
+        raise UserError(f"--freeze takes slots from 0 to {last - 1}, the last row being the head, not {max(slots)}")
+    return [i for i, node in enumerate(model.nodes) if set(node.slots) & slots]
+
+
+def amp_is_safe(model: nn.Module) -> bool:
+    """Return whether the model's raw outputs on one picture are finite and alike with and without mixed precision.
+
+    ultralytics compares boxes of a network that it downloads; this compares the network that is going to be trained.
+    """
+    device = next(model.parameters()).device
+    if device.type == "cpu":
+        return False
+    probe = ModelEMA(model).ema  # a copy in eval mode
+    picture = torch.rand(1, probe.spec.ch, 256, 256, device=device)
+    with torch.no_grad():
+        reference = probe(picture)[1]["scores"]
+        with autocast(enabled=True, device=device.type):
+            mixed = probe(picture)[1]["scores"].float()
+    safe = bool(mixed.isfinite().all()) and torch.allclose(reference, mixed, atol=0.1, rtol=0.1)
+    LOGGER.info(
+        f"AMP: {'outputs agree, training in mixed precision' if safe else 'outputs differ, training in float32'}"
+    )
+    return safe
+
+
+engine.check_amp = amp_is_safe
