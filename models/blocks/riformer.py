@@ -5,9 +5,8 @@
     x = x + layer_scale_1 * (affine(norm1(x)) - norm1(x))        affine: a factor and a shift per channel
     x = x + layer_scale_2 * fc2(gelu(fc1(norm2(x))))             norms: GroupNorm with one group
 
-Published deployment folds the affine map into norm1. Here everything linear is folded: what remains is two
-normalizations by scalar statistics, two 1x1 convolutions, a GELU and two additions. Parameter names are those of the
-published checkpoints.
+Published deployment folds the affine map into norm1. Here everything linear is folded: what remains is a factor and a
+shift per channel, two 1x1 convolutions and a GELU. Parameter names are those of the published checkpoints.
 """
 
 from __future__ import annotations
@@ -77,29 +76,49 @@ class RIFormerBlock(Reparameterizable):
 
     def fuse(self) -> DeployRIFormerBlock:
         """Fold the affine map and layer_scale_1 into norm1, layer_scale_2 into fc2, and norm2's affine into fc1."""
-        norm1 = fuse_norm_affine(self.norm1, self.token_mixer.affine)
         scale1, scale2 = (s.detach().double() for s in (self.layer_scale_1, self.layer_scale_2))
-        norm1 = with_weights(norm1, norm1.weight.double() * scale1, norm1.bias.double() * scale1)
-        norm2, fc1 = fuse_norm_conv(self.norm2, self.mlp.fc1)
-        fc2 = self.mlp.fc2
+        norm = fuse_norm_affine(self.norm1, self.token_mixer.affine)
+        norm = with_weights(norm, norm.weight.double() * scale1, norm.bias.double() * scale1)
+        fc1, fc2 = fuse_norm_conv(self.norm2, self.mlp.fc1), self.mlp.fc2
         weight, bias = fc2.weight.detach().double(), fc2.bias.detach().double()
         fc2 = with_weights(fc2, scale2[:, None, None, None] * weight, scale2 * bias)
-        return DeployRIFormerBlock(norm1, norm2, fc1, self.mlp.act, fc2)
+        return DeployRIFormerBlock(norm, self.norm2.eps, fc1, self.mlp.act, fc2)
 
 
 class DeployRIFormerBlock(nn.Module):
-    """A fused RIFormer block: `x + norm1(x)`, then `x + fc2(gelu(fc1(norm2(x))))`, where norm2 has no affine."""
+    """A fused RIFormer block, (B, C, H, W) to (B, C, H, W):
 
-    def __init__(
-        self, norm1: nn.GroupNorm, norm2: nn.GroupNorm, fc1: nn.Conv2d, act: nn.Module, fc2: nn.Conv2d
-    ) -> None:
+        y = x + norm(x);  y + fc2(act(fc1(plain_norm(y))))        plain_norm: a GroupNorm(1) without affine
+
+    Both norms are scalar statistics and a factor and a shift per channel, so y = A d + S with d = x - mean(x), and the
+    mean and variance of y follow from those of d's channels: the pictures are read for statistics once, not twice. With
+    the statistics written out, ONNX also has no InstanceNormalization, which runtimes compute on one thread.
+    """
+
+    def __init__(self, norm: nn.GroupNorm, eps: float, fc1: nn.Conv2d, act: nn.Module, fc2: nn.Conv2d) -> None:
         super().__init__()
-        self.norm1, self.norm2 = norm1, norm2
+        self.weight, self.bias = norm.weight, norm.bias
+        self.eps1, self.eps2 = norm.eps, eps
         self.fc1, self.act, self.fc2 = fc1, act, fc2
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x + self.norm1(x)
-        return x + self.fc2(self.act(self.fc1(self.norm2(x))))
+        weight, bias = self.weight[:, None, None], self.bias[:, None, None]
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))  # half-precision squares would overflow
+        mean_c = wide.mean((2, 3), keepdim=True)  # per channel: (B, C, 1, 1)
+        mean = mean_c.mean(1, keepdim=True)  # per picture: (B, 1, 1, 1)
+        d = wide - mean
+        square_c = d.square().mean((2, 3), keepdim=True)
+        factor = 1 + weight * torch.rsqrt(square_c.mean(1, keepdim=True) + self.eps1)  # A
+        shift = mean + bias  # S
+
+        offset_c = mean_c - mean
+        mean_c = factor * offset_c + shift  # of y from here on
+        mean = mean_c.mean(1, keepdim=True)
+        variance = (factor.square() * (square_c - offset_c.square()) + (mean_c - mean).square()).mean(1, keepdim=True)
+        rstd = torch.rsqrt(variance + self.eps2)
+        normed = d * (factor * rstd) + (shift - mean) * rstd
+        y = d * factor + shift
+        return y.to(x.dtype) + self.fc2(self.act(self.fc1(normed.to(x.dtype))))
 
 
 def fuse_norm_affine(norm: nn.GroupNorm, affine: nn.Conv2d) -> nn.GroupNorm:
@@ -108,9 +127,8 @@ def fuse_norm_affine(norm: nn.GroupNorm, affine: nn.Conv2d) -> nn.GroupNorm:
     return with_weights(norm, norm.weight.detach().double() * factor, norm.bias.detach().double() * factor + shift)
 
 
-def fuse_norm_conv(norm: nn.GroupNorm, conv: nn.Conv2d) -> tuple[nn.GroupNorm, nn.Conv2d]:
-    """Return (norm without affine, 1x1 convolution) that compute `conv(norm(x))`."""
-    plain = nn.GroupNorm(norm.num_groups, norm.num_channels, eps=norm.eps, affine=False).train(norm.training)
+def fuse_norm_conv(norm: nn.GroupNorm, conv: nn.Conv2d) -> nn.Conv2d:
+    """Return the 1x1 convolution that computes `conv(norm(x))` from `norm(x)` without its weight and bias."""
     weight = conv.weight.detach().double()
     bias = conv.bias.detach().double() + weight.flatten(1) @ norm.bias.detach().double()
-    return plain, with_weights(conv, weight * norm.weight.detach().double()[:, None, None], bias)
+    return with_weights(conv, weight * norm.weight.detach().double()[:, None, None], bias)

@@ -1,0 +1,99 @@
+"""Measure how well weights detect the pictures of a data set: precision, recall, mAP50 and mAP50-95 per class.
+
+    python val.py                                      # the newest weights of runs/train on the built-in data set
+    python val.py --weights best.pt --data my-data.yaml --task test
+    python val.py --weights best.onnx --data my-data.yaml
+
+A `.pt` file is fused first, as it is for detection. `.onnx` and `.torchscript` files run at the size they were exported
+with.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from utils import cli
+
+# isort: split
+
+from utils.checkpoint import load_checkpoint
+from utils.datasets import check_images, load_dataset
+from utils.trainer import Validator, write_data_yaml
+
+
+def make_parser() -> cli.Parser:
+    """Return the options; names and meanings are YOLOv5's."""
+    parser = cli.Parser(prog="val.py", description=__doc__)
+    add = parser.add_argument
+    add("--weights", default="", help=".pt, .onnx or .torchscript; empty: the newest best.pt of runs/train")
+    add("--data", default="shapes.yaml", help="data set YAML, a path or a name in data")
+    add("--batch-size", type=cli.positive_int, default=32, help="pictures a step")
+    add("--imgsz", "--img", "--img-size", type=cli.positive_int, help="side in pixels; that of the weights by default")
+    add("--conf-thres", type=cli.fraction, default=0.001, help="scores below it are dropped")
+    add("--iou-thres", type=cli.fraction, default=0.6, help="overlap from which boxes of a class are one object")
+    add("--max-det", type=cli.positive_int, default=300, help="boxes a picture")
+    add("--task", choices=("train", "val", "test"), default="val", help="which split")
+    add("--device", type=cli.device, default="", help="cpu, 0 or mps; empty: the first GPU or the CPU")
+    add("--workers", type=cli.non_negative_int, default=8, help="loader processes on a GPU")
+    add("--single-cls", action="store_true", help="treat all classes as one")
+    add("--augment", action="store_true", help="test-time augmentation: three scales, mirrored")
+    add("--verbose", action="store_true", help="accepted; classes are always listed")
+    add("--save-txt", action="store_true", help="write boxes to labels/*.txt")
+    add("--save-conf", action="store_true", help="with the score, in --save-txt files")
+    add("--save-json", action="store_true", help="write predictions.json in COCO's form")
+    add("--half", action="store_true", help="16-bit floats on a GPU")
+    add("--project", default="runs/val", help="folder of the runs")
+    add("--name", default="exp", help="name of the run")
+    add("--exist-ok", action="store_true", help="write into an existing run's folder")
+    return parser
+
+
+def main(args: argparse.Namespace) -> dict[str, float]:
+    """Validate as `args` say and return the metrics."""
+    cli.log_options("val", args)
+    weights = cli.find_weights(args.weights)
+    model: Any = load_checkpoint(weights) if weights.suffix == ".pt" else str(weights)
+    data = load_dataset(args.data, split=args.task)
+    check_images(data, (args.task,))
+    save_dir = cli.increment_path(args.project, args.name, args.exist_ok)
+    write_data_yaml(data, save_dir / "data.yaml")
+    validator = Validator(save_dir=save_dir, args=validator_options(args, model, save_dir))
+    metrics = validator(model=model)
+    return metrics
+
+
+def run(**options: Any) -> dict[str, float]:
+    """Validate with the options of the command line as keywords: `run(weights="best.pt", task="test")`."""
+    return main(make_parser().from_keywords(**options))
+
+
+def validator_options(args: argparse.Namespace, model: Any, save_dir: Path) -> dict[str, Any]:
+    """Return ultralytics' options of this validation."""
+    imgsz = args.imgsz or getattr(model, "imgsz", 640)
+    return {
+        "mode": "val",
+        "task": "detect",
+        "data": str(save_dir / "data.yaml"),
+        "split": args.task,
+        "batch": args.batch_size,
+        "imgsz": imgsz if isinstance(imgsz, int) else max(imgsz),
+        "conf": args.conf_thres,
+        "iou": args.iou_thres,
+        "max_det": args.max_det,
+        "device": args.device or None,
+        "workers": args.workers,
+        "single_cls": args.single_cls,
+        "augment": args.augment,
+        "save_txt": args.save_txt,
+        "save_conf": args.save_conf,
+        "save_json": args.save_json,
+        "quantize": 16 if args.half else None,
+        "rect": True,
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run_script(main, make_parser()))
