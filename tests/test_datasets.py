@@ -501,6 +501,14 @@ def test_only_changed_files_are_looked_at_again(folder, monkeypatch):
     assert len(dataset.labels[4]["cls"]) == 0
 
 
+def test_rejected_pictures_are_looked_at_again(folder, monkeypatch):
+    imread = datasets.imread
+    monkeypatch.setattr(datasets, "imread", lambda path, flags: None if path.endswith("b.jpg") else imread(path, flags))
+    assert len(build(folder).rejected) == 1
+    monkeypatch.setattr(datasets, "imread", imread)  # as when the disk or the rights have been repaired
+    assert build(folder).rejected == []
+
+
 def test_cache_keeps_polygons_and_odd_names(tmp_path):
     polygons = [np.random.rand(n, 2).astype(np.float32) for n in (3, 5)]
     records = [

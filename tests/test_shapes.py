@@ -19,7 +19,7 @@ import numpy as np
 
 SMALL = Recipe(train=24, val=6, test=3, film_frames=5)
 TINY = Recipe(train=4, val=1, test=1, film_frames=2)
-LABELS = "2ebb674834de"  # of SMALL; when the drawing changes on purpose, Recipe.version grows too
+LABELS = "f24fe16af986"  # of SMALL; when the drawing changes on purpose, Recipe.version grows too
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +97,7 @@ def test_objects_hardly_overlap():
     for seed in range(20):
         cast = shapes.scene(np.random.default_rng(seed), 160, 160, 4)
         pairs = [(a, b) for i, a in enumerate(cast) for b in cast[:i]]
-        assert all(shapes.covered_part(a, b) <= 0.12 for a, b in pairs)
+        assert all(shapes.covered_part(a, b) <= 0.1 for a, b in pairs)
 
 
 def test_film_can_be_read(small):

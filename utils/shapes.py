@@ -59,7 +59,7 @@ Box = tuple[float, float, float, float]  # left, top, right, bottom in pixels
 class Recipe:
     """Everything the set depends on; when any of it changes, the set is made again."""
 
-    version: int = 1  # of the drawing below
+    version: int = 2  # of the drawing below
     seed: int = 20
     side: int = 160  # pixels
     train: int = 384  # pictures
@@ -149,8 +149,8 @@ def draw(picture: np.ndarray, shape: Shape) -> Box | None:
 
 
 def random_shape(rng: np.random.Generator, height: int, width: int) -> Shape:
-    """Return an object of an eighth to a half of the short side, at most a tenth of it outside of the picture."""
-    size = min(height, width) * math.exp(rng.uniform(math.log(0.125), math.log(0.5)))
+    """Return an object of a fifth to a half of the short side, at most a tenth of it outside of the picture."""
+    size = min(height, width) * rng.uniform(0.2, 0.5)
     x, y = (rng.uniform(0.4 * size, side - 0.4 * size) for side in (width, height))
     red, green, blue = (int(v) for v in np.clip(PALETTE[rng.integers(len(PALETTE))] + rng.integers(-14, 15, 3), 0, 255))
     outline = (None, None, WHITE, WHITE, INK)[rng.integers(5)]
@@ -171,7 +171,7 @@ def scene(rng: np.random.Generator, height: int, width: int, count: int) -> list
     for _ in range(count):
         for _ in range(20):
             shape = random_shape(rng, height, width)
-            if all(covered_part(shape, other) <= 0.12 for other in shapes):
+            if all(covered_part(shape, other) <= 0.1 for other in shapes):
                 shapes.append(shape)
                 break
     return shapes
