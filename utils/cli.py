@@ -244,6 +244,8 @@ def increment_path(project: str | Path, name: str, exist_ok: bool = False) -> Pa
         UserError: the folder cannot be made or written to.
     """
     first = Path(project) / name
+    if not is_utf8(first):
+        raise UserError(f"the output folder {first} has a name that is not UTF-8, which OpenCV cannot write to")
     try:
         first.parent.mkdir(parents=True, exist_ok=True)
         folder, n = first, 1
@@ -255,6 +257,15 @@ def increment_path(project: str | Path, name: str, exist_ok: bool = False) -> Pa
     if not os.access(folder, os.W_OK):
         raise UserError(f"the output folder {folder} cannot be written to")
     return folder
+
+
+def is_utf8(path: str | Path) -> bool:
+    """Whether a path can be given to OpenCV, which ends the process over other bytes."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _make_folder(folder: Path, exist_ok: bool) -> bool:

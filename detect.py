@@ -1,0 +1,145 @@
+"""Find objects in pictures and videos with trained or exported weights.
+
+    python detect.py                                                     # newest training, two real photographs
+    python detect.py --weights runs/train/exp/weights/best.pt --source photo.jpg
+                                                              --source clip.mp4
+                                                              --source folder/
+                                                              --source 'folder/*.jpg'
+                                                              --source list.txt          # a path on each line
+                                                              --source 0                 # camera; or rtsp://…
+    python detect.py --weights best.onnx --source folder/ --save-txt --save-conf --save-crop --save-csv
+    python detect.py --conf 0.4 --iou 0.5 --classes 0 2 --max-det 100 --img 320 480      # height and width
+
+Weights are .pt (ours), .onnx or .torchscript. Written to runs/detect/exp, exp2, …: pictures as .jpg, videos as .mp4,
+labels/<name>.txt, crops/<class>/<name>.jpg, predictions.csv. In Python: detect.run(source="photo.jpg").
+The exit code is 1 when a file could not be read (the others are done), 2 when the input was wrong.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import utils.environment  # noqa: F401
+from utils import cli
+from utils.outputs import Outputs, Wanted
+from utils.predictor import Predictor, predict
+from utils.sources import Files, Live, has_pictures, open_source
+
+# isort: split
+from ultralytics.utils import ASSETS, LOGGER
+from ultralytics.utils.checks import check_imshow
+
+
+def make_parser() -> cli.Parser:
+    """Return the options: YOLOv5's."""
+    parser = cli.Parser(prog="detect.py", description=__doc__)
+    add, flag = parser.add_argument, {"action": "store_true"}
+    add("--weights", default="", help=".pt, .onnx or .torchscript; default: the newest runs/train/*/weights/best.pt")
+    add("--source", default="", help="file, folder, pattern with *, list.txt, camera number, rtsp address, screen")
+    add("--data", default="", help="dataset YAML, for class names when the weights hold none")
+    add("--imgsz", "--img", "--img-size", nargs="+", type=cli.positive_int, help="pixels; one side, or height width")
+    add("--conf-thres", type=cli.fraction, default=0.25, help="least confidence of a box")
+    add("--iou-thres", type=cli.fraction, default=0.45, help="overlap above which the less confident box goes")
+    add("--max-det", type=cli.positive_int, default=1000, help="most boxes in one picture")
+    add("--device", type=cli.device, default="", help="cpu, mps, or CUDA number; default: the first GPU, else the CPU")
+    add("--view-img", **flag, help="show the results in a window; q ends")
+    add("--save-txt", **flag, help="write labels/<name>.txt")
+    add("--save-format", type=int, choices=(0, 1), default=0, help="labels as 0: cx cy w h, 1: x1 y1 x2 y2")
+    add("--save-conf", **flag, help="add the confidence to the labels")
+    add("--save-crop", **flag, help="write each box as a picture")
+    add("--save-csv", **flag, help="write predictions.csv")
+    add("--nosave", **flag, help="write no pictures and no videos")
+    add("--classes", nargs="+", type=cli.non_negative_int, help="keep these class numbers only")
+    add("--agnostic-nms", **flag, help="boxes of different classes suppress each other too")
+    add("--augment", **flag, help="run at several scales and mirrored as well")
+    add("--project", default="runs/detect", help="results go to project/name")
+    add("--name", default="exp", help="results go to project/name")
+    add("--exist-ok", **flag, help="use project/name again instead of counting up")
+    add("--line-thickness", type=cli.positive_int, default=3, help="pixels")
+    add("--hide-labels", **flag, help="draw boxes only")
+    add("--hide-conf", **flag, help="draw names without confidences")
+    add("--half", **flag, help="compute in float16, on a GPU")
+    add("--vid-stride", type=cli.positive_int, default=1, help="take every n-th frame of a video")
+    return parser
+
+
+def run(**options: object) -> int:
+    """Detect with the options of the command line as keywords: `detect.run(source="photo.jpg", conf_thres=0.4)`.
+
+    Returns:
+        0, or 1 when a file could not be read.
+
+    Raises:
+        UserError: an option or the input is wrong.
+    """
+    return main(make_parser().from_keywords(**options))
+
+
+def main(args: argparse.Namespace) -> int:
+    """Detect, say what was done, and return the exit code."""
+    cli.log_options("detect", args)
+    source = open_source(args.source or default_source(), args.vid_stride)
+    predictor = Predictor(
+        cli.find_weights(args.weights),
+        imgsz=args.imgsz,
+        conf_thres=args.conf_thres,
+        iou_thres=args.iou_thres,
+        max_det=args.max_det,
+        classes=args.classes,
+        agnostic_nms=args.agnostic_nms,
+        augment=args.augment,
+        half=args.half,
+        device=args.device,
+        data=cli.find_file(args.data, "data") if args.data else None,
+    )
+    wanted = wanted_files(args)
+    folder = cli.increment_path(args.project, args.name, args.exist_ok) if wanted.anything else Path()
+    outputs = Outputs(folder, wanted)
+    seconds = predict(predictor, source, outputs, show=args.view_img and check_imshow(warn=True))
+    report(predictor, source, outputs, seconds)
+    return 1 if source.unreadable else 0
+
+
+def default_source() -> Path:
+    """Return data/images if there are pictures in it, else the photographs that ship with ultralytics; log which."""
+    own = cli.ROOT / "data" / "images"
+    source = own if has_pictures(own) else ASSETS
+    LOGGER.info(f"no --source given, using {source}")
+    return source
+
+
+def wanted_files(args: argparse.Namespace) -> Wanted:
+    """Return which files the options ask for."""
+    return Wanted(
+        pictures=not args.nosave,
+        labels=args.save_txt,
+        crops=args.save_crop,
+        table=args.save_csv,
+        confidence=args.save_conf,
+        corners=args.save_format == 1,
+        line_width=args.line_thickness,
+        draw_names=not args.hide_labels,
+        draw_confidence=not args.hide_conf,
+    )
+
+
+def report(predictor: Predictor, source: Files | Live, outputs: Outputs, seconds: float) -> None:
+    """Log the speed, where the results are, and the files that could not be read."""
+    if predictor.seen:
+        share = predictor.timers[1].t / seconds
+        LOGGER.info(predictor.speed_line())
+        LOGGER.info(f"Total: {predictor.seen} images in {seconds:.1f}s, {share:.0%} of it in the network")
+        if outputs.wanted.anything:
+            LOGGER.info(cli.printable(f"Results saved to {outputs.folder}"))
+        if outputs.wanted.labels:
+            LOGGER.info(cli.printable(f"{outputs.label_files} labels saved to {outputs.folder / 'labels'}"))
+    if source.unreadable:
+        LOGGER.warning(f"{len(source.unreadable)} of {len(source)} files could not be read:")
+        for path, reason in source.unreadable.items():
+            LOGGER.info(f"  {cli.printable(path)}: {reason}")
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run_script(main, make_parser()))

@@ -1,0 +1,582 @@
+"""detect.py as its users meet it: sources, files written, odd names, broken input, exit codes."""
+
+import errno
+import json
+import os
+import signal
+import struct
+import subprocess
+import sys
+import threading
+import zlib
+from pathlib import Path
+
+import cv2
+import numpy as np
+import onnx
+import pytest
+import torch
+
+import detect
+from models import DetectionModel
+from models.errors import UserError
+from utils import cli, outputs, predictor, sources
+from utils.checkpoint import pack_model, save_checkpoint
+
+# isort: split
+from ultralytics.engine.results import Results
+from ultralytics.utils import ASSETS, LOGGER
+
+NAMES = {0: "circle", 1: "square", 2: "star"}
+NOT_UTF8 = os.fsdecode(b"caf\xe9")
+
+
+# What the tests need --------------------------------------------------------------------------------------------------
+@pytest.fixture(scope="module")
+def model():
+    """A detector that sees one confident square, as large as the picture, wherever it looks."""
+    torch.manual_seed(0)
+    model = DetectionModel("yolov5n.yaml", nc=len(NAMES))
+    model.names, model.imgsz = NAMES, 64
+    with torch.no_grad():
+        for stride, scores in zip(model.stride.tolist(), model.model[-1].cv3, strict=True):
+            scores[-1].bias.fill_(-9)
+            scores[-1].bias[1] = 3 if stride == 32 else -9
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def weights(model, tmp_path_factory):
+    path = tmp_path_factory.mktemp("weights") / "best.pt"
+    save_checkpoint({**pack_model(model), "ema": model.state_dict()}, path)
+    return path
+
+
+@pytest.fixture
+def log():
+    """The lines that were printed."""
+    lines = []
+
+    class Keep(type(LOGGER.handlers[0])):
+        def emit(self, record):
+            lines.append(record.getMessage())
+
+    handler = Keep()
+    LOGGER.addHandler(handler)
+    yield lines
+    LOGGER.removeHandler(handler)
+
+
+@pytest.fixture
+def run(weights, tmp_path, monkeypatch):
+    """`detect.run` in an empty folder, with the weights above."""
+    monkeypatch.chdir(tmp_path)
+    return lambda **options: detect.run(**{"weights": weights, **options})
+
+
+def picture(path, height=48, width=64):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = np.random.default_rng(0).integers(0, 255, (height, width, 3), dtype=np.uint8)
+    path.write_bytes(cv2.imencode(path.suffix, image)[1].tobytes())
+    return path
+
+
+def video(path, frames=12, size=(64, 48), fourcc="MJPG", fps=10):
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*fourcc), fps, size)
+    for i in range(frames):
+        writer.write(np.full((size[1], size[0], 3), i * 10 % 255, np.uint8))
+    writer.release()
+    return path
+
+
+def huge_png(path, side=16000):
+    """A PNG of a few bytes whose header promises 256 million pixels."""
+
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0))
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(b"\0" * 100)) + chunk(b"IEND", b""))
+
+
+def count_frames(path):
+    capture = cv2.VideoCapture(str(path))
+    frames = 0
+    while capture.grab():
+        frames += 1
+    return frames
+
+
+def files_below(folder):
+    return sorted(p.relative_to(folder).as_posix() for p in Path(folder).rglob("*") if p.is_file())
+
+
+# Sources --------------------------------------------------------------------------------------------------------------
+def test_a_photograph(run, log, tmp_path):
+    assert run(source=ASSETS / "bus.jpg") == 0
+    saved = cv2.imread(str(tmp_path / "runs/detect/exp/bus.jpg"))
+    assert saved.shape == cv2.imread(str(ASSETS / "bus.jpg")).shape
+    assert log[0].startswith("detect: weights=") and "source=" in log[0]
+    line = next(line for line in log if line.startswith("image 1/1 "))
+    assert line.endswith("ms") and f"{ASSETS / 'bus.jpg'}: 64x64 1 square, " in line
+    speed = next(line for line in log if line.startswith("Speed: "))
+    assert "pre-process, " in speed and speed.endswith("ms NMS per image at shape (1, 3, 64, 64)")
+    assert "Results saved to runs/detect/exp" in log
+
+
+def test_defaults(run, weights, log, tmp_path):
+    newest = tmp_path / "runs/train/exp/weights/best.pt"
+    newest.parent.mkdir(parents=True)
+    newest.write_bytes(weights.read_bytes())
+    assert run(weights=None) == 0
+    assert "no --weights given, using the newest: runs/train/exp/weights/best.pt" in log
+    assert any(line.startswith("no --source given, using ") for line in log)
+    assert len(files_below("runs/detect/exp")) >= 2
+
+
+def test_folder_with_broken_files_does_the_others_and_says_so(run, log, tmp_path):
+    folder = tmp_path / "pictures"
+    for name in ("a.jpg", "b.png"):
+        picture(folder / name)
+    (folder / "cut.jpg").write_bytes((folder / "a.jpg").read_bytes()[:-200])
+    (folder / "empty.jpg").write_bytes(b"")
+    (folder / "text.png").write_text("no picture")
+    (folder / "notes.pdf").write_text("not looked at")
+    huge_png(folder / "huge.png")
+    before = {p: p.read_bytes() for p in folder.iterdir()}
+    assert run(source=folder) == 1
+    assert files_below("runs/detect/exp") == ["a.jpg", "b.jpg"]
+    assert log[-5].endswith("4 of 6 files could not be read:")
+    assert [line.removeprefix(f"  {folder}/") for line in log[-4:]] == [
+        "cut.jpg: damaged picture",
+        "empty.jpg: empty file",
+        "huge.png: 16000x16000 pixels, more than the 100 million allowed",
+        "text.png: not a picture, or a damaged one",
+    ]
+    assert {p: p.read_bytes() for p in folder.iterdir()} == before
+
+
+def test_pattern_and_list(run, log, tmp_path):
+    for name in ("a1.jpg", "a2.jpg", "b.jpg", f"{NOT_UTF8}.jpg"):
+        picture(tmp_path / "in" / name)
+    assert run(source="in/a*.jpg") == 0
+    assert files_below("runs/detect/exp") == ["a1.jpg", "a2.jpg"]
+    names = ["a1.jpg", f"in/{NOT_UTF8}.jpg", str(tmp_path / "in/b.jpg"), "", "in/b.jpg"]
+    (tmp_path / "in/list.txt").write_bytes(os.fsencode("\r\n".join(names)))
+    assert run(source="in/list.txt") == 0
+    assert files_below("runs/detect/exp2") == ["a1.jpg", "b.jpg", f"{NOT_UTF8}.jpg"]
+    (tmp_path / "list.txt").write_text("in/b.jpg\nin/gone.jpg\n")
+    assert run(source="list.txt") == 1
+    assert log[-1].endswith("gone.jpg: does not exist")
+
+
+def test_video(run, log, tmp_path):
+    clip = video(tmp_path / "clip.avi")
+    assert run(source=clip, save_txt=True) == 0
+    assert any(f"video 1/1 (12/12) {clip}: 64x64 1 square, " in line for line in log)
+    assert files_below("runs/detect/exp") == sorted(["clip.mp4"] + [f"labels/clip_{i}.txt" for i in range(1, 13)])
+    assert count_frames("runs/detect/exp/clip.mp4") == 12
+    assert run(source=clip, vid_stride=5) == 0
+    capture = cv2.VideoCapture("runs/detect/exp2/clip.mp4")
+    assert capture.get(cv2.CAP_PROP_FRAME_COUNT) == 2 and capture.get(cv2.CAP_PROP_FPS) == pytest.approx(2)
+
+
+@pytest.mark.parametrize(("frames", "size"), [(1, (64, 48)), (5, (65, 49))])
+def test_short_and_odd_sized_video(run, tmp_path, frames, size):
+    assert run(source=video(tmp_path / "clip.avi", frames, size)) == 0
+    assert count_frames("runs/detect/exp/clip.mp4") == frames
+
+
+def test_broken_videos(run, log, tmp_path):
+    clip = video(tmp_path / "cut.avi", frames=40)
+    clip.write_bytes(clip.read_bytes()[: clip.stat().st_size // 2])
+    (tmp_path / "text.mp4").write_text("no video")
+    video(tmp_path / "whole.avi")
+    picture(tmp_path / "a.jpg")
+    assert run(source=tmp_path) == 1
+    reasons = dict(line.split("/")[-1].split(": ", 1) for line in log[-2:])
+    assert reasons["text.mp4"] == "broken video: it cannot be opened"
+    read = int(reasons["cut.avi"].split()[2])
+    assert reasons["cut.avi"] == f"broken video: {read} of 40 frames could be read" and 0 < read < 38
+    assert files_below("runs/detect/exp") == ["a.jpg", "cut.mp4", "whole.mp4"]
+    assert count_frames("runs/detect/exp/cut.mp4") == read
+
+
+def test_stream_frames_are_one_video_each(tmp_path):
+    image = np.zeros((48, 64, 3), np.uint8)
+    result = Results(image, "", NAMES, boxes=torch.zeros(0, 6)).numpy()
+    with outputs.Outputs(tmp_path, outputs.Wanted()) as out:
+        for number in range(1, 4):
+            for name in ("cam0", "cam1"):
+                out.save(sources.Frame(image, Path(name), "", number, live=True), result)
+    assert files_below(tmp_path) == ["cam0.mp4", "cam1.mp4"]
+    assert count_frames(tmp_path / "cam1.mp4") == 3
+
+
+@pytest.mark.parametrize(
+    "source", ["0", "rtsp://host/x", "TCP://host:1", "cameras.streams", "screen", "screen 0 1 2 3 4"]
+)
+def test_live_sources_are_known(source):
+    assert sources.is_live(source) and not sources.is_live(f"folder/{source}.jpg")
+
+
+@pytest.mark.parametrize("source", ["http://host/x.jpg", "https://youtu.be/x", "cameras.streams"])
+def test_nothing_is_downloaded(run, tmp_path, source):
+    (tmp_path / "cameras.streams").write_text("rtsp://host/1\nhttp://host/2\n")
+    with pytest.raises(UserError, match="does not download"):
+        run(source=source)
+
+
+# Files written --------------------------------------------------------------------------------------------------------
+def test_labels(run, tmp_path):
+    image = picture(tmp_path / "a.jpg", 96, 64)
+    run(source=image, save_txt=True, name="centre")
+    run(source=image, save_txt=True, save_conf=True, save_format=1, name="corners")
+    [centre] = np.loadtxt("runs/detect/centre/labels/a.txt", ndmin=2)
+    [corners] = np.loadtxt("runs/detect/corners/labels/a.txt", ndmin=2)
+    assert len(centre) == 5 and len(corners) == 6 and corners[5] > 0.9
+    (cls, x, y, w, h), (left, top, right, bottom) = centre, corners[1:5]
+    assert cls == 1
+    assert np.allclose([left, top, right, bottom], [x - w / 2, y - h / 2, x + w / 2, y + h / 2], atol=1e-5)
+
+
+def test_a_second_run_in_the_same_folder_replaces(run, tmp_path):
+    image = picture(tmp_path / "a.jpg")
+    options = {"source": image, "save_txt": True, "save_crop": True, "save_csv": True, "exist_ok": True}
+    run(**options)
+    first = {name: (tmp_path / "runs/detect/exp" / name).read_bytes() for name in files_below("runs/detect/exp")}
+    run(**options)
+    assert {n: (tmp_path / "runs/detect/exp" / n).read_bytes() for n in files_below("runs/detect/exp")} == first
+    run(**options, classes=[0])
+    assert "labels/a.txt" not in files_below("runs/detect/exp")
+
+
+def test_crops_and_table(run, tmp_path):
+    for name in ("a.jpg", "=b.jpg"):
+        picture(tmp_path / "in" / name)
+    run(source="in", save_crop=True, save_csv=True, nosave=True)
+    assert files_below("runs/detect/exp") == ["crops/square/=b.jpg", "crops/square/a.jpg", "predictions.csv"]
+    header, *rows = (tmp_path / "runs/detect/exp/predictions.csv").read_text().splitlines()
+    assert header == "Image Name,Prediction,Confidence"
+    assert [row.rsplit(",", 1)[0] for row in rows] == ["'=b.jpg,square", "a.jpg,square"]
+    assert all(0.9 < float(row.rsplit(",", 1)[1]) <= 1 for row in rows)
+
+
+def test_same_stem_twice(run, tmp_path):
+    for name in ("bus.jpg", "bus.png"):
+        picture(tmp_path / "in" / name)
+    run(source="in", save_txt=True)
+    assert files_below("runs/detect/exp") == ["bus-2.jpg", "bus.jpg", "labels/bus-2.txt", "labels/bus.txt"]
+
+
+def test_many_crops_of_one_class(tmp_path):
+    boxes = torch.tensor([[0, 0, 20, 20, 0.9, 1], [10, 10, 40, 40, 0.8, 1]])
+    result = Results(np.zeros((48, 64, 3), np.uint8), "", {1: "../x"}, boxes=boxes).numpy()
+    with outputs.Outputs(tmp_path, outputs.Wanted(pictures=False, crops=True)) as out:
+        for name in ("a.jpg", "a2.jpg"):
+            out.save(sources.Frame(result.orig_img, Path(name), ""), result)
+    assert files_below(tmp_path) == [f"crops/_.._x/a{n}.jpg".replace("_.._x", "_x") for n in ("", "2", "22", "23")]
+
+
+ODD_NAMES = [
+    "a b",
+    "é中🚀",
+    "line\nbreak",
+    "100%d",
+    "[x]",
+    "-dash",
+    "'quote\"",
+    "x" * 251,
+    NOT_UTF8,
+    "a.b.c",
+    "\x1b[31m",
+]
+
+
+def test_odd_names(run, log, tmp_path):
+    for name in ODD_NAMES:
+        picture(tmp_path / "in" / f"{name}.jpg")
+    assert run(source="in", save_txt=True, save_crop=True, save_csv=True) == 0
+    written = files_below("runs/detect/exp")
+    for folder, suffix in (("", ".jpg"), ("labels/", ".txt"), ("crops/square/", ".jpg")):
+        assert {f"{folder}{name}{suffix}" for name in ODD_NAMES} <= set(written)
+    assert len(written) == 3 * len(ODD_NAMES) + 1
+    assert all("\n" not in line and "\x1b" not in line for line in log)
+
+
+def test_odd_video_names(run, tmp_path):
+    for name in (NOT_UTF8, "é\n"):
+        video(tmp_path / "clip.avi", 3).rename(tmp_path / f"{name}.avi")
+    assert run(source=tmp_path) == 0
+    assert files_below("runs/detect/exp") == sorted([f"{NOT_UTF8}.mp4", "é\n.mp4"])
+
+
+@pytest.mark.parametrize(
+    ("name", "safe"),
+    [
+        ("../../etc", "_.._etc"),
+        ("/abs", "_abs"),
+        ("..", "_"),
+        ("", "_"),
+        ("CON", "_CON"),
+        ("a\nb\0", "a_b_"),
+        ("é" * 100, "é" * 60),
+        ("person", "person"),
+    ],
+)
+def test_class_names_as_folders(name, safe):
+    assert outputs.safe_name(name) == safe
+
+
+# What can go wrong ----------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"weights": "bets.pt"}, r"weights file bets\.pt does not exist \(did you mean 'best\.pt'\?\)"),
+        ({"weights": "bad.pt"}, "bad.pt"),
+        ({"weights": "bad.onnx"}, r"bad\.onnx is damaged, or no onnx file"),
+        ({"weights": "bad.torchscript"}, r"bad\.torchscript is damaged, or no torchscript file"),
+        ({"weights": "a.jpg"}, r"a\.jpg is none of \.pt, \.onnx, \.torchscript"),
+        ({"weights": None}, "train first"),
+        ({"source": "b.jpg"}, r"the source b\.jpg does not exist \(did you mean 'a\.jpg'\?\)"),
+        ({"source": "empty"}, "no picture and no video in the source empty"),
+        ({"source": "none*.jpg"}, "no picture and no video"),
+        ({"source": "bad.pt"}, "no picture and no video"),
+        ({"source": "x.streams"}, "does not exist"),
+        ({"data": "cocoo.yaml"}, r"did you mean 'coco\.yaml'"),
+        ({"classes": [0, 3]}, r"--classes 3 does not exist: best\.pt knows 0 to 2"),
+        ({"imgsz": [64, 64, 64]}, "one side or height and width"),
+        ({"imgsz": 10**6}, "one side or height and width"),
+        ({"save_format": 2}, "invalid choice"),
+        ({"project": "a.jpg"}, r"output folder a\.jpg/exp cannot be made"),
+        ({"project": NOT_UTF8}, "is not UTF-8"),
+    ],
+)
+def test_wrong_input_is_one_sentence_and_writes_nothing(run, weights, tmp_path, options, message):
+    picture(tmp_path / "a.jpg")
+    (tmp_path / "empty").mkdir()
+    for suffix in ("pt", "onnx", "torchscript"):
+        (tmp_path / f"bad.{suffix}").write_bytes(b"not weights at all")
+    (tmp_path / "best.pt").write_bytes(weights.read_bytes())
+    with pytest.raises(UserError, match=message) as caught:
+        run(**{"weights": "best.pt", "source": "a.jpg", **options})
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_full_disk_is_an_error_and_leaves_nothing_half_written(run, tmp_path, monkeypatch, capsys):
+    def write_bytes(path, data):
+        with path.open("wb") as file:
+            file.write(data[:10])
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    image = picture(tmp_path / "a.jpg")
+    monkeypatch.setattr(Path, "write_bytes", write_bytes)
+    assert cli.run_script(lambda args: run(source=image), detect.make_parser(), []) == 2
+    assert capsys.readouterr().err == "ERROR: cannot write runs/detect/exp/a.jpg: No space left on device\n"
+    assert files_below("runs/detect/exp") == []
+
+
+def test_file_in_the_place_of_a_folder(run, tmp_path):
+    image = picture(tmp_path / "a.jpg")
+    (tmp_path / "runs/detect/exp").mkdir(parents=True)
+    (tmp_path / "runs/detect/exp/labels").write_text("")
+    with pytest.raises(OSError, match=r"labels/a\.txt"):
+        run(source=image, save_txt=True, exist_ok=True)
+
+
+def test_video_that_lost_frames_is_an_error(tmp_path):
+    clip = outputs.Video(tmp_path, "clip.mp4", 10, (64, 48))
+    clip.write(np.zeros((48, 64, 3), np.uint8))
+    clip.frames += 5  # as if the disk had been full
+    with pytest.raises(OSError, match="incomplete"):
+        clip.close()
+    assert files_below(tmp_path) == []
+
+
+def test_options_change_what_is_found(run, log, tmp_path):
+    image = picture(tmp_path / "a.jpg")
+    for options, expected in [
+        ({"conf_thres": 0.99}, "64x64 (no detections), "),
+        ({"classes": [0, 2]}, "64x64 (no detections), "),
+        ({"imgsz": [33, 64]}, "64x64 1 square, "),
+        ({"imgsz": 128}, "96x128 "),
+        ({"augment": True}, " 1 square, "),
+        ({"half": True, "device": "cpu"}, "64x64 1 square, "),
+        ({"agnostic_nms": True, "max_det": 1, "hide_labels": True, "hide_conf": True}, "64x64 1 square, "),
+    ]:
+        run(source=image, nosave=True, **options)
+        assert expected in next(line for line in reversed(log) if line.startswith("image ")), options
+    assert not (tmp_path / "runs").exists()
+
+
+# Exports --------------------------------------------------------------------------------------------------------------
+METADATA = {"stride": 32, "task": "detect", "batch": 1, "imgsz": [64, 96], "names": NAMES, "channels": 3}
+
+
+@pytest.fixture(scope="module")
+def exports(model, tmp_path_factory):
+    """The model as ONNX and TorchScript for pictures of 64x96 pixels, and a function that changes the metadata."""
+    folder = tmp_path_factory.mktemp("exports")
+    deploy = model.fuse().eval()
+    deploy.model[-1].export = True
+    example = torch.zeros(1, 3, 64, 96)
+    torch.onnx.export(deploy, (example,), folder / "best.onnx", opset_version=17, dynamo=False)
+    scripted = torch.jit.trace(deploy, example, check_trace=False)
+
+    def write(suffix, **changes):
+        metadata = METADATA | changes
+        path = folder / f"changed.{suffix}"
+        if suffix == "torchscript":
+            scripted.save(str(path), _extra_files={"config.txt": json.dumps(metadata)})
+            return path
+        graph = onnx.load(folder / "best.onnx")
+        for key, value in metadata.items():
+            graph.metadata_props.add(key=key, value=str(value))
+        onnx.save(graph, path)
+        return path
+
+    return write
+
+
+@pytest.mark.parametrize("suffix", ["onnx", "torchscript"])
+def test_exports_run(run, log, exports, tmp_path, suffix):
+    image = picture(tmp_path / "a.jpg")
+    assert run(weights=exports(suffix), source=image) == 0
+    assert any("a.jpg: 64x96 1 square, " in line for line in log)
+    assert files_below("runs/detect/exp") == ["a.jpg"]
+    with pytest.raises(UserError, match="takes --imgsz 64 96 only"):
+        run(weights=exports(suffix), source=image, imgsz=64)
+    with pytest.raises(UserError, match="--augment needs PyTorch weights"):
+        run(weights=exports(suffix), source=image, augment=True)
+
+
+@pytest.mark.parametrize("suffix", ["onnx", "torchscript"])
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"forward": "x"}, "a name of the program's own: forward"),
+        ({"stride": 0}, "stride 0"),
+        ({"stride": "many"}, "cannot be understood"),
+        ({"batch": 10**9}, "batch 1000000000"),
+        ({"channels": 4}, "4 channels"),
+        ({"names": {0: "a", 5: "b"}}, "does not number its class names"),
+        ({"names": {0: "a"}}, "its 1 classes need"),
+        ({"names": "-" * 200_000}, "cannot be understood"),
+        ({"names": "__import__('os')"}, "cannot be understood"),
+        ({"imgsz": [100_000, 100_000]}, "cannot be understood"),
+        ({"task": "segment"}, "the task segment"),
+    ],
+)
+def test_hostile_metadata(run, exports, tmp_path, suffix, changes, message):
+    with pytest.raises(UserError, match=message):
+        run(weights=exports(suffix, **changes), source=picture(tmp_path / "a.jpg"))
+
+
+def test_torchscript_for_another_size_than_it_says(run, exports, tmp_path):
+    with pytest.raises(UserError, match="does not run on a picture of 128x128"):
+        run(weights=exports("torchscript", imgsz=[128, 128]), source=picture(tmp_path / "a.jpg"))
+
+
+# The loop -------------------------------------------------------------------------------------------------------------
+def test_reading_computing_and_writing_have_a_thread_each(run, tmp_path, monkeypatch):
+    threads = {}
+
+    def record(owner, name):
+        inner = getattr(owner, name)
+
+        def wrapper(*args):
+            threads.setdefault(name, set()).add(threading.current_thread().name)
+            return inner(*args)
+
+        monkeypatch.setattr(owner, name, wrapper)
+
+    record(sources, "read_picture")
+    record(predictor.Predictor, "detect")
+    record(outputs.Outputs, "save")
+    for i in range(4):
+        picture(tmp_path / "in" / f"{i}.jpg")
+    run(source="in")
+    assert {name: {t.split("_")[0] for t in where} for name, where in threads.items()} == {
+        "read_picture": {"reader"},
+        "detect": {"MainThread"},
+        "save": {"writer"},
+    }
+
+
+def test_background_keeps_order_and_bounds_what_waits():
+    gate, done = threading.Event(), []
+    with predictor.Background(limit=3) as writer:
+        writer.submit(gate.wait, 10)
+        for i in range(2):
+            writer.submit(done.append, i)
+        assert len(writer.jobs) == 3 and done == []
+        blocked = threading.Thread(target=writer.submit, args=(done.append, 2))
+        blocked.start()
+        blocked.join(0.2)
+        assert blocked.is_alive()
+        gate.set()
+        blocked.join(10)
+    assert done == [0, 1, 2]
+
+
+def test_background_passes_errors_on():
+    def fail():
+        raise OSError("full")
+
+    with pytest.raises(OSError, match="full"), predictor.Background() as writer:
+        writer.submit(fail)
+
+
+def test_prefetch_reads_one_ahead_and_passes_errors_on():
+    read = []
+
+    def items():
+        for i in range(5):
+            read.append(i)
+            yield i
+        raise RuntimeError("broken")
+
+    taken = sources.prefetch(items())
+    assert next(taken) == 0 and len(read) <= 2
+    assert next(taken) == 1 and len(read) <= 3
+    with pytest.raises(RuntimeError, match="broken"):
+        list(taken)
+
+
+# As a process ---------------------------------------------------------------------------------------------------------
+def start(folder, *argv):
+    command = [sys.executable, str(cli.ROOT / "detect.py"), *map(str, argv)]
+    return subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+@pytest.mark.slow
+def test_process_with_a_broken_file(weights, tmp_path):
+    picture(tmp_path / "in/good.jpg")
+    (tmp_path / "in" / f"{NOT_UTF8}.jpg").write_text("bad")
+    process = start(tmp_path, "--weights", weights, "--source", "in", "--conf", "0.4", "--img", "64", "--save-txt")
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 1 and "Traceback" not in out + err
+    assert files_below(tmp_path / "runs/detect/exp") == ["good.jpg", "labels/good.txt"]
+    assert "caf\\udce9.jpg: not a picture" in out and "Results saved to runs/detect/exp" in out
+
+
+@pytest.mark.slow
+def test_process_without_weights(tmp_path):
+    process = start(tmp_path)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 2 and "Traceback" not in out + err
+    assert err.startswith("ERROR: there are no weights in runs/train") and err.count("\n") == 1
+
+
+@pytest.mark.slow
+def test_process_ended_by_sigterm_keeps_the_video_so_far(weights, tmp_path):
+    process = start(tmp_path, "--weights", weights, "--source", video(tmp_path / "clip.avi", frames=20_000))
+    for line in process.stdout:
+        if "(30/" in line:
+            break
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 143 and err.endswith("ERROR: terminated\n") and "Traceback" not in err
+    assert files_below(tmp_path / "runs/detect/exp") == ["clip.mp4"]
+    assert 20 <= count_frames(tmp_path / "runs/detect/exp/clip.mp4") < 20_000

@@ -1,0 +1,261 @@
+"""The files that detect.py writes: pictures, videos, labels, crops and a table. A write that fails is an error.
+
+Nothing here trusts a name: class names become folder names and table cells only after they were made safe, and file
+names may hold any bytes.
+"""
+
+from __future__ import annotations
+
+import csv
+import errno
+import re
+import unicodedata
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import utils.environment  # noqa: F401
+from models.errors import UserError
+from utils.sources import Frame
+
+# isort: split
+import cv2
+import numpy as np
+from ultralytics.engine.results import Results
+from ultralytics.utils.plotting import save_one_box
+
+JPEG_SIDE = 65500  # pixels; a JPEG cannot be wider or higher
+CSV_HEADER = ("Image Name", "Prediction", "Confidence")
+RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)  # no file names on Windows
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Which files a run writes, and how."""
+
+    pictures: bool = True
+    labels: bool = False
+    crops: bool = False
+    table: bool = False
+    confidence: bool = False  # a sixth column in the labels
+    corners: bool = False  # labels as x1 y1 x2 y2 instead of centre, width and height
+    line_width: int = 3  # pixels
+    draw_names: bool = True
+    draw_confidence: bool = True
+
+    @property
+    def anything(self) -> bool:
+        """Whether there is a file to write at all."""
+        return self.pictures or self.labels or self.crops or self.table
+
+
+class Outputs:
+    """The files of one run; a context manager that finishes the videos and the table.
+
+    Files of an earlier run in the same folder are replaced, never appended to.
+
+    Attributes:
+        label_files: how many label files were written.
+    """
+
+    def __init__(self, folder: Path, wanted: Wanted) -> None:
+        self.folder = folder
+        self.wanted = wanted
+        self.label_files = 0
+        self._stems: dict[Path, str] = {}  # of each video or stream
+        self._taken: set[str] = set()  # stems of output files
+        self._crops: set[Path] = set()
+        self._videos: dict[str, Video] = {}
+        self._table: Table | None = None
+
+    def __enter__(self) -> Outputs:
+        if self.wanted.table:
+            self._table = Table(self.folder / "predictions.csv")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        try:
+            self._finish_videos()
+        finally:
+            if self._table:
+                self._table.close()
+
+    def save(self, frame: Frame, result: Results) -> None:
+        """Write what is wanted of one frame. `result` holds its boxes as numpy arrays."""
+        stem = self._stem(frame)
+        if self.wanted.pictures:
+            image = draw(result, self.wanted)
+            if frame.number is None:
+                write_image(self.folder / f"{stem}{'.png' if max(image.shape) > JPEG_SIDE else '.jpg'}", image)
+            else:
+                self._video(frame, stem).write(image)
+        if frame.number is not None:
+            stem = f"{stem}_{frame.number}"
+        if self.wanted.labels:
+            self._write_labels(self.folder / "labels" / f"{stem}.txt", result)
+        if self.wanted.crops:
+            self._write_crops(stem, result)
+        if self._table:
+            self._table.add(frame.path.name, result)
+
+    def _stem(self, frame: Frame) -> str:
+        """Return the output's name without suffix; a second bus.* in one run becomes bus-2."""
+        if frame.number is not None and frame.path in self._stems:
+            return self._stems[frame.path]
+        stem, n = frame.path.stem, 1
+        while stem in self._taken:
+            n += 1
+            stem = f"{frame.path.stem}-{n}"
+        self._taken.add(stem)
+        if frame.number is not None:
+            self._stems[frame.path] = stem
+        return stem
+
+    def _video(self, frame: Frame, stem: str) -> Video:
+        """Return the video that a frame belongs to; files come one after the other, streams side by side."""
+        if stem not in self._videos:
+            if not frame.live:
+                self._finish_videos()
+            size = frame.image.shape[1::-1]
+            self._videos[stem] = Video(self.folder, f"{stem}.mp4", frame.fps, size)
+        return self._videos[stem]
+
+    def _finish_videos(self) -> None:
+        while self._videos:
+            self._videos.popitem()[1].close()
+
+    def _write_labels(self, path: Path, result: Results) -> None:
+        lines = label_lines(result, self.wanted.confidence, self.wanted.corners)
+        if not lines:
+            path.unlink(missing_ok=True)  # an earlier run may have seen something
+            return
+        write_bytes(path, "".join(f"{line}\n" for line in lines).encode())
+        self.label_files += 1
+
+    def _write_crops(self, stem: str, result: Results) -> None:
+        for box, label in zip(result.boxes.xyxy, result.boxes.cls, strict=True):
+            crop = save_one_box(box, result.orig_img, BGR=True, save=False)
+            folder = self.folder / "crops" / safe_name(result.names[int(label)])
+            path, n = folder / f"{stem}.jpg", 1
+            while path in self._crops:
+                n += 1
+                path = folder / f"{stem}{n}.jpg"
+            self._crops.add(path)
+            if crop.size:
+                write_image(path, crop)
+
+
+# One kind of file each ------------------------------------------------------------------------------------------------
+class Video:
+    """An MP4 that takes its final name only when every frame is in it."""
+
+    def __init__(self, folder: Path, name: str, fps: float, size: tuple[int, int]) -> None:
+        self.final = folder / name
+        self.partial = folder / f".{uuid.uuid4().hex}.mp4"  # OpenCV ends the process over a name that is not UTF-8
+        self.size = size  # width, height
+        self.frames = 0
+        self.writer = cv2.VideoWriter(str(self.partial), cv2.VideoWriter_fourcc(*"mp4v"), fps, size)
+        if not self.writer.isOpened():
+            raise UserError(f"the video {self.final} cannot be written")
+
+    def write(self, image: np.ndarray) -> None:
+        """Append a frame of (H, W, 3) uint8 in BGR."""
+        self.writer.write(image if image.shape[1::-1] == self.size else cv2.resize(image, self.size))
+        self.frames += 1
+
+    def close(self) -> None:
+        """Finish the file; OSError when it holds fewer frames than were written, as on a full disk."""
+        self.writer.release()
+        check = cv2.VideoCapture(str(self.partial))
+        complete = check.isOpened() and int(check.get(cv2.CAP_PROP_FRAME_COUNT)) >= self.frames
+        check.release()
+        if not complete:
+            self.partial.unlink(missing_ok=True)
+            raise OSError(errno.ENOSPC, "the video came out incomplete, is the disk full?", str(self.final))
+        with naming(self.final):
+            self.partial.replace(self.final)
+
+
+class Table:
+    """predictions.csv: a row for each box."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        with naming(path):
+            self.file = path.open("w", newline="", encoding="utf-8", errors="surrogateescape")
+        self.rows = csv.writer(self.file, lineterminator="\n")
+        self.rows.writerow(CSV_HEADER)
+
+    def add(self, name: str, result: Results) -> None:
+        """Append the boxes of one picture."""
+        with naming(self.path):
+            for label, confidence in zip(result.boxes.cls, result.boxes.conf, strict=True):
+                self.rows.writerow((safe_cell(name), safe_cell(result.names[int(label)]), f"{confidence:.2f}"))
+
+    def close(self) -> None:
+        """Write what is left."""
+        with naming(self.path):
+            self.file.close()
+
+
+def draw(result: Results, wanted: Wanted) -> np.ndarray:
+    """Return the picture with its boxes, as (H, W, 3) uint8 in BGR."""
+    return result.plot(
+        line_width=wanted.line_width,
+        labels=wanted.draw_names,
+        conf=wanted.draw_names and wanted.draw_confidence,
+    )
+
+
+def label_lines(result: Results, confidence: bool = False, corners: bool = False) -> list[str]:
+    """Return `class cx cy w h [confidence]` for each box, or `class x1 y1 x2 y2 …`, as fractions of the picture."""
+    boxes = result.boxes
+    columns = [boxes.cls[:, None], boxes.xyxyn if corners else boxes.xywhn]
+    if confidence:
+        columns.append(boxes.conf[:, None])
+    return [" ".join(f"{x:g}" for x in row) for row in np.concatenate(columns, axis=1)]
+
+
+def write_image(path: Path, image: np.ndarray) -> None:
+    """Encode (H, W, 3) uint8 in BGR by the suffix of `path` and write it; the name may hold any bytes."""
+    ok, data = cv2.imencode(path.suffix, image)
+    if not ok:
+        raise UserError(f"the picture {path} of {image.shape[1]}x{image.shape[0]} pixels cannot be encoded")
+    write_bytes(path, data.tobytes())
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a whole file, and its folder if need be; leave nothing half-written."""
+    with naming(path):
+        path.parent.mkdir(exist_ok=True, parents=True)
+        try:
+            path.write_bytes(data)
+        except OSError:
+            if path.is_file():
+                path.unlink()
+            raise
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Put the path into an OSError, which a full disk leaves out."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+# Names ----------------------------------------------------------------------------------------------------------------
+def safe_name(text: str) -> str:
+    """Return a class name as the name of a folder: one that every system accepts and that stays where it is."""
+    name = unicodedata.normalize("NFC", text)
+    name = "".join(c if c.isprintable() and c not in '<>:"/\\|?*' else "_" for c in name).strip(" .")
+    name = name.encode()[:120].decode(errors="ignore")
+    return f"_{name}" if not name or RESERVED.fullmatch(name) else name
+
+
+def safe_cell(text: str) -> str:
+    """Return a name for a table: a spreadsheet takes text that begins with = + - @ for a formula."""
+    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text

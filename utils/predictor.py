@@ -1,0 +1,268 @@
+"""From a picture to boxes: ultralytics' DetectionPredictor on our checkpoints and exports, and the loop around it.
+
+The loop reads, computes and writes on three threads, one frame ahead and a few behind, so that the time goes into the
+network: torch leaves one core free for the other two.
+"""
+
+from __future__ import annotations
+
+import ast
+import time
+import warnings
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import utils.environment  # noqa: F401
+from models.errors import UserError, WeightsError
+from utils.checkpoint import load_checkpoint
+from utils.cli import check_imgsz, printable
+from utils.outputs import Outputs, draw
+from utils.sources import Files, Frame, Live, prefetch
+
+# isort: split
+import cv2
+import torch
+from ultralytics.data.loaders import SourceTypes
+from ultralytics.engine.results import Results
+from ultralytics.models.yolo.detect import DetectionPredictor
+from ultralytics.nn.backends.base import BaseBackend
+from ultralytics.utils import LOGGER, ops
+
+EXPORTS = (".onnx", ".torchscript")
+BACKLOG = 8  # frames that may wait to be written; bounds the memory
+MAX_METADATA = 100_000  # characters of one entry
+LITERALS = ("imgsz", "names", "args", "end2end")  # metadata that ultralytics reads as Python literals
+
+
+class Predictor(DetectionPredictor):
+    """Finds the boxes in one frame at a time.
+
+    Args:
+        weights: .pt (ours), .onnx or .torchscript.
+        imgsz: one side, or height and width, in pixels; None takes the size of training or export.
+        conf_thres: boxes below this confidence are dropped, 0 to 1.
+        iou_thres: of two boxes of a class that overlap more than this, the less confident is dropped, 0 to 1.
+        max_det: the most boxes in one frame.
+        classes: class numbers to keep; None keeps all.
+        agnostic_nms: boxes of different classes suppress each other too.
+        augment: run at several scales and mirrored as well (.pt only).
+        half: float16, on a GPU.
+        device: '', cpu, mps, or CUDA numbers.
+        data: a dataset YAML, read for the class names when the weights hold none.
+
+    Attributes:
+        names: class number → name.
+        imgsz: [height, width] of the largest input, in pixels.
+        seen: how many frames were looked at.
+
+    Raises:
+        WeightsError: the file is not one of ours, or damaged.
+        UserError: an option does not go with these weights.
+    """
+
+    def __init__(
+        self,
+        weights: Path,
+        *,
+        imgsz: list[int] | None = None,
+        conf_thres: float = 0.25,
+        iou_thres: float = 0.45,
+        max_det: int = 1000,
+        classes: list[int] | None = None,
+        agnostic_nms: bool = False,
+        augment: bool = False,
+        half: bool = False,
+        device: str = "",
+        data: Path | None = None,
+    ) -> None:
+        options = {"conf": conf_thres, "iou": iou_thres, "max_det": max_det, "classes": classes, "augment": augment}
+        options |= {"agnostic_nms": agnostic_nms, "device": device, "data": str(data or ""), "batch": 1, "rect": True}
+        options |= {"task": "detect", "mode": "predict", "save": False, "verbose": False, "save_dir": "."}
+        super().__init__(overrides=options | {"quantize": 16 if half else None})
+        if augment and weights.suffix in EXPORTS:
+            raise UserError(f"--augment needs PyTorch weights (.pt), not {weights.name}")
+        own_size, fixed = self._load(weights)
+        self.names = self.model.names
+        self.imgsz = self._choose_imgsz(weights, imgsz, own_size, fixed)
+        if classes and max(classes) >= len(self.names):
+            raise UserError(f"--classes {max(classes)} does not exist: {weights.name} knows 0 to {len(self.names) - 1}")
+        if half and not self.model.fp16:
+            LOGGER.warning("--half needs a GPU; computing in float32")
+        if self.model.format == "pt" and self.model.end2end:
+            self.model.model.set_head_attr(max_det=max(max_det, 300), agnostic_nms=agnostic_nms)
+        self.source_type = SourceTypes()
+        self.timers = [ops.Profile(device=self.device) for _ in range(3)]  # preparing, network, NMS
+
+    def _load(self, weights: Path) -> tuple[Any, bool]:
+        """Load the network; return the image size that it was made with, if known, and whether it takes no other."""
+        if weights.suffix == ".pt":
+            network = load_checkpoint(weights)
+            self.setup_model(network)
+            return getattr(network, "imgsz", None), False
+        if weights.suffix not in EXPORTS:
+            raise WeightsError(f"{weights} is none of .pt, {', '.join(EXPORTS)}")
+        check_metadata(weights)
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", FutureWarning)  # torch.jit is deprecated, and loads
+                self.setup_model(str(weights))
+        except load_errors() as error:
+            raise WeightsError(f"{weights} is damaged, or no {weights.suffix[1:]} file that runs here") from error
+        own = getattr(self.model, "imgsz", None)
+        if weights.suffix == ".onnx":  # the graph knows better than its metadata
+            sides = self.model.session.get_inputs()[0].shape[2:]
+            fixed = all(isinstance(side, int) for side in sides)
+            return (sides if fixed else own), fixed
+        return own, own is not None and not self.model.dynamic
+
+    def _choose_imgsz(self, weights: Path, asked: list[int] | None, own: Any, fixed: bool) -> list[int]:
+        """Return [height, width]: what the user asked for if the weights allow it, else their own size, else 640."""
+        size = check_imgsz(asked or own or 640, int(self.model.stride))
+        if fixed and size != check_imgsz(own, int(self.model.stride)):
+            raise UserError(f"{weights.name} takes --imgsz {' '.join(map(str, own))} only, for which it was exported")
+        if weights.suffix in EXPORTS:
+            self._try_out(weights, size)
+        return size
+
+    @torch.inference_mode()
+    def _try_out(self, weights: Path, size: list[int]) -> None:
+        """Run an export once; WeightsError when it cannot, or when it gives other classes than it names."""
+        try:
+            raw = self.model(torch.zeros(1, 3, *size, device=self.device))
+        except load_errors() as error:
+            raise WeightsError(f"{weights} does not run on a picture of {size[0]}x{size[1]} pixels") from error
+        shape = (raw[0] if isinstance(raw, (list, tuple)) else raw).shape
+        named = len(self.names)
+        unnamed = named == 999  # ultralytics' word for it
+        if not (self.model.end2end or unnamed) and (len(shape) != 3 or shape[1] != 4 + named):
+            raise WeightsError(f"{weights} gives {tuple(shape)} where its {named} classes need (1, {4 + named}, boxes)")
+
+    @torch.inference_mode()
+    def detect(self, frame: Frame) -> Results:
+        """Return the boxes of one frame, in its own pixels and as numpy arrays."""
+        self.batch = [str(frame.path)], [frame.image], [frame.title]
+        with self.timers[0]:
+            images = self.preprocess([frame.image])
+        if not self.done_warmup:
+            self.model.warmup(im=images)
+            self.done_warmup = True
+        with self.timers[1]:
+            raw = self.inference(images)
+        with self.timers[2]:
+            result = self.postprocess(raw, images, [frame.image])[0]
+        self.seen += 1
+        self.shape = tuple(images.shape)
+        return result.cpu().numpy()
+
+    def speed_line(self) -> str:
+        """Return YOLOv5's line with the mean times of the frames so far."""
+        before, network, after = (timer.t / max(self.seen, 1) * 1e3 for timer in self.timers)
+        return (
+            f"Speed: {before:.1f}ms pre-process, {network:.1f}ms inference, {after:.1f}ms NMS per image "
+            f"at shape {self.shape}"
+        )
+
+
+# The loop -------------------------------------------------------------------------------------------------------------
+class Background:
+    """Does jobs in their order on one thread; a context manager that waits for the last of them.
+
+    At most `limit` jobs wait: `submit` then blocks, and raises what an earlier job raised.
+    """
+
+    def __init__(self, limit: int = BACKLOG) -> None:
+        self.limit = limit
+        self.jobs: deque[Future] = deque()
+        self.thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="writer")
+
+    def submit(self, job: Callable[..., object], *args: object) -> None:
+        """Have `job(*args)` done."""
+        while len(self.jobs) >= self.limit or (self.jobs and self.jobs[0].done()):
+            self.jobs.popleft().result()
+        self.jobs.append(self.thread.submit(job, *args))
+
+    def __enter__(self) -> Background:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self.thread.shutdown(wait=True)
+        while self.jobs and kind is None:
+            self.jobs.popleft().result()
+
+
+def predict(predictor: Predictor, source: Files | Live, outputs: Outputs, show: bool = False) -> float:
+    """Detect in every frame of a source, print a line for each and write what `outputs` wants.
+
+    Returns the seconds from the first frame's reading to the last one's writing.
+    """
+    start = time.perf_counter()
+    frames = iter(source) if source.live else prefetch(iter(source))  # a camera's newest frame must not wait
+    with outputs, Background() as writer:
+        for frame in frames:
+            result = predictor.detect(frame)
+            LOGGER.info(printable(line_of(frame, result, predictor)))
+            if outputs.wanted.anything:
+                writer.submit(outputs.save, frame, result)
+            if show and not display(frame, draw(result, outputs.wanted)):
+                break
+    return time.perf_counter() - start
+
+
+def line_of(frame: Frame, result: Results, predictor: Predictor) -> str:
+    """Return YOLOv5's line: `image 1/2 /path/bus.jpg: 640x480 4 persons, 1 bus, 98.1ms`."""
+    height, width = predictor.shape[2:]
+    return f"{frame.title}{height}x{width} {result.verbose()}{predictor.timers[1].dt * 1e3:.1f}ms"
+
+
+def display(frame: Frame, image: Any) -> bool:
+    """Show a picture in a window; False when the user pressed q."""
+    cv2.imshow(printable(frame.path.name), image)
+    return cv2.waitKey(300 if frame.number is None else 1) & 0xFF != ord("q")
+
+
+# Exports come from strangers ------------------------------------------------------------------------------------------
+def check_metadata(path: Path) -> None:
+    """Raise WeightsError for metadata in an export that would upset the program: ultralytics sets all as attributes."""
+    metadata = BaseBackend.read_metadata(path)
+    try:
+        values = {k: _literal(v) if k in LITERALS else v for k, v in metadata.items()}
+        stride, batch = int(values.get("stride", 32)), int(values.get("batch", 1))
+        channels = int(values.get("channels", 3))
+        check_imgsz(values.get("imgsz", 640), 1)
+        names = values.get("names", {0: ""})
+        numbers = range(len(names)) if isinstance(names, list) else sorted(int(k) for k in names)
+    except (ValueError, SyntaxError, TypeError, AttributeError, RecursionError, MemoryError) as error:
+        raise WeightsError(f"{path} holds metadata that cannot be understood") from error
+    task = values.get("task", "detect")
+    if not names or list(numbers) != list(range(len(names))):
+        raise WeightsError(f"{path} does not number its class names 0, 1, …")
+    if not (1 <= stride <= 1024 and 1 <= batch <= 1024 and channels == 3):
+        raise WeightsError(f"{path} is for stride {stride}, batch {batch} and {channels} channels, which cannot run")
+    if task != "detect":
+        raise WeightsError(f"{path} was made for the task {task}, not for detect")
+    foreign = sorted(k for k in values if hasattr(BaseBackend, k) or k.startswith("_") or k in RESERVED)
+    if foreign:
+        raise WeightsError(f"{path} holds metadata under a name of the program's own: {foreign[0]}")
+
+
+RESERVED = ("device", "fp16", "nhwc", "model", "metadata", "format", "session", "output_names", "base_model")
+
+
+def _literal(value: Any) -> Any:
+    """Return the Python literal that a text stands for; other values as they are."""
+    if not isinstance(value, str):
+        return value
+    if len(value) > MAX_METADATA:
+        raise ValueError("too long")
+    return ast.literal_eval(value)
+
+
+def load_errors() -> tuple[type[Exception], ...]:
+    """Return what the libraries raise for an export that they cannot load."""
+    from onnxruntime.capi import onnxruntime_pybind11_state as ort  # noqa: PLC0415 (slow, and only exports need it)
+
+    onnx = (ort.Fail, ort.InvalidArgument, ort.InvalidGraph, ort.InvalidProtobuf, ort.NotImplemented)
+    return RuntimeError, TypeError, ValueError, KeyError, OSError, *onnx
