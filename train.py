@@ -30,7 +30,7 @@ import yaml
 from ultralytics.utils import LOGGER
 
 from models.errors import UserError, did_you_mean
-from models.spec import find_config, load_spec
+from models.spec import ModelSpec, find_config, load_spec
 from utils.checkpoint import load_checkpoint
 from utils.trainer import Trainer, resume_options
 
@@ -113,17 +113,17 @@ def find_last(args: argparse.Namespace) -> Path:
 
 def new_options(args: argparse.Namespace) -> dict[str, Any]:
     """Return the trainer's options of a new run, and make its folder."""
-    cfg = model_yaml(args)
+    spec = read_model(args)
     recipe = read_recipe(args)
     given = {key: getattr(args, key) for key in (*RECIPE, "optimizer") if getattr(args, key) is not None}
     if given.get("optimizer") == "SGD" and not args.hyp:
         recipe["lr0"] = SGD_LR0
-    name = Path(cfg).stem if args.name == "cfg" else args.name
+    name = Path(spec.name).stem if args.name == "cfg" else args.name
     save_dir = cli.increment_path(args.project, name, args.exist_ok)
     return {
         **recipe,
         **given,
-        "model": cfg,
+        "model": str(keep_model(spec, args.cfg, save_dir)),
         "pretrained": args.weights or False,
         "data": args.data or DEMO_DATA,
         "rect": args.rect,
@@ -146,14 +146,21 @@ def new_options(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def model_yaml(args: argparse.Namespace) -> str:
-    """Return the path of the model YAML, checked; without `--cfg` it is written out of `--weights`."""
+def read_model(args: argparse.Namespace) -> ModelSpec:
+    """Return the model YAML, checked: that of `--cfg`, or the one inside `--weights`."""
     if not args.cfg and not args.weights:
         raise UserError("train.py needs --cfg, for instance --cfg riformer-yolo.yaml, or --weights to start from")
-    if args.weights:
-        load_checkpoint(args.weights)
-    load_spec(args.cfg)
-    return str(find_config(args.cfg))
+    inside = load_checkpoint(args.weights).spec if args.weights else None
+    return load_spec(args.cfg) if args.cfg else inside
+
+
+def keep_model(spec: ModelSpec, cfg: str, save_dir: Path) -> Path:
+    """Return the path of the model YAML; one that was inside a checkpoint is written into the run's folder."""
+    if cfg:
+        return find_config(cfg)
+    path = save_dir / Path(spec.name).name
+    path.write_text(yaml.safe_dump(spec.as_dict(), default_flow_style=None, sort_keys=False), encoding="utf-8")
+    return path
 
 
 def read_recipe(args: argparse.Namespace) -> dict[str, Any]:

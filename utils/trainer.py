@@ -28,7 +28,7 @@ from models.summary import backbone_card
 from utils.checkpoint import build_model, load_checkpoint, pack_model, plain, read_checkpoint, save_checkpoint
 from utils.datasets import build_dataset, check_images, load_dataset
 
-MIN_TRANSFERRED = 0.1  # of the tensors; below it, first weights are of another network
+MIN_TRANSFERRED = 0.5  # of the tensors; below it, first weights are of another network
 LOADER_SEED = 6148914691236517205  # ultralytics' own
 
 

@@ -1,0 +1,250 @@
+"""Training: what a run writes, resuming to the last bit, and what it says to wrong input."""
+
+from __future__ import annotations
+
+import csv
+import math
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+import train
+import val
+from models import DetectionModel
+from models.errors import UserError, WeightsError
+from tests.helpers import tiny, tiny_backbone
+from utils.checkpoint import load_checkpoint, read_checkpoint
+from utils.shapes import NAMES, Recipe, ensure_shapes
+from utils.trainer import Trainer, frozen_modules, transfer
+
+EPOCHS = 3
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """Return a folder with a small data set, its YAML, and two model YAMLs."""
+    root = tmp_path_factory.mktemp("train")
+    recipe = Recipe(side=64, train=12, val=4, test=4, film_side=64, film_frames=2)
+    ensure_shapes(root / "shapes", recipe)
+    splits = {split: f"images/{split}" for split in ("train", "val", "test")}
+    write(root / "data.yaml", {"path": str(root / "shapes"), **splits, "names": list(NAMES)})
+    write(root / "tiny.yaml", tiny())
+    write(root / "other.yaml", tiny(width_multiple=1.0))
+    return root
+
+
+def write(path: Path, content: dict) -> None:
+    path.write_text(yaml.safe_dump(content))
+
+
+def options(folder: Path, name: str, **changes) -> dict:
+    """Return the options of a short run of the tiny model."""
+    return {
+        "cfg": folder / "tiny.yaml",
+        "data": folder / "data.yaml",
+        "epochs": EPOCHS,
+        "imgsz": 64,
+        "batch_size": 4,
+        "noplots": True,
+        "project": folder / "runs",
+        "name": name,
+        **changes,
+    }
+
+
+@pytest.fixture(scope="module")
+def finished(folder) -> Path:
+    """Return the folder of an undisturbed run."""
+    return train.run(**options(folder, "whole"))
+
+
+def weights_of(checkpoint: Path, key: str) -> dict[str, torch.Tensor]:
+    return read_checkpoint(checkpoint)[key]
+
+
+def test_a_run_leaves_its_weights_options_and_results(finished, folder):
+    assert load_checkpoint(finished / "weights/best.pt").names == dict(enumerate(NAMES))
+    assert load_checkpoint(finished / "weights/best.pt").imgsz == 64
+    assert yaml.safe_load((finished / "args.yaml").read_text())["epochs"] == EPOCHS
+    with (finished / "results.csv").open() as f:
+        rows = list(csv.DictReader(f))
+    assert [row["epoch"] for row in rows] == [str(i + 1) for i in range(EPOCHS)]
+    assert all(math.isfinite(float(row["train/box_loss"])) for row in rows)
+
+
+def test_training_changes_the_weights(finished, folder):
+    torch.manual_seed(0)
+    new = DetectionModel(folder / "tiny.yaml", nc=len(NAMES)).state_dict()
+    trained = weights_of(finished / "weights/last.pt", "model")
+    assert new.keys() == trained.keys()
+    assert any(not torch.equal(new[k], trained[k]) for k in new)
+
+
+@pytest.mark.parametrize("moment", [("on_train_batch_end", 2), ("on_fit_epoch_end", 0)], ids=["in an epoch", "between"])
+def test_a_stopped_and_resumed_run_ends_with_the_same_bits(finished, folder, monkeypatch, moment):
+    event, epoch = moment
+
+    def stop(trainer):
+        if trainer.epoch == epoch:
+            raise KeyboardInterrupt
+
+    original = Trainer.__init__
+
+    def with_stop(self, *args, **kwargs):
+        original(self, *args, **kwargs)
+        self.add_callback(event, stop)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Trainer, "__init__", with_stop)
+        with pytest.raises(KeyboardInterrupt):
+            train.run(**options(folder, f"stopped-{event}"))
+    last = folder / "runs" / f"stopped-{event}" / "weights/last.pt"
+    assert train.run(resume=last) == last.parent.parent.resolve()
+    for key in ("model", "ema"):
+        want, got = weights_of(finished / "weights/last.pt", key), weights_of(last, key)
+        assert all(torch.equal(want[name], got[name]) for name in want)
+    with (last.parent.parent / "results.csv").open() as f:
+        assert [row["epoch"] for row in csv.DictReader(f)] == [str(i + 1) for i in range(EPOCHS)]
+
+
+def test_the_interrupted_user_is_told_how_to_go_on(folder, monkeypatch, caplog):
+    monkeypatch.setattr(Trainer, "_model_train", interrupt_in_second_epoch(Trainer._model_train))
+    with caplog.at_level("INFO", logger="ultralytics"), pytest.raises(KeyboardInterrupt):
+        train.run(**options(folder, "told"))
+    assert f"python train.py --resume {folder / 'runs/told/weights/last.pt'}" in caplog.text
+
+
+def interrupt_in_second_epoch(method):
+    def interrupted(self):
+        if self.epoch == 1:
+            raise KeyboardInterrupt
+        method(self)
+
+    return interrupted
+
+
+def test_resume_refuses_what_is_not_an_unfinished_run(finished, folder, tmp_path):
+    wrong = {
+        "there is no weights file": tmp_path / "last.pt",
+        "holds no training to resume": finished / "weights/best.pt",
+        "nothing to resume": finished / "weights/last.pt",
+    }
+    for message, path in wrong.items():
+        with pytest.raises(UserError, match=message):
+            train.run(resume=path)
+    moved = tmp_path / "moved.pt"
+    moved.write_bytes((finished / "weights/last.pt").read_bytes())
+    with pytest.raises(UserError, match="not in the folder of its run"):
+        train.run(resume=moved)
+    with pytest.raises(UserError, match="to resume"):
+        train.run(resume=True, project=tmp_path / "empty")
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_epoch(folder, monkeypatch):
+    step = Trainer.optimizer_step
+
+    def poison(self):
+        step(self)
+        if self.epoch == 1:
+            next(self.model.parameters()).data.fill_(math.nan)
+
+    monkeypatch.setattr(Trainer, "optimizer_step", poison)
+    with pytest.raises(UserError, match="not finite in epoch 2"):
+        train.run(**options(folder, "nan"))
+    saved = weights_of(folder / "runs/nan/weights/last.pt", "model")
+    assert all(tensor.isfinite().all() for tensor in saved.values())
+
+
+def test_weights_go_where_they_fit_and_another_network_is_refused(finished, folder):
+    source = load_checkpoint(finished / "weights/best.pt")
+    target = DetectionModel(folder / "tiny.yaml", nc=7)
+    transfer(source, target)
+    assert torch.equal(source.model[0].conv.weight, target.model[0].conv.weight)
+    with pytest.raises(WeightsError, match=r"only \d+ of \d+ tensors of other.yaml"):
+        transfer(source, DetectionModel(folder / "other.yaml", nc=len(NAMES)))
+
+
+def test_training_starts_from_a_checkpoint_and_its_yaml(finished, folder):
+    run = train.run(**options(folder, "again", cfg="", weights=finished / "weights/best.pt", epochs=1))
+    assert read_checkpoint(run / "weights/best.pt")["yaml"] == read_checkpoint(finished / "weights/best.pt")["yaml"]
+
+
+def test_frozen_rows_keep_weights_and_statistics(finished, folder):
+    first = weights_of(finished / "weights/best.pt", "ema")
+    run = train.run(**options(folder, "frozen", weights=finished / "weights/best.pt", freeze=[2], epochs=1))
+    after = weights_of(run / "weights/last.pt", "model")
+    frozen = [name for name in first if name.startswith(("model.0.", "model.1."))]
+    assert frozen
+    assert all(torch.equal(first[name], after[name]) for name in frozen)
+    assert any(not torch.equal(first[name], after[name]) for name in first if name.startswith("model.2."))
+
+
+def test_freeze_counts_slots():
+    model = DetectionModel(tiny_backbone("RIFormer", "s12"))
+    assert frozen_modules(model, "backbone") == frozen_modules(model, 5) == frozen_modules(model, [3]) == [0]
+    assert frozen_modules(model, None) == []
+    with pytest.raises(UserError, match="slots from 0 to 4"):
+        frozen_modules(model, 99)
+
+
+def test_layer_scales_and_affine_factors_have_no_weight_decay(folder):
+    write(folder / "riformer.yaml", tiny_backbone("RIFormer", "s12"))
+    parser = train.make_parser()
+    args = parser.from_keywords(**options(folder, "groups", cfg=folder / "riformer.yaml"))
+    trainer = Trainer(overrides=train.new_options(args))
+    trainer._setup_train()
+    decayed = {id(p) for g in trainer.optimizer.param_groups if g["weight_decay"] > 0 for p in g["params"]}
+    names = {name for name, p in trainer.model.named_parameters() if id(p) in decayed}
+    assert names
+    assert not [name for name in names if "layer_scale" in name or "affine" in name or "norm" in name]
+    every = [id(p) for g in trainer.optimizer.param_groups for p in g["params"]]
+    assert len(every) == len(set(every)) == len(list(trainer.model.parameters()))
+
+
+WRONG = {
+    "no model": ({"cfg": ""}, "needs --cfg"),
+    "no such model": ({"cfg": "riformer-yolov.yaml"}, "did you mean 'riformer-yolo.yaml'"),
+    "no such data": ({"data": "shape.yaml"}, "did you mean 'shapes.yaml'"),
+    "no such weights": ({"weights": "nowhere.pt"}, "no weights file nowhere.pt"),
+    "no such recipe": ({"hyp": "nowhere.yaml"}, "nowhere.yaml"),
+    "epochs": ({"epochs": 0}, "epochs"),
+    "batch": ({"batch_size": -2}, "batch"),
+    "freeze": ({"freeze": ["neck"]}, "--freeze takes backbone"),
+    "unknown option": ({"epoch_count": 3}, "epoch_count"),
+}
+
+
+@pytest.mark.parametrize(("change", "message"), WRONG.values(), ids=WRONG.keys())
+def test_wrong_options_are_named_before_anything_is_written(folder, tmp_path, change, message):
+    with pytest.raises(UserError, match=message):
+        train.run(**options(folder, "wrong", project=tmp_path / "runs", **change))
+    assert not list((tmp_path / "runs").rglob("*.pt"))
+
+
+def test_a_recipe_is_checked_and_yolov5s_loss_gains_are_left_out(folder, tmp_path, caplog):
+    parser = train.make_parser()
+    write(tmp_path / "typo.yaml", {"lr00": 0.1})
+    with pytest.raises(UserError, match=r"unknown hyper-parameter .lr00. \(did you mean .lr0."):
+        train.read_recipe(parser.from_keywords(**options(folder, "x", hyp=tmp_path / "typo.yaml")))
+    write(tmp_path / "text.yaml", {"lr0": "high"})
+    with pytest.raises(UserError, match="lr0 must be a number"):
+        train.read_recipe(parser.from_keywords(**options(folder, "x", hyp=tmp_path / "text.yaml")))
+    write(tmp_path / "v5.yaml", {"lr0": 0.01, "box": 0.05, "cls": 0.5, "obj": 1.0, "iou_t": 0.2, "fliplr": 0.5})
+    with caplog.at_level("WARNING", logger="ultralytics"):
+        recipe = train.read_recipe(parser.from_keywords(**options(folder, "x", hyp=tmp_path / "v5.yaml")))
+    assert recipe == {"lr0": 0.01, "fliplr": 0.5}
+    assert "obj, iou_t, box, cls belong to the loss" in caplog.text
+
+
+def test_val_measures_weights_and_refuses_a_missing_split(finished, folder):
+    metrics = val.run(
+        weights=finished / "weights/best.pt", data=folder / "data.yaml", project=folder / "val", task="test"
+    )
+    assert 0 <= metrics["metrics/mAP50(B)"] <= 1
+    content = yaml.safe_load((folder / "data.yaml").read_text())
+    del content["test"]
+    write(folder / "no-test.yaml", content)
+    with pytest.raises(UserError, match="test"):
+        val.run(weights=finished / "weights/best.pt", data=folder / "no-test.yaml", project=folder / "val", task="test")
