@@ -1,0 +1,95 @@
+"""What the tests share: random statistics, differences that can fail, tiny model YAMLs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils._pytree import tree_leaves
+
+from models.spec import CONFIGS
+
+GOLDEN = Path(__file__).parent / "golden"
+SHIPPED = sorted(path.name for path in CONFIGS.glob("*.yaml"))
+SCALES = ("layer_scale", "gamma")  # names of layer scales, here and in timm
+
+TINY_BACKBONE = [[-1, 1, "Conv", [16, 3, 2]], [-1, 1, "Conv", [32, 3, 2]], [-1, 1, "C3", [32]]]
+TINY_HEAD = [[-1, 1, "Conv", [32, 3, 2]], [-1, 1, "nn.Upsample", [None, 2, "nearest"]], [[-1, 2], 1, "Concat", [1]]]
+TINY_DETECT = [[5, 3], 1, "Detect", ["nc"]]
+
+
+def tiny(**changes) -> dict:
+    """Return a small model YAML with strides 4 and 8, whose keys `changes` replaces."""
+    cfg = {"nc": 2, "depth_multiple": 1.0, "width_multiple": 0.5, "backbone": TINY_BACKBONE}
+    return {**cfg, "head": [*TINY_HEAD, TINY_DETECT], **changes}
+
+
+def tiny_backbone(word: str, *args, **changes) -> dict:
+    """Return a small model YAML of one list backbone and a head that reads P3 to P5."""
+    head = [[["P3", "P4", "P5"], 1, "Detect", ["nc"]]]
+    return {"nc": 2, "width_multiple": 0.5, "backbone": [[-1, 1, word, list(args)]], "head": head, **changes}
+
+
+@torch.no_grad()
+def randomize_(module: nn.Module, seed: int = 0) -> nn.Module:
+    """Give every parameter and every statistic a value that a forgotten term would show in; return `module`.
+
+    Weights keep the size of their inputs, so that deep networks stay finite; frozen parameters stay.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in module.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        if any(scale in name for scale in SCALES):
+            parameter.uniform_(0.1, 0.5, generator=generator)
+        elif parameter.ndim > 1:
+            parameter.normal_(0, parameter[0].numel() ** -0.5, generator=generator)
+        elif name.endswith("weight"):
+            parameter.uniform_(0.5, 1.5, generator=generator)
+        else:
+            parameter.normal_(0, 0.3, generator=generator)
+    for norm in module.modules():
+        if isinstance(norm, _BatchNorm) and norm.running_mean is not None:
+            norm.running_mean.normal_(0, 0.5, generator=generator)
+            norm.running_var.uniform_(0.5, 2, generator=generator)
+    return module
+
+
+def relative_error(got: torch.Tensor, want: torch.Tensor) -> float:
+    """Return the largest difference over the largest value of `want`; shapes must be equal, and all values finite."""
+    assert got.shape == want.shape, f"{tuple(got.shape)} instead of {tuple(want.shape)}"
+    assert got.isfinite().all(), "not finite"
+    assert want.isfinite().all(), "the reference is not finite"
+    return ((got - want).abs().max() / want.abs().max()).item()
+
+
+def tensors(output) -> list[torch.Tensor]:
+    """Return every tensor of a model's output, feature maps included."""
+    return [leaf for leaf in tree_leaves(output) if isinstance(leaf, torch.Tensor)]
+
+
+@torch.no_grad()
+def worst_error(got: nn.Module, want: nn.Module, x: torch.Tensor) -> float:
+    """Return the largest relative error over all outputs of the module `got`, each against its own size."""
+    outputs = tensors(want(x))
+    assert any(is_telling(output) for output in outputs), "no output depends on the input, nothing would show"
+    return max(relative_error(g, w) for g, w in zip(tensors(got(x)), outputs, strict=True))
+
+
+def is_telling(output: torch.Tensor) -> bool:
+    """Return whether the pictures of a batch have clearly different outputs, none of them constant."""
+    difference = (output[0] - output[1]).abs().max() / output.abs().max()
+    return bool(difference > 1e-2 and output[0].std() > 1e-3 * output[0].abs().max())
+
+
+def pictures(height: int = 96, width: int = 64, channels: int = 3, dtype=torch.float64) -> torch.Tensor:
+    """Return a batch of two random pictures."""
+    return torch.rand(2, channels, height, width, generator=torch.Generator().manual_seed(1)).to(dtype)
+
+
+def golden(name: str) -> dict:
+    """Return a file of known features."""
+    return json.loads((GOLDEN / f"{name}.json").read_text())
