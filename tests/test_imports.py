@@ -1,0 +1,142 @@
+"""The house's one-way order of imports, and what no file of it may do. Read from the source, nothing is run."""
+
+import ast
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SOURCES = sorted([*ROOT.glob("*.py"), *ROOT.glob("models/**/*.py"), *ROOT.glob("utils/**/*.py")])
+ORDER = [  # a module imports from its own line and the lines above
+    ["utils.environment"],
+    ["models.errors"],
+    ["models.registry", "models.spec"],
+    ["models.blocks"],
+    ["models.backbones"],
+    ["models.layers", "models.heads"],
+    ["models.parser"],
+    ["models.summary", "models.yolo"],
+    ["models"],
+    ["utils"],
+    ["scripts"],
+]
+ALONE = {"timm": ["models.backbones.from_timm"]}  # libraries that one module wraps
+NAMES = {"eval", "exec", "compile", "__import__"}
+CALLS = {
+    *("pickle.load", "pickle.loads", "pickle.Unpickler", "marshal.loads", "yaml.load", "yaml.full_load"),
+    *("yaml.unsafe_load", "yaml.Loader", "yaml.UnsafeLoader", "os.system", "os.popen", "torch.hub.load"),
+}
+
+
+def module_name(path):
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def parse(path):
+    return ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
+
+
+def imported(tree):
+    """Return the modules that a file imports; for `from a import b` both a and a.b, of which one may be a name."""
+    names = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "relative import"
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return names
+
+
+MODULES = {module_name(path): parse(path) for path in SOURCES}
+each_module = pytest.mark.parametrize("module", MODULES)
+
+
+def rank(module):
+    """Return the line of ORDER that a module stands in: the one with the longest name that begins it."""
+    fits = [(len(name), i) for i, row in enumerate(ORDER) for name in row if f"{module}.".startswith(f"{name}.")]
+    return max(fits)[1] if fits else len(ORDER) - 1
+
+
+def ours(module):
+    """Return the modules of this repository that `module` imports."""
+    return {name for name in imported(MODULES[module]) if name in MODULES} - {module}
+
+
+def test_there_is_something_to_check():
+    assert {"models.yolo", "models.blocks.reparam", "utils.checkpoint", "train"} <= MODULES.keys()
+    assert rank("models.blocks.reparam") < rank("models.yolo") < rank("models") < rank("utils.cli") < rank("train")
+    assert rank("utils.environment") < rank("models.errors")
+
+
+@each_module
+def test_imports_point_one_way(module):
+    wrong = {name for name in ours(module) if rank(name) > rank(module)}
+    packages = {"models", "utils"} & wrong  # a package is imported along with what is in it
+    assert not wrong - {p for p in packages if any(name.startswith(f"{p}.") for name in ours(module))}
+
+
+@each_module
+def test_scripts_import_no_scripts(module):
+    assert "." in module or module in ("models", "utils") or not {name for name in ours(module) if rank(name) == 10}
+
+
+@each_module
+def test_libraries_at_the_edge_are_imported_in_one_place(module):
+    for library, places in ALONE.items():
+        if module not in places:
+            assert not {n for n in imported(MODULES[module]) if n.split(".")[0] == library}, library
+
+
+@pytest.mark.parametrize(
+    ("module", "allowed"),
+    [
+        ("utils.environment", set()),
+        ("models.errors", set()),
+        ("models.registry", {"models"}),
+        ("models.spec", {"models", "yaml"}),
+    ],
+)
+def test_the_first_modules_need_no_heavy_library(module, allowed):
+    libraries = {name.split(".")[0] for name in imported(MODULES[module])}
+    assert libraries <= allowed | set(sys.stdlib_module_names)
+
+
+def calls(module):
+    for node in ast.walk(MODULES[module]):
+        if isinstance(node, ast.Call):
+            yield node, ast.unparse(node.func)
+
+
+@each_module
+def test_nothing_from_outside_is_run(module):
+    for node, name in calls(module):
+        where = f"{module}, line {node.lineno}: {name}"
+        assert name not in NAMES, where
+        assert name not in CALLS, where
+        for keyword in node.keywords:
+            assert keyword.arg != "shell" or not getattr(keyword.value, "value", True), where
+
+
+@each_module
+def test_torch_load_reads_weights_only(module):
+    for node, name in calls(module):
+        if name == "torch.load":
+            only = [k.value for k in node.keywords if k.arg == "weights_only"]
+            assert [getattr(value, "value", None) for value in only] == [True], f"{module}, line {node.lineno}"
+
+
+@pytest.mark.parametrize("text", ["eval('1')", "yaml.load(f)", "run('ls', shell=True)", "torch.load(f)"])
+def test_the_checks_can_fail(text, monkeypatch):
+    monkeypatch.setitem(MODULES, "bad", ast.parse(text))
+    with pytest.raises(AssertionError):
+        test_nothing_from_outside_is_run("bad")
+        test_torch_load_reads_weights_only("bad")
+
+
+def test_an_import_to_the_right_is_seen(monkeypatch):
+    monkeypatch.setitem(MODULES, "models.spec", ast.parse("from models.yolo import DetectionModel"))
+    with pytest.raises(AssertionError):
+        test_imports_point_one_way("models.spec")

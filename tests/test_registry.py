@@ -1,0 +1,56 @@
+"""Names to things."""
+
+import pytest
+
+from models.errors import UserError, did_you_mean
+from models.registry import Registry, UnknownName
+
+
+@pytest.fixture
+def words():
+    words = Registry("module")
+    words.register("Conv", "nn.Conv")("the convolution")
+    words.register("Concat")("the joint")
+    return words
+
+
+def test_an_entry_has_every_name_it_was_given(words):
+    assert words["Conv"] == words["nn.Conv"] == "the convolution"
+
+
+def test_it_is_a_mapping(words):
+    assert (list(words), len(words)) == (["Conv", "nn.Conv", "Concat"], 3)
+    assert "Conv" in words
+    assert "conv" not in words
+    assert words.get("Cnov") is None
+
+
+def test_register_gives_back_what_it_decorates(words):
+    def upsample(): ...
+
+    assert words.register("Upsample")(upsample) is upsample
+
+
+def test_a_name_is_given_once(words):
+    with pytest.raises(ValueError, match="module 'Conv' is registered twice"):
+        words.register("New", "Conv")("another")
+
+
+def test_a_miss_says_what_was_probably_meant(words):
+    with pytest.raises(UnknownName) as caught:
+        words["Cnov"]
+    assert str(caught.value) == "unknown module 'Cnov' (did you mean 'Conv'?)"
+
+
+def test_a_miss_is_a_user_error_and_a_key_error(words):
+    for kind in (UserError, KeyError):
+        with pytest.raises(kind):
+            words["nothing like it"]
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [("conv", "Conv"), ("CONCAT", "Concat"), ("Concta", "Concat"), ("xyz", None), ("", None)],
+)
+def test_did_you_mean(name, hint, words):
+    assert did_you_mean(name, words) == (f" (did you mean '{hint}'?)" if hint else "")
