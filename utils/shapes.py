@@ -4,7 +4,7 @@ The photographs ship inside the ultralytics package and everything else is drawn
 has its own random generator, seeded by the recipe, its split and its number: the same recipe gives the same pixels and
 the same labels on every run. It is learnt in minutes: a demonstration, not a benchmark.
 
-    <root>/images/{train,val,test}/0000.jpg    160×160 pixels, 1 to 4 objects, every 24th picture without any
+    <root>/images/{train,val,test}/0000.jpg    160×160 pixels, 2 to 5 objects, every 24th picture without any
     <root>/labels/{train,val,test}/0000.txt    YOLO rows: class, centre x, centre y, width, height, as parts of the side
     <root>/shapes.mp4                          the same objects in motion, 320×320
     <root>/shapes.json                         the recipe; written last, it says that the set is complete
@@ -59,7 +59,7 @@ Box = tuple[float, float, float, float]  # left, top, right, bottom in pixels
 class Recipe:
     """Everything the set depends on; when any of it changes, the set is made again."""
 
-    version: int = 2  # of the drawing below
+    version: int = 3  # of the drawing below
     seed: int = 20
     side: int = 160  # pixels
     train: int = 384  # pictures
@@ -149,8 +149,8 @@ def draw(picture: np.ndarray, shape: Shape) -> Box | None:
 
 
 def random_shape(rng: np.random.Generator, height: int, width: int) -> Shape:
-    """Return an object of a fifth to a half of the short side, at most a tenth of it outside of the picture."""
-    size = min(height, width) * rng.uniform(0.2, 0.5)
+    """Return an object of a fifth to nearly a half of the short side, at most a tenth of it outside of the picture."""
+    size = min(height, width) * rng.uniform(0.2, 0.45)
     x, y = (rng.uniform(0.4 * size, side - 0.4 * size) for side in (width, height))
     red, green, blue = (int(v) for v in np.clip(PALETTE[rng.integers(len(PALETTE))] + rng.integers(-14, 15, 3), 0, 255))
     outline = (None, None, WHITE, WHITE, INK)[rng.integers(5)]
@@ -204,7 +204,7 @@ def picture(photos: list[np.ndarray], recipe: Recipe, split: str, number: int) -
     rng = np.random.default_rng([recipe.seed, SPLITS.index(split), number])
     canvas = crop(photos, rng, recipe.side)
     empty = number % recipe.background_every == recipe.background_every - 1
-    shapes = [] if empty else scene(rng, recipe.side, recipe.side, int(rng.integers(1, 5)))
+    shapes = [] if empty else scene(rng, recipe.side, recipe.side, int(rng.integers(2, 6)))
     boxes = [(shape.kind, draw(canvas, shape)) for shape in shapes]
     return canvas, "".join(label_row(kind, box, recipe.side) for kind, box in boxes if box)
 
