@@ -150,8 +150,11 @@ def read_model(args: argparse.Namespace) -> ModelSpec:
     """Return the model YAML, checked: that of `--cfg`, or the one inside `--weights`."""
     if not args.cfg and not args.weights:
         raise UserError("train.py needs --cfg, for instance --cfg riformer-yolo.yaml, or --weights to start from")
-    inside = load_checkpoint(args.weights).spec if args.weights else None
-    return load_spec(args.cfg) if args.cfg else inside
+    if not args.cfg:
+        return load_checkpoint(args.weights).spec
+    if args.weights:
+        load_checkpoint(args.weights)  # so that a wrong file is said before anything is written
+    return load_spec(args.cfg)
 
 
 def keep_model(spec: ModelSpec, cfg: str, save_dir: Path) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -13,6 +14,16 @@ from ultralytics.nn.modules import Detect
 
 from models.backbones.base import Backbone, level_name
 from models.blocks.reparam import switch_to_deploy
+from models.parser import Node
+from models.spec import ModelSpec
+
+
+class RowModel(Protocol):
+    """What is read of a `DetectionModel` here."""
+
+    spec: ModelSpec
+    nodes: tuple[Node, ...]
+    model: nn.Sequential
 
 
 def count_parameters(module: nn.Module) -> int:
@@ -20,22 +31,26 @@ def count_parameters(module: nn.Module) -> int:
     return sum(p.numel() for p in module.parameters())
 
 
-def count_gflops(module: nn.Module, size: tuple[int, int] = (640, 640)) -> float:
+def count_gflops(module: Any, size: tuple[int, int] = (640, 640)) -> float:
     """Return the 10^9 floating-point operations of one picture of `size` (H, W), two per multiply-add.
+
+    Args:
+        module: a detection model or a backbone.
+        size: height and width of the picture.
 
     Convolutions, matrix products and attention are counted wherever they happen, in modules or functions. Nothing is
     computed: the model runs on the meta device.
     """
-    ghost = copy.deepcopy(module).eval().to("meta")
+    ghost: Any = copy.deepcopy(module).eval().to("meta")
     for head in (m for m in ghost.modules() if isinstance(m, Detect)):
         head.train()  # raw maps: decoding asks for the value of its strides, which a meta tensor does not have
-    picture = torch.empty(1, module.example_input().shape[1], *size, device="meta")
+    picture = torch.empty(1, ghost.example_input().shape[1], *size, device="meta")
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         ghost(picture)
     return counter.get_total_flops() / 1e9
 
 
-def model_table(model: nn.Module) -> str:
+def model_table(model: RowModel) -> str:
     """Return the rows of a model as YOLOv5 prints them; slots are the numbers that `from` uses."""
     lines = [f"{'slot':>5}{'from':>20}{'n':>3}{'params':>11}  {'module':<40}{'arguments':<30}"]
     for module, node in zip(model.model, model.nodes, strict=True):
@@ -44,17 +59,17 @@ def model_table(model: nn.Module) -> str:
         slots = f"{node.slots[0]}-{node.slots[-1]}" if len(node.slots) > 1 else node.slots[0]
         params = f"{count_parameters(module):,}"
         lines.append(f"{slots!s:>5}{_plain(sources):>20}{number:>3}{params:>11}  {word:<40}{_plain(args):<30}".rstrip())
-    total = count_parameters(model)
+    total = sum(map(count_parameters, model.model))
     lines.append(f"{model.spec.name} summary: {total:,} parameters, {count_gflops(model):.1f} GFLOPs at 640x640")
     return "\n".join(lines)
 
 
-def backbone_card(model: nn.Module, size: tuple[int, int] = (640, 640)) -> str:
+def backbone_card(model: RowModel, size: tuple[int, int] = (640, 640)) -> str:
     """Return what people ask of a backbone: its levels, size, cost, what fuses, and where its weights come from."""
-    backbone = next((m for m in model.modules() if isinstance(m, Backbone)), None)
+    backbone = next((m for m in model.model if isinstance(m, Backbone)), None)
     if backbone is None:
         return f"{model.spec.name} has no list backbone: its rows are its backbone"
-    deploy = switch_to_deploy(backbone)
+    deploy: Any = switch_to_deploy(backbone)
     report = getattr(backbone, "weights_report", None)
     levels = ", ".join(
         f"{level_name(s)} {c} channels" for s, c in zip(backbone.strides, backbone.channels, strict=True)

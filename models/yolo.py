@@ -42,6 +42,8 @@ class DetectionModel(tasks.DetectionModel):
 
     task = "detect"
     inplace = True  # ultralytics' heads ask for it
+    stride: Tensor  # of the head's maps, (levels,)
+    names: dict[int, str]
 
     def __init__(
         self,

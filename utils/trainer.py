@@ -62,7 +62,7 @@ class Trainer(DetectionTrainer):
             write_data_yaml(data, self.save_dir / "data.yaml")
         return data
 
-    def build_dataset(self, img_path: str, mode: str = "train", batch: int | None = None) -> Any:
+    def build_dataset(self, img_path: str, mode: str = "train", batch: int = 1) -> Any:
         """Return the data set of one split; validation pictures are grouped by shape."""
         stride = max(int(unwrap_model(self.model).stride.max()), 32)
         return build_dataset(self.args, img_path, batch, self.data, mode=mode, rect=mode == "val", stride=stride)
@@ -174,7 +174,7 @@ class Trainer(DetectionTrainer):
         self.ema.ema.load_state_dict(ckpt["ema"])
         self.ema.updates = ckpt["updates"]
         self.best_fitness = ckpt["best_fitness"]
-        vars(self.stopper).update(ckpt["stopper"])
+        self.stopper.__dict__.update(ckpt["stopper"])
         self.history = ckpt["history"]
         self.start_epoch = ckpt["epoch"] + 1
         LOGGER.info(f"Resuming {self.args.resume} with epoch {self.start_epoch + 1} of {self.epochs}")
@@ -200,7 +200,7 @@ class Trainer(DetectionTrainer):
 class Validator(DetectionValidator):
     """ultralytics' validator on our data sets. `args.data` is a file that `write_data_yaml` wrote."""
 
-    def build_dataset(self, img_path: str, mode: str = "val", batch: int | None = None) -> Any:
+    def build_dataset(self, img_path: str, mode: str = "val", batch: int = 1) -> Any:
         """Return the data set of one split, grouped by shape."""
         stride = max(int(self.stride), 32)
         return build_dataset(self.args, img_path, batch, self.data, mode=mode, rect=self.args.rect, stride=stride)
@@ -260,7 +260,7 @@ def frozen_modules(model: DetectionModel, freeze: int | str | list[int] | None) 
         return []
     if freeze == "backbone":
         freeze = LEVELS if model.nodes[0].writes_list else model.spec.backbone_rows
-    slots = set(range(freeze) if isinstance(freeze, int) else freeze)
+    slots = {int(slot) for slot in (range(freeze) if isinstance(freeze, int) else freeze)}
     last = model.nodes[-1].slot
     if not slots <= set(range(last)):
         raise UserError(f"--freeze takes slots from 0 to {last - 1}, the last row being the head, not {max(slots)}")

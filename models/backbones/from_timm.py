@@ -92,7 +92,7 @@ def fuse_timm_block(module: nn.Module) -> nn.Module | None:
     return fused if fused.state_dict().keys() != module.state_dict().keys() else None
 
 
-def _create(arch: str, **options: Any) -> nn.Module:
+def _create(arch: str, **options: Any) -> Any:
     """Call `timm.create_model` for feature maps and turn its refusals into one sentence."""
     try:
         return timm.create_model(arch, features_only=True, **options)

@@ -30,7 +30,7 @@ class _Readers(TorchDispatchMode):
 
 def follow(
     model: nn.Module, example: Tensor, producers: tuple[type, ...], consumers: tuple[type, ...]
-) -> Iterator[tuple[str, nn.Module, str | None]]:
+) -> Iterator[tuple[str, Any, str | None]]:
     """Yield (name, module, producer) for every module of the types `consumers` that `model(example)` runs.
 
     `producer` is the name of the module of the types `producers` whose output the consumer reads, if nothing else
@@ -43,7 +43,7 @@ def follow(
     runs: dict[nn.Module, int] = defaultdict(int)
     made_by: dict[int, nn.Module] = {}  # id of an output tensor to the module that made it
     read: dict[nn.Module, Tensor] = {}  # a consumer's input
-    names = {module: name for name, module in model.named_modules()}
+    names: dict[nn.Module, str] = {module: name for name, module in model.named_modules()}
 
     def note(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
         runs[module] += 1
@@ -52,8 +52,7 @@ def follow(
         else:
             made_by[id(output)] = module
 
-    watched = [m for m in names if isinstance(m, (*producers, *consumers))]
-    hooks = [module.register_forward_hook(note) for module in watched]
+    hooks = [module.register_forward_hook(note) for module in names if isinstance(module, (*producers, *consumers))]
     try:
         with torch.no_grad(), _Readers() as readers:
             model(example)

@@ -17,6 +17,7 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +28,9 @@ from torch.nn.utils.parametrize import is_parametrized
 from models.blocks.dataflow import follow
 
 Linear = _ConvNd | nn.Linear
+L = TypeVar("L", bound=Linear)
+W = TypeVar("W", bound=Linear | nn.GroupNorm)
+M = TypeVar("M", bound=nn.Module)
 Fuser = Callable[[nn.Module], "nn.Module | None"]  # an equivalent simpler module, or None: not mine, or nothing to do
 
 
@@ -49,13 +53,16 @@ class DeployReport:
     left: list[str] = field(default_factory=list)
 
 
-LINEAR_TYPES = [nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.Linear]
+FORWARDS: set[Any] = {  # of the convolutions whose output is linear in their parameters `weight` and `bias`
+    kind.forward
+    for kind in (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.Linear)
+}
 _FUSERS: list[Fuser] = [lambda m: m.fuse() if isinstance(m, Reparameterizable) else None]
 
 
-def register_linear(kind: type[nn.Module]) -> None:
+def register_linear(kind: type[Linear]) -> None:
     """Say that a library's convolution with a `forward` of its own is linear in its `weight` and `bias`."""
-    LINEAR_TYPES.append(kind)
+    FORWARDS.add(kind.forward)
 
 
 def register_fuser(fuser: Fuser) -> Fuser:
@@ -64,7 +71,7 @@ def register_fuser(fuser: Fuser) -> Fuser:
     return fuser
 
 
-def switch_to_deploy(model: nn.Module, example: Tensor | None = None) -> nn.Module:
+def switch_to_deploy(model: M, example: Tensor | None = None) -> M:
     """Return a copy of `model` in eval mode in which everything that can be fused is fused.
 
     The copy computes the same function as `model.eval()`. Its attribute `report` (`DeployReport`) says what was done;
@@ -77,7 +84,7 @@ def switch_to_deploy(model: nn.Module, example: Tensor | None = None) -> nn.Modu
     Raises:
         TypeError: `model` has no `example_input()` and no `example` is given.
     """
-    deploy = copy.deepcopy(model).eval()
+    deploy: Any = copy.deepcopy(model).eval()
     report = copy.deepcopy(getattr(model, "report", None)) or DeployReport()
     deploy = _fuse_blocks(deploy, report.fused)
     if example is None:
@@ -89,7 +96,7 @@ def switch_to_deploy(model: nn.Module, example: Tensor | None = None) -> nn.Modu
     return deploy
 
 
-def fuse_conv_bn(conv: Linear, bn: _BatchNorm) -> Linear:
+def fuse_conv_bn(conv: L, bn: _BatchNorm) -> L:
     """Return one convolution (or linear layer) that computes `bn(conv(x))` in eval mode.
 
     Any dimension, groups, dilation, padding mode, transposed or not; dtype and device of `conv` are kept.
@@ -97,7 +104,7 @@ def fuse_conv_bn(conv: Linear, bn: _BatchNorm) -> Linear:
     Raises:
         ValueError: `bn` has no running statistics or another number of channels, or `conv` computes its weights.
     """
-    if type(conv).forward not in {kind.forward for kind in LINEAR_TYPES} or is_parametrized(conv):
+    if type(conv).forward not in FORWARDS or is_parametrized(conv):
         raise ValueError(f"a {type(conv).__name__} computes its weights from others and cannot take a factor")
     scale, shift = bn_scale_shift(bn)
     weight = conv.weight.detach().double()
@@ -128,7 +135,7 @@ def bn_scale_shift(bn: _BatchNorm) -> tuple[Tensor, Tensor]:
     return scale, shift if bn.bias is None else shift + bn.bias.detach().double()
 
 
-def with_weights(module: nn.Module, weight: Tensor, bias: Tensor | None) -> nn.Module:
+def with_weights(module: W, weight: Tensor, bias: Tensor | None) -> W:
     """Return a copy of a linear `module` with these weights, cast to its dtype and device."""
     like = module.weight
     fused = copy.deepcopy(module)
@@ -142,7 +149,7 @@ def _as_column(vector: Tensor, like: Tensor) -> Tensor:
     return vector.reshape(*vector.shape, *[1] * (like.ndim - vector.ndim))
 
 
-def _fuse_blocks(module: nn.Module, fused: Counter[str]) -> nn.Module:
+def _fuse_blocks(module: nn.Module, fused: Counter[str]) -> Any:
     """Swap, from the outside in, every block that a fuser knows; return what takes the place of `module`."""
     replaced = next((new for fuser in _FUSERS if (new := fuser(module)) is not None), module)
     if replaced is not module:
@@ -156,12 +163,13 @@ def _fuse_blocks(module: nn.Module, fused: Counter[str]) -> nn.Module:
 def _fold_batch_norms(model: nn.Module, example: Tensor, fused: Counter[str]) -> list[str]:
     """Fold every BatchNorm that one convolution alone feeds, in place; return the others, each with its reason."""
     left = []
+    modules: dict[str, Any] = dict(model.named_modules())
     for name, bn, conv_name in follow(model, example, producers=(_ConvNd, nn.Linear), consumers=(_BatchNorm,)):
         if conv_name is None:
             left.append(f"{name}: its input is not the output of one convolution alone")
             continue
         try:
-            conv = fuse_conv_bn(model.get_submodule(conv_name), bn)
+            conv = fuse_conv_bn(modules[conv_name], bn)
         except ValueError as e:
             left.append(f"{name}: {e}")
             continue

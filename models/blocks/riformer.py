@@ -79,9 +79,9 @@ class RIFormerBlock(Reparameterizable):
         scale1, scale2 = (s.detach().double() for s in (self.layer_scale_1, self.layer_scale_2))
         norm = fuse_norm_affine(self.norm1, self.token_mixer.affine)
         norm = with_weights(norm, norm.weight.double() * scale1, norm.bias.double() * scale1)
-        fc1, fc2 = fuse_norm_conv(self.norm2, self.mlp.fc1), self.mlp.fc2
-        weight, bias = fc2.weight.detach().double(), fc2.bias.detach().double()
-        fc2 = with_weights(fc2, scale2[:, None, None, None] * weight, scale2 * bias)
+        fc1 = fuse_norm_conv(self.norm2, self.mlp.fc1)
+        weight, bias = _double(self.mlp.fc2)
+        fc2 = with_weights(self.mlp.fc2, scale2[:, None, None, None] * weight, scale2 * bias)
         return DeployRIFormerBlock(norm, self.norm2.eps, fc1, self.mlp.act, fc2)
 
 
@@ -123,12 +123,18 @@ class DeployRIFormerBlock(nn.Module):
 
 def fuse_norm_affine(norm: nn.GroupNorm, affine: nn.Conv2d) -> nn.GroupNorm:
     """Return the GroupNorm that computes `affine(norm(x)) - norm(x)`, the published deploy form of the token mixer."""
-    factor, shift = affine.weight.detach().double().flatten() - 1, affine.bias.detach().double()
-    return with_weights(norm, norm.weight.detach().double() * factor, norm.bias.detach().double() * factor + shift)
+    (weight, bias), (factor, shift) = _double(norm), _double(affine)
+    factor = factor.flatten() - 1
+    return with_weights(norm, weight * factor, bias * factor + shift)
 
 
 def fuse_norm_conv(norm: nn.GroupNorm, conv: nn.Conv2d) -> nn.Conv2d:
     """Return the 1x1 convolution that computes `conv(norm(x))` from `norm(x)` without its weight and bias."""
-    weight = conv.weight.detach().double()
-    bias = conv.bias.detach().double() + weight.flatten(1) @ norm.bias.detach().double()
-    return with_weights(conv, weight * norm.weight.detach().double()[:, None, None], bias)
+    (factor, shift), (weight, bias) = _double(norm), _double(conv)
+    return with_weights(conv, weight * factor[:, None, None], bias + weight.flatten(1) @ shift)
+
+
+def _double(module: nn.GroupNorm | nn.Conv2d) -> tuple[Tensor, Tensor]:
+    """Return weight and bias in float64, zeros if there is no bias."""
+    weight = module.weight.detach().double()
+    return weight, weight.new_zeros(len(weight)) if module.bias is None else module.bias.detach().double()
