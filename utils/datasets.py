@@ -22,7 +22,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import utils.environment  # noqa: F401
 from models.errors import UserError, did_you_mean
@@ -204,7 +204,7 @@ def find_roots(path: object, file: Path) -> list[Path]:
     return roots
 
 
-def is_path(value: object) -> bool:
+def is_path(value: object) -> TypeGuard[str]:
     """Return whether `value` is a text that the system takes for a path."""
     if not isinstance(value, str) or not value.strip() or len(value) > MAX_PATH:
         return False
@@ -216,11 +216,11 @@ def find_split(value: object, key: str, roots: list[Path], file: Path, required:
     """Return the absolute path or paths of a split; one that is not required may be missing."""
     if value is None:
         return None
-    entries = value if isinstance(value, list) else [value]
-    for entry in entries or [value]:
+    paths = []
+    for entry in (value if isinstance(value, list) else [value]) or [value]:
         if not is_path(entry):
             raise UserError(f"{file}: {key} must be a folder, a list file or a list of them, not {kind_of(entry)}")
-    paths = [find_source(entry, key, roots, file, required) for entry in entries]
+        paths.append(find_source(entry, key, roots, file, required))
     return paths if isinstance(value, list) else paths[0]
 
 
@@ -318,14 +318,16 @@ class Settings:
 
 def stamp_of(image: str, label: str) -> tuple[int, int, int, int]:
     """Return size and time of both files; the later of modification and change, as the former can be set back."""
-    stamps = []
-    for path in (image, label):
-        try:
-            stat = Path(path).stat()
-            stamps += [stat.st_size, max(stat.st_mtime_ns, stat.st_ctime_ns)]
-        except OSError:
-            stamps += [-1, -1]
-    return tuple(stamps)
+    return *size_and_time(image), *size_and_time(label)
+
+
+def size_and_time(path: str) -> tuple[int, int]:
+    """Return the size of a file in bytes and its time in ns, -1 and -1 when it is not there."""
+    try:
+        stat = Path(path).stat()
+    except OSError:
+        return -1, -1
+    return stat.st_size, max(stat.st_mtime_ns, stat.st_ctime_ns)
 
 
 def picture_shape(path: str, channels: int) -> tuple[int, int]:
@@ -551,7 +553,10 @@ class SafeYOLODataset(YOLODataset):
 
     Attributes:
         rejected: path and reason of each picture that is left out.
+        im_files: paths of the pictures that are used.
     """
+
+    im_files: list[str]
 
     def __init__(self, *args: Any, data: dict[str, Any], task: str = "detect", **kwargs: Any) -> None:
         if task not in ("detect", "segment"):

@@ -139,7 +139,7 @@ def draw(picture: np.ndarray, shape: Shape) -> Box | None:
             255
         )
         light = np.linspace(1.1, 0.86, bottom - top, dtype=np.float32)[:, None, None]  # from above
-        paint = np.clip(np.float32(colour) * light, 0, 255)
+        paint = np.clip(np.array(colour, np.float32) * light, 0, 255)
         region[:] = np.rint(region * (1 - alpha) + paint * alpha)
     x, y, w, h = (v / SUPERSAMPLING for v in cv2.boundingRect(whole))
     return (left + x, top + y, left + x + w, top + y + h) if w and h else None
@@ -179,7 +179,7 @@ def scene(rng: np.random.Generator, height: int, width: int, count: int) -> list
 
 def load_photos() -> list[np.ndarray]:
     """Return the photographs, each (H, W, 3) uint8 BGR."""
-    return [cv2.imdecode(np.fromfile(ASSETS / name, np.uint8), cv2.IMREAD_COLOR) for name in PHOTOS]
+    return [np.asarray(cv2.imdecode(np.fromfile(ASSETS / name, np.uint8), cv2.IMREAD_COLOR)) for name in PHOTOS]
 
 
 def crop(photos: list[np.ndarray], rng: np.random.Generator, side: int) -> np.ndarray:
@@ -259,7 +259,7 @@ def write_pictures(root: Path, recipe: Recipe, photos: list[np.ndarray], bar: TQ
 
 def write_film(path: Path, recipe: Recipe, photos: list[np.ndarray], bar: TQDM) -> None:
     """Write the film as MPEG-4 part 2, which OpenCV's wheels can write and read everywhere."""
-    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"mp4v"), 30, (recipe.film_side, recipe.film_side))
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"mp4v"), 30, (recipe.film_side, recipe.film_side))
     try:
         if not writer.isOpened():
             raise OSError(f"OpenCV cannot write {path.name}")
