@@ -1,0 +1,186 @@
+"""Write a trained model for other programs, fused, and prove that every file computes what the model computes.
+
+    python export.py                                                     # newest training, TorchScript and ONNX
+    python export.py --weights runs/train/exp/weights/best.pt --include onnx --imgsz 480 640   # height and width
+    python export.py --include onnx --dynamic --simplify --opset 18      # batch, height and width stay free
+    python export.py --no-fuse                                           # keep the training branches
+    python export.py --cfg riformer-yolo.yaml --output /tmp/timing       # freshly initialised weights, for timing
+
+Written beside the weights: best.torchscript, best.onnx, and best.export.json with the errors that the proof found.
+Fusing is the default, and --fuse says so. In Python: export.run(weights="best.pt", include=["onnx"]).
+The exit code is 1, and nothing is written, when a file disagrees with the unfused model; 2 when the input was wrong.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+import utils.environment  # noqa: F401
+from models import DetectionModel
+from models.errors import UserError
+from models.summary import count_parameters
+from utils import cli
+from utils.checkpoint import load_checkpoint
+from utils.datasets import list_images, load_dataset
+from utils.export import (
+    FORMATS,
+    ExportError,
+    Options,
+    Report,
+    check_formats,
+    check_opset,
+    export,
+    fresh_model,
+    fused_text,
+)
+from utils.proof import PHOTOS, proof_table
+from utils.sources import Unreadable, read_picture
+
+# isort: split
+import torch
+from ultralytics.utils import LOGGER
+
+PICTURES = 2  # of a data set that --data names
+
+
+def make_parser() -> cli.Parser:
+    """Return the options: YOLOv5's, and what fusing adds."""
+    parser = cli.Parser(prog="export.py", description=__doc__)
+    add, flag = parser.add_argument, {"action": "store_true"}
+    add("--weights", default="", help="checkpoint; default: the newest runs/train/*/weights/best.pt")
+    add("--cfg", default="", help="model YAML: export freshly initialised weights instead, for timing")
+    add("--output", default="", help="folder of the files; default: beside the weights, with --cfg runs/export/exp*")
+    add("--include", nargs="+", default=list(FORMATS), metavar="FORMAT", help=f"of {', '.join(FORMATS)}")
+    add("--data", default="", help="dataset YAML: prove on pictures of its val split instead of two photographs")
+    add("--imgsz", "--img", "--img-size", nargs="+", type=cli.positive_int, help="pixels; one side, or height width")
+    add("--batch-size", type=cli.positive_int, default=1, help="pictures in one input")
+    add("--device", type=cli.device, default="cpu", help="cpu, or a CUDA number; the proof runs on the CPU")
+    add("--fuse", action=argparse.BooleanOptionalAction, default=True, help="fuse all that can be fused")
+    add("--dynamic", **flag, help="leave batch, height and width free")
+    add("--half", **flag, help="float16, on a GPU")
+    add("--simplify", **flag, help="slim the ONNX graph with onnxslim")
+    add("--opset", type=cli.positive_int, default=17, help="ONNX operator set")
+    add("--verbose", **flag, help="show what ultralytics and torch say while they write")
+    return parser
+
+
+def run(**options: object) -> int:
+    """Export from Python: `export.run(weights="best.pt", imgsz=[480, 640])`. Returns the exit code, 0 or 1.
+
+    Raises:
+        UserError: an option is wrong.
+    """
+    return main(make_parser().from_keywords(**options))
+
+
+def main(args: argparse.Namespace) -> int:
+    """Load, write, prove and tell; return the exit code."""
+    start = time.perf_counter()
+    cli.log_options("export", args)
+    formats, opset = check_formats(args.include), check_opset(args.opset)
+    if args.half and args.device in ("", "cpu", "mps"):
+        raise UserError("--half writes float16 files, which needs a GPU: name it with --device, for instance 0")
+    pictures = real_pictures(args.data)
+    model, path, folder = load(args)
+    size = cli.check_imgsz(args.imgsz or model.imgsz, int(model.stride.max()))
+    options = Options(
+        size=(size[0], size[1]),
+        formats=formats,
+        batch=args.batch_size,
+        device=args.device,
+        fuse=args.fuse,
+        dynamic=args.dynamic,
+        half=args.half,
+        simplify=args.simplify,
+        opset=opset,
+        verbose=args.verbose,
+        pictures=pictures,
+    )
+    log_start(model, path, options)
+    try:
+        report = export(model, folder, path.stem, path.name, options)
+    except ExportError as error:
+        LOGGER.error(cli.printable(error))
+        return 1
+    log_result(report, time.perf_counter() - start)
+    return 0 if report.ok else 1
+
+
+def load(args: argparse.Namespace) -> tuple[DetectionModel, Path, Path]:
+    """Return the model, the file that it comes from, and the folder that its exports go to."""
+    if args.cfg and args.weights:
+        raise UserError("give --weights, or --cfg for freshly initialised ones, not both")
+    if args.cfg:
+        path = cli.find_file(args.cfg, "models/configs")
+        folder = Path(args.output) if args.output else cli.increment_path("runs/export", "exp")
+        return fresh_model(path), path, folder
+    path = cli.find_weights(args.weights)
+    return load_checkpoint(path), path, Path(args.output) if args.output else path.parent
+
+
+def real_pictures(data: str) -> tuple[Path, ...]:
+    """Return the pictures to prove on: the first readable ones of a data set's val split, or two photographs."""
+    if not data:
+        return PHOTOS
+    found = []
+    for name in list_images(load_dataset(data)["val"]):
+        try:
+            read_picture(Path(name))
+        except Unreadable:
+            continue
+        found.append(Path(name))
+        if len(found) == PICTURES:
+            break
+    if not found:
+        raise UserError(f"none of the pictures of {data} can be read")
+    return tuple(found)
+
+
+def log_start(model: DetectionModel, path: Path, options: Options) -> None:
+    """Log where the export starts from."""
+    with torch.no_grad():
+        shape = tuple(model.eval()(torch.zeros(options.batch, model.spec.ch, *options.size))[0].shape)
+    fresh = path.suffix in (".yaml", ".yml")
+    source = f"fresh weights of {path.name}" if fresh else f"{path} ({_megabytes(path)})"
+    LOGGER.info(cli.printable(f"PyTorch: starting from {source} with output shape {shape}"))
+
+
+def log_result(report: Report, seconds: float) -> None:
+    """Log what fused, the proof, and where the files are or why there are none."""
+    before, after = count_parameters(report.model), count_parameters(report.deploy)
+    LOGGER.info(f"Fused: {fused_text(report.deploy)}\nParameters: {before:,} in training, {after:,} in deployment\n")
+    for name, written in report.written.items():
+        opset = f", opset {written.opset}, checked" if written.opset else ""
+        LOGGER.info(f"{FORMATS[name]}: written in {written.seconds:.1f}s ({written.bytes / 1e6:.1f} MB{opset})")
+    LOGGER.info(f"\nCompared with the unfused model in float32:\n{proof_table(report.proofs)}\n")
+    if not report.ok:
+        LOGGER.error("the files disagree with the model; nothing was written, and what was there before stays")
+        return
+    threads = torch.get_num_threads()
+    LOGGER.info(f"Latency at batch {report.options.batch} on {threads} CPU thread(s), median (minimum):")
+    for name, latency in report.latency.items():
+        LOGGER.info(f"{FORMATS.get(name, f'PyTorch {name}'):>18} {latency.median:8.1f} ms ({latency.minimum:.1f})")
+    for name, written in report.written.items():
+        place = next(path for path in report.files if path.suffix == f".{name}")
+        LOGGER.info(
+            cli.printable(
+                f"{FORMATS[name]}: export success ✅ {written.seconds:.1f}s, saved as {place} ({_megabytes(place)})"
+            )
+        )
+    last = report.files[-2]
+    LOGGER.info(f"\nExport complete ({seconds:.1f}s)")
+    LOGGER.info(cli.printable(f"Results saved to {report.files[-1].parent.resolve()}, the proof in {report.files[-1]}"))
+    LOGGER.info(cli.printable(f"Detect:    python detect.py --weights {last}"))
+    LOGGER.info(cli.printable(f"Validate:  python val.py --weights {last}"))
+    LOGGER.info("Visualize: https://netron.app")
+
+
+def _megabytes(path: Path) -> str:
+    return f"{path.stat().st_size / 1e6:.1f} MB"
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run_script(main, make_parser()))

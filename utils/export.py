@@ -1,0 +1,403 @@
+"""Writing a model for other programs: ultralytics' Exporter writes, `utils/proof.py` proves, then the files appear.
+
+Everything is written into a temporary folder beside the final place. A file takes its final name only when all of
+them agree with the unfused model; whatever goes wrong before that leaves the folder, and an older export in it, as it
+was. The files carry the metadata that ultralytics reads (stride, names, imgsz, task, batch), so that
+`YOLO("best.onnx")` runs them as well as detect.py does.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import hashlib
+import json
+import logging
+import os
+import tempfile
+import time
+import types
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import utils.environment  # noqa: F401
+from models import DetectionModel
+from models.errors import UserError, did_you_mean
+from models.summary import count_parameters
+from utils.latency import Latency, measure
+from utils.proof import (
+    HALF_TOLERANCE,
+    PHOTOS,
+    TEMPORARY,
+    Proof,
+    Reference,
+    Tolerance,
+    load_runner,
+    make_pictures,
+    other_shape,
+    third_shape,
+)
+
+# isort: split
+import onnx
+import onnxruntime
+import torch
+import ultralytics
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from ultralytics.engine.exporter import Exporter
+from ultralytics.utils import LOGGER
+
+FORMATS = {"torchscript": "TorchScript", "onnx": "ONNX"}  # each a file with its name as suffix
+OPSETS = range(11, 21)  # of ONNX, that torch's tracing exporter writes
+ROUNDS = 5  # of measuring how long the networks take
+DYNAMIC_BATCH = 2  # that a file with dynamic shapes is proven with
+EXPORT_ERRORS = (  # what torch, ultralytics and onnx raise for a model that they cannot write
+    RuntimeError,
+    ValueError,
+    TypeError,
+    AssertionError,
+    onnx.checker.ValidationError,
+    onnx.shape_inference.InferenceError,
+)
+
+
+class ExportError(Exception):
+    """A format cannot be written for this model; the message says which and why."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to write, and how."""
+
+    size: tuple[int, int] = (640, 640)  # height, width, in pixels
+    formats: tuple[str, ...] = tuple(FORMATS)
+    batch: int = 1
+    device: str = "cpu"
+    fuse: bool = True
+    dynamic: bool = False  # batch, height and width stay free
+    half: bool = False  # float16
+    simplify: bool = False  # onnxslim
+    opset: int = 17
+    verbose: bool = False
+    pictures: tuple[Path, ...] = PHOTOS  # real ones, to prove on
+
+
+@dataclass(frozen=True)
+class Written:
+    """One file and what is known of it before the proof."""
+
+    path: Path
+    seconds: float  # that writing and checking took
+    bytes: int
+    opset: int | None = None
+
+
+@dataclass
+class Report:
+    """What an export did; `as_dict` is the content of best.export.json."""
+
+    weights: str
+    model: DetectionModel
+    deploy: DetectionModel
+    options: Options
+    written: dict[str, Written]
+    proofs: dict[str, Proof]
+    latency: dict[str, Latency]
+    files: list[Path] = dataclasses.field(default_factory=list)  # in their final place; empty when not ok
+
+    @property
+    def ok(self) -> bool:
+        """Whether every file agrees with the unfused model."""
+        return all(proof.ok for proof in self.proofs.values())
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return it as JSON takes it."""
+        o = self.options
+        return {
+            "weights": self.weights,
+            "cfg": self.model.spec.name,
+            "imgsz": list(o.size),
+            "batch": o.batch,
+            "dynamic": o.dynamic,
+            "half": o.half,
+            "fused": fused_counts(self.deploy),
+            "params": {"train": count_parameters(self.model), "deploy": count_parameters(self.deploy)},
+            "formats": {name: self._format(name) for name in self.written},
+            "tolerance": {"box_px": self._tolerance.box_px, "score": self._tolerance.score},
+            "latency": {"of": "medians on the CPU", "threads": torch.get_num_threads(), "rounds": ROUNDS},
+            "versions": versions(),
+            "ok": self.ok,
+        }
+
+    @property
+    def _tolerance(self) -> Tolerance:
+        return HALF_TOLERANCE if self.options.half else Tolerance()
+
+    def _format(self, name: str) -> dict[str, Any]:
+        written = self.written[name]
+        names = {"unfused": "unfused", "fused": "fused", "this": name}
+        found = {"opset": written.opset} if written.opset else {}
+        return {
+            "file": written.path.name,
+            **found,
+            "bytes": written.bytes,
+            "sha256": hashlib.sha256(written.path.read_bytes()).hexdigest(),
+            **self.proofs[name].as_dict(),
+            "latency_ms": {key: round(self.latency[of].median, 3) for key, of in names.items() if of in self.latency},
+            "latency_min_ms": {
+                key: round(self.latency[of].minimum, 3) for key, of in names.items() if of in self.latency
+            },
+        }
+
+
+def check_formats(names: Sequence[str]) -> tuple[str, ...]:
+    """Return the formats that `--include` names, each once; UserError for one that does not exist."""
+    for name in names:
+        if name.lower() not in FORMATS:
+            raise UserError(f"there is no format '{name}'{did_you_mean(name, FORMATS)}, choose of {', '.join(FORMATS)}")
+    return tuple(dict.fromkeys(name.lower() for name in names))
+
+
+def check_opset(opset: int) -> int:
+    """Return the ONNX opset; UserError for one that cannot be written."""
+    if opset not in OPSETS:
+        raise UserError(f"--opset goes from {OPSETS[0]} to {OPSETS[-1]}, not {opset}")
+    return opset
+
+
+def fresh_model(cfg: str | Path) -> DetectionModel:
+    """Return a model with the initial weights of seed 0, whose BatchNorms have seen the real photographs.
+
+    With the statistics that BatchNorms start from, the numbers in a deep network of many branches grow beyond what
+    float32 can compare.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = DetectionModel(cfg)
+        side = 4 * int(model.stride.max())
+        see(model, torch.stack(list(make_pictures((side, side), model.spec.ch).values())))
+    return model
+
+
+def see(model: nn.Module, images: Tensor) -> None:
+    """Set the statistics of all BatchNorms to those of one batch (B, ch, H, W), and leave `model` in eval mode."""
+    norms = [m for m in model.modules() if isinstance(m, _BatchNorm)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # the plain mean of what it sees
+    with torch.no_grad():
+        model.train()(images)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+    model.eval()
+
+
+# The whole of it ------------------------------------------------------------------------------------------------------
+def export(model: DetectionModel, folder: Path, stem: str, weights: str, options: Options) -> Report:
+    """Write `model` into `folder` as `stem`.torchscript and so on with `stem`.export.json, if the proof agrees.
+
+    Args:
+        model: unfused; it is left as it is.
+        weights: what the report calls the model's origin.
+
+    Returns:
+        the report. Where it is not `ok`, nothing was put into `folder`.
+
+    Raises:
+        ExportError: a format cannot be written for this model.
+        OSError: `folder` cannot be written, or the disk is full.
+    """
+    reference = Reference(model, options.pictures)
+    deploy = model.fuse() if options.fuse else copy.deepcopy(model)
+    with _temporary_folder(folder) as temporary:
+        _reserve(temporary, 2 * len(options.formats) * count_parameters(model) * 4 + 2**23)
+        written = {name: write(deploy, temporary / f"{stem}.{name}", options) for name in options.formats}
+        proofs = {name: prove(reference, deploy, file.path, options) for name, file in written.items()}
+        report = Report(weights, model, deploy, options, written, proofs, latency={})
+        if report.ok:
+            report.latency = compare_latency(reference, deploy, written, options)
+            report.files = _publish(report, folder, stem)
+    return report
+
+
+def write(deploy: DetectionModel, path: Path, options: Options) -> Written:
+    """Write `deploy` as it stands to `path`, whose suffix is the format's name.
+
+    Raises:
+        ExportError: this model cannot be written so.
+        OSError: the disk is full.
+    """
+    name = path.suffix[1:]
+    model = copy.deepcopy(deploy)
+    model.pt_path = str(path.with_suffix(".pt"))  # whose suffix the Exporter changes
+    model.__dict__["fuse"] = types.MethodType(
+        _as_it_is, model
+    )  # the Exporter would fuse, and here that is decided already
+    settings = {"format": name, "imgsz": list(options.size), "batch": options.batch, "dynamic": options.dynamic}
+    settings |= {"device": options.device, "quantize": 16 if options.half else None}
+    if name == "onnx":
+        settings |= {"opset": options.opset, "simplify": options.simplify}
+    exporter = Exporter(overrides=settings)
+    exporter.add_callback("on_export_start", _sign)
+    start = time.perf_counter()
+    try:
+        with _quiet(options.verbose):
+            exporter(model)
+        opset = _check_onnx(path) if name == "onnx" else None
+    except OSError:
+        raise
+    except EXPORT_ERRORS as error:
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise ExportError(f"{FORMATS[name]} cannot be written for this model: {reason}") from error
+    return Written(path, time.perf_counter() - start, path.stat().st_size, opset)
+
+
+def prove(reference: Reference, deploy: DetectionModel, path: Path, options: Options) -> Proof:
+    """Compare the file at `path` with the reference, and what the module `utils.proof` says besides."""
+    tolerance = HALF_TOLERANCE if options.half else Tolerance()
+    proof = Proof()
+    stride = int(deploy.stride.max())
+    other = other_shape(options.size, stride)
+    proof.cases += reference.cases(path, options.size, options.batch, tolerance, path.name)
+    if options.dynamic:
+        for size, batch in ((other, options.batch), (third_shape(options.size, stride), DYNAMIC_BATCH)):
+            proof.cases += reference.cases(path, size, batch, tolerance, path.name)
+    else:
+        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+            sibling = Path(folder) / path.name
+            write(deploy, sibling, dataclasses.replace(options, size=other))
+            proof.cases += reference.cases(sibling, other, options.batch, tolerance, TEMPORARY)
+    return proof
+
+
+def compare_latency(
+    reference: Reference, deploy: DetectionModel, written: dict[str, Written], options: Options
+) -> dict[str, Latency]:
+    """Return how long the unfused and the fused eager model and each file take for one batch, on the CPU."""
+    images = reference.batches(options.size, options.batch)[0][1]
+    fused = copy.deepcopy(deploy).float().cpu()
+    runs = {"unfused": partial(reference, images), "fused": partial(fused, images)}
+    runs |= {name: partial(load_runner(file.path), images) for name, file in written.items()}
+    return measure(runs, ROUNDS)
+
+
+# What happened, in words ----------------------------------------------------------------------------------------------
+def fused_counts(deploy: DetectionModel) -> dict[str, Any]:
+    """Return how many of what were fused, and under `left` what was not, each with its reason."""
+    report = getattr(deploy, "report", None)
+    if report is None:
+        return {"left": ["everything: not fused, as --no-fuse asks"]}
+    return {**dict(sorted(report.fused.items())), "left": list(report.left)}
+
+
+def fused_text(deploy: DetectionModel) -> str:
+    """Return one line on what was fused, and one for each reason why something was left."""
+    counts = fused_counts(deploy)
+    left = counts.pop("left")
+    lines = [", ".join(f"{count} {kind}" for kind, count in counts.items()) or "nothing"]
+    if not left:
+        lines[0] += "; no BatchNorm is left"
+    reasons: dict[str, list[str]] = {}
+    for entry in left:
+        name, _, reason = entry.partition(": ")
+        reasons.setdefault(reason, []).append(name)
+    lines += [f"    left {len(names)} ({', '.join(names[:3])}{', …' * (len(names) > 3)}): {reason}"
+              for reason, names in reasons.items()]  # fmt: skip
+    return "\n".join(lines)
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of the libraries that an export depends on."""
+    libraries = {"torch": torch, "ultralytics": ultralytics, "onnx": onnx, "onnxruntime": onnxruntime}
+    return {name: str(library.__version__) for name, library in libraries.items()}
+
+
+# Parts ----------------------------------------------------------------------------------------------------------------
+def _as_it_is(model: nn.Module, **_: Any) -> nn.Module:
+    """Stand in for `fuse` in a model that is to be written as it is."""
+    return model
+
+
+def _sign(exporter: Exporter) -> None:
+    """Say in the metadata whose model it is; leave the date out, so that the same model gives the same file."""
+    exporter.metadata["description"] = f"RepYOLO model of {exporter.model.spec.name}"
+    exporter.metadata["author"] = "RepYOLO, with ultralytics"
+    del exporter.metadata["date"]
+
+
+@contextmanager
+def _quiet(verbose: bool) -> Iterator[None]:
+    """Silence ultralytics' talk of temporary paths and torch's tracing notes; what they warn of is proven instead."""
+    level = LOGGER.level
+    with warnings.catch_warnings():
+        if not verbose:
+            LOGGER.setLevel(logging.WARNING)
+            warnings.simplefilter("ignore")
+        try:
+            yield
+        finally:
+            LOGGER.setLevel(level)
+
+
+def _check_onnx(path: Path) -> int:
+    """Check an ONNX file in full and return the opset that it says it needs."""
+    onnx.checker.check_model(str(path), full_check=True)
+    content = onnx.load(str(path), load_external_data=False)
+    return next(entry.version for entry in content.opset_import if entry.domain in ("", "ai.onnx"))
+
+
+@contextmanager
+def _temporary_folder(folder: Path) -> Iterator[Path]:
+    """Give a folder inside of `folder`, on the same disk, and remove it with all that is in it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        temporary = tempfile.TemporaryDirectory(dir=folder, prefix=".export-")
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(folder)) from error
+    with temporary as path:
+        yield Path(path)
+
+
+def _reserve(folder: Path, count: int) -> None:
+    """Raise OSError when `folder` does not take `count` bytes: torch would end the whole process over a full disk."""
+    block = bytes(2**20)
+    try:
+        with (folder / "reserve").open("wb") as file:
+            for _ in range(count // len(block) + 1):
+                file.write(block)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(folder.parent)) from error
+    finally:
+        (folder / "reserve").unlink(missing_ok=True)
+
+
+def _publish(report: Report, folder: Path, stem: str) -> list[Path]:
+    """Give the files their final names, the report last, and return them."""
+    temporary = next(iter(report.written.values())).path.parent
+    summary = temporary / f"{stem}.export.json"
+    summary.write_text(json.dumps(report.as_dict(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    made = [*(written.path for written in report.written.values()), summary]
+    for path in made:
+        _sync(path)
+    for path in made:
+        path.replace(folder / path.name)
+    _sync(folder)
+    return [folder / path.name for path in made]
+
+
+def _sync(path: Path) -> None:
+    """Have a file or a folder written to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

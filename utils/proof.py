@@ -1,0 +1,394 @@
+"""The proof that goes with an export: every file is run and compared with the unfused eager model in float32.
+
+What is proven, for each format:
+- the file itself, at the size it was made for, on two real photographs, noise and a checkerboard;
+- a second shape, not square if the first is square and square otherwise. A file with dynamic shapes takes it itself,
+  and a third, smaller one with another batch. A static file cannot: there a temporary file is written in the same way
+  for the second shape, run, compared and thrown away.
+
+Compared are the raw outputs, all boxes in pixels and all scores, and what is left of them after NMS. NaN and infinite
+numbers never agree. Both sides compute in float32, so the errors hold the rounding of both. Some networks, untrained
+ones above all, blow rounding up: where a file exceeds the tolerance, the unfused model runs in float64 as well, and the
+file may be as far off as `ROUNDING` times the distance between the unfused model's own float32 and float64. The report
+says where that was needed.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import utils.environment  # noqa: F401
+from models import DetectionModel
+from utils.sources import read_picture
+
+# isort: split
+import onnxruntime
+import torch
+from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
+from torch import Tensor
+from ultralytics.data.augment import LetterBox
+from ultralytics.utils import ASSETS
+from ultralytics.utils.nms import non_max_suppression
+
+Runner = Callable[[Tensor], Tensor]  # (B, ch, H, W) float32 in [0, 1] to (B, 4 + nc, N) float32
+
+PHOTOS = (ASSETS / "bus.jpg", ASSETS / "zidane.jpg")
+CHECKER = 8  # pixels a side of a square of the checkerboard
+CONF, IOU = 0.25, 0.45  # of NMS
+CANDIDATES = 100  # that go into NMS where the model sees nothing
+SAME_IOU = 0.4  # below NMS's, so that of two boxes that rounding may swap in NMS each finds the other
+TEMPORARY = "temporary"  # what the report calls a file that was made for the proof only
+ROUNDING = 10  # how many times the unfused model's own rounding error a file may be off
+RUN_ERRORS = (  # what the runtimes raise for a file that they cannot load, or not run at some size
+    RuntimeError,
+    ort_errors.Fail,
+    ort_errors.InvalidArgument,
+    ort_errors.InvalidGraph,
+    ort_errors.InvalidProtobuf,
+    ort_errors.NotImplemented,
+    ort_errors.RuntimeException,
+)
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """The largest errors with which a file still counts as the same network."""
+
+    box_px: float = 0.01
+    score: float = 1e-4
+
+
+HALF_TOLERANCE = Tolerance(box_px=0.5, score=2e-3)  # of float16 files
+
+
+# Running files --------------------------------------------------------------------------------------------------------
+def load_runner(path: Path, threads: int | None = None) -> Runner:
+    """Return a function that runs an exported file on the CPU.
+
+    Args:
+        path: .torchscript or .onnx.
+        threads: how many ONNX Runtime computes on, torch's number by default. TorchScript computes on torch's.
+
+    Raises:
+        RUN_ERRORS: the file is damaged, or needs what its runtime does not have.
+    """
+    return _load_torchscript(path) if path.suffix == ".torchscript" else _load_onnx(path, threads)
+
+
+def _load_torchscript(path: Path) -> Runner:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # torch would like everyone to leave TorchScript
+        module = torch.jit.load(path, map_location="cpu").eval()
+    dtype = next(module.parameters()).dtype
+    return lambda images: module(images.to(dtype)).float()
+
+
+def _load_onnx(path: Path, threads: int | None) -> Runner:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads or torch.get_num_threads()
+    options.log_severity_level = 3  # errors
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    name, kind = session.get_inputs()[0].name, session.get_inputs()[0].type
+    dtype = torch.float16 if kind == "tensor(float16)" else torch.float32
+    return lambda images: torch.from_numpy(session.run(None, {name: images.to(dtype).numpy()})[0]).float()
+
+
+# Pictures -------------------------------------------------------------------------------------------------------------
+def make_pictures(size: tuple[int, int], channels: int = 3, files: Sequence[Path] = PHOTOS) -> dict[str, Tensor]:
+    """Return pictures to compare on: name → (channels, *size) float32 in [0, 1].
+
+    Args:
+        size: height and width, in pixels.
+        channels: a picture of another number than three repeats or leaves out its RGB channels.
+        files: pictures to letterbox to `size` as detection does; noise and a checkerboard are added.
+
+    Raises:
+        Unreadable: a file is no picture.
+    """
+    layers = [i % 3 for i in range(channels)]
+    pictures = {path.name: _letterbox(path, size)[layers] for path in files}
+    pictures["noise"] = torch.rand(channels, *size, generator=torch.Generator().manual_seed(0))
+    rows, columns = (torch.arange(side) // CHECKER for side in size)
+    pictures["checkerboard"] = ((rows[:, None] + columns) % 2).float().expand(channels, *size)
+    return pictures
+
+
+def _letterbox(path: Path, size: tuple[int, int]) -> Tensor:
+    """Return a file as (3, *size) RGB in [0, 1]."""
+    bgr = LetterBox(size)(image=read_picture(path))
+    return torch.from_numpy(bgr[..., ::-1].copy()).permute(2, 0, 1).float() / 255
+
+
+def other_shape(size: tuple[int, int], stride: int) -> tuple[int, int]:
+    """Return a size that is not square if `size` is, and square if it is not; multiples of `stride` both."""
+    height, width = size
+    if height != width:
+        return min(size), min(size)
+    narrower = max(stride, int(0.75 * width) // stride * stride)
+    return height, narrower if narrower < width else width + stride
+
+
+def third_shape(size: tuple[int, int], stride: int) -> tuple[int, int]:
+    """Return a size of about half the sides, a stride wider than high."""
+    half = math.ceil(min(size) / 2 / stride) * stride
+    return half, half + stride
+
+
+# Comparing ------------------------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Difference:
+    """How far the output of a file is from the reference, on one batch."""
+
+    box_px: float = math.inf  # largest error of any box coordinate
+    score: float = math.inf  # largest error of any score
+    conf: float = CONF  # of NMS
+    reference: int = 0  # detections of the reference after NMS
+    matched: int = 0  # of these, the ones that the file has too: same class, overlapping
+    min_iou: float = 1.0  # of the matched ones
+    problem: str = ""  # why there is nothing to compare
+
+    @property
+    def sees_something(self) -> bool:
+        """Whether these are detections, not just the best of what the model takes for background."""
+        return self.conf == CONF and self.reference > 0
+
+    def within(self, tolerance: Tolerance) -> bool:
+        """Return whether both sides are the same network; False for anything that is not a number."""
+        exact = self.box_px <= tolerance.box_px and self.score <= tolerance.score
+        complete = self.matched == self.reference or not self.sees_something  # background scores are full of ties
+        return exact and complete and not self.problem
+
+
+def compare(expected: Tensor, got: Tensor, tolerance: Tolerance = Tolerance()) -> Difference:
+    """Compare two outputs of shape (B, 4 + nc, N): boxes xywh in pixels, then scores in [0, 1]."""
+    if got.shape != expected.shape:
+        return Difference(problem=f"puts out {tuple(got.shape)} where {tuple(expected.shape)} is due")
+    for what, output in (("the unfused model", expected), ("the file", got)):
+        if not output.isfinite().all():
+            return Difference(problem=f"{what} puts out NaN or infinite numbers")
+    error = (got - expected).abs()
+    conf = _confidence(expected)
+    reference = non_max_suppression(expected, conf, IOU)
+    found = non_max_suppression(got, max(conf - tolerance.score, 0.0), IOU)
+    overlaps = torch.cat([_best_overlap(a, b) for a, b in zip(reference, found, strict=True)])
+    matched = overlaps[overlaps >= SAME_IOU]
+    return Difference(
+        box_px=error[:, :4].max().item(),
+        score=error[:, 4:].max().item(),
+        conf=conf,
+        reference=len(overlaps),
+        matched=len(matched),
+        min_iou=matched.min().item() if len(matched) else 1.0,
+    )
+
+
+def _confidence(output: Tensor) -> float:
+    """Return the threshold for NMS: 0.25, or one that lets the best candidates through where the model sees nothing."""
+    best = output[:, 4:].amax(1).flatten().sort(descending=True).values
+    return CONF if best[0] > CONF else best[min(CANDIDATES, len(best) - 1)].item()
+
+
+def _best_overlap(reference: Tensor, found: Tensor) -> Tensor:
+    """Return for each detection (x1, y1, x2, y2, score, class) the IoU with the nearest one of its class, else 0."""
+    if not len(reference) or not len(found):
+        return reference.new_zeros(len(reference))
+    a, b = reference[:, None], found[None]
+    sides = (torch.minimum(a[..., 2:4], b[..., 2:4]) - torch.maximum(a[..., :2], b[..., :2])).clamp(min=0)
+    areas = [(box[..., 2:4] - box[..., :2]).clamp(min=0).prod(-1) for box in (a, b)]
+    both, tiny = sides.prod(-1), 1e-9  # so that two empty boxes at one place are the same
+    iou = (both + tiny) / (areas[0] + areas[1] - both + tiny)
+    return torch.where(a[..., 5] == b[..., 5], iou, 0).amax(1)
+
+
+# Proving --------------------------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Case:
+    """One comparison: which file, on which picture, of which size."""
+
+    file: str
+    size: tuple[int, int]  # height, width
+    batch: int
+    picture: str
+    difference: Difference
+    allowed: Tolerance
+    rounding: Difference | None = None  # of the unfused model, float32 from float64, where that set what is allowed
+
+    @property
+    def ok(self) -> bool:
+        """Whether the file agrees."""
+        return self.difference.within(self.allowed)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return it as JSON takes it."""
+        d = self.difference
+        found = {"conf": d.conf, "reference": d.reference, "matched": d.matched, "min_iou": d.min_iou}
+        rounding = {}
+        if self.rounding:
+            rounding["float32_rounding"] = {"box_px": self.rounding.box_px, "score": self.rounding.score}
+            rounding["allowed"] = {"box_px": self.allowed.box_px, "score": self.allowed.score}
+        return {
+            "file": self.file,
+            "size": list(self.size),
+            "batch": self.batch,
+            "picture": self.picture,
+            "max_box_error_px": d.box_px,
+            "max_score_error": d.score,
+            "detections": found,
+            **rounding,
+        }
+
+
+@dataclass
+class Proof:
+    """All comparisons of one format."""
+
+    cases: list[Case] = field(default_factory=list)
+
+    @property
+    def ok(self) -> bool:
+        """Whether there are comparisons and all of them agree."""
+        return bool(self.cases) and all(case.ok for case in self.cases)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the worst of all comparisons, and each of them, as JSON takes it."""
+        return {**summarize(self.cases), "cases": [case.as_dict() for case in self.cases], "ok": self.ok}
+
+
+def summarize(cases: Sequence[Case]) -> dict[str, Any]:
+    """Return the worst errors of some comparisons and the sum of their detections.
+
+    Pictures in which the model sees nothing count among the detections only where it sees nothing in any.
+    """
+    differences = [case.difference for case in cases]
+    seen = [d for d in differences if d.sees_something] or differences
+    return {
+        "max_box_error_px": max(d.box_px for d in differences),
+        "max_score_error": max(d.score for d in differences),
+        "detections": {
+            "reference": sum(d.reference for d in seen),
+            "matched": sum(d.matched for d in seen),
+            "min_iou": min(d.min_iou for d in seen),
+        },
+    }
+
+
+class Reference:
+    """The unfused model, and what it puts out for pictures of each size, computed once.
+
+    Args:
+        model: a copy of it is kept, in float32 and eval mode on the CPU.
+        files: the real pictures.
+    """
+
+    def __init__(self, model: DetectionModel, files: Sequence[Path] = PHOTOS) -> None:
+        self.model = copy.deepcopy(model).eval().float().cpu()
+        self.files = files
+        self.channels = model.example_input().shape[1]
+        self._known: dict[tuple[tuple[int, int], int], list[tuple[str, Tensor, Tensor]]] = {}
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Return the (B, 4 + nc, N) of (B, ch, H, W)."""
+        with torch.inference_mode():
+            return self.model(images)[0]
+
+    def batches(self, size: tuple[int, int], batch: int) -> list[tuple[str, Tensor, Tensor]]:
+        """Return (name, images, output) for each picture; the batch is filled with those that follow it."""
+        if (size, batch) not in self._known:
+            pictures = make_pictures(size, self.channels, self.files)
+            names = list(pictures)
+            stacks = [
+                torch.stack([pictures[names[(start + i) % len(names)]] for i in range(batch)])
+                for start in range(len(names))
+            ]
+            outputs = [self(images) for images in stacks]
+            self._known[size, batch] = list(zip(names, stacks, outputs, strict=True))
+        return self._known[size, batch]
+
+    def rounding(self, images: Tensor, output: Tensor) -> Difference:
+        """Return how far `output`, the model's in float32, is from its output in float64."""
+        with torch.inference_mode():
+            exact = copy.deepcopy(self.model).double()(images.double())[0]
+        return compare(exact, output.double())
+
+    def cases(self, path: Path, size: tuple[int, int], batch: int, tolerance: Tolerance, name: str) -> Iterator[Case]:
+        """Run the file at `path`, called `name` in the report, on every picture and yield the comparisons."""
+        try:
+            run = load_runner(path)
+        except RUN_ERRORS as error:
+            problem = f"cannot be loaded: {_first_line(error)}"
+            yield Case(name, size, batch, "none", Difference(problem=problem), tolerance)
+            return
+        for picture, images, expected in self.batches(size, batch):
+            try:
+                with torch.inference_mode():
+                    got = run(images)
+            except RUN_ERRORS as error:
+                problem = f"does not run: {_first_line(error)}"
+                yield Case(name, size, batch, picture, Difference(problem=problem), tolerance)
+                continue
+            case = Case(name, size, batch, picture, compare(expected, got, tolerance), tolerance)
+            if not case.ok and not case.difference.problem:
+                own = self.rounding(images, expected)
+                allowed = Tolerance(
+                    max(tolerance.box_px, ROUNDING * own.box_px), max(tolerance.score, ROUNDING * own.score)
+                )
+                case = Case(name, size, batch, picture, compare(expected, got, allowed), allowed, own)
+            yield case
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines[-1] if lines else type(error).__name__)[:200]
+
+
+# Telling --------------------------------------------------------------------------------------------------------------
+def proof_table(proofs: dict[str, Proof]) -> str:
+    """Return the proofs as text: a line for each file and input, and one for each comparison to remark on."""
+    width = max(len(case.file) for proof in proofs.values() for case in proof.cases) + 2
+    width = max(width, len(TEMPORARY) + len(max(proofs, key=len)) + 3)
+    lines = [
+        f"{'file':<{width}}{'input':<14}{'pictures':>8}{'box error':>13}{'score error':>13}"
+        f"{'same boxes':>14}{'least IoU':>11}"
+    ]
+    for name, proof in proofs.items():
+        groups: dict[tuple[str, str], list[Case]] = {}
+        for case in proof.cases:
+            file = f"{case.file} {name}" if case.file == TEMPORARY else case.file
+            groups.setdefault((file, "x".join(map(str, (case.batch, *case.size)))), []).append(case)
+        for (file, shape), cases in groups.items():
+            worst = summarize(cases)
+            found = worst["detections"]
+            seen = any(case.difference.sees_something for case in cases)
+            boxes = (
+                f"{found['matched']:>9}/{found['reference']:<4}{found['min_iou']:>11.6f}" if seen else "  (none seen)"
+            )
+            lines.append(
+                f"{file:<{width}}{shape:<14}{len(cases):>8}"
+                f"{worst['max_box_error_px']:>10.1e} px{worst['max_score_error']:>13.1e}{boxes}"
+            )
+            lines += [f"    {remark}" for case in cases if (remark := _remark(case))]
+    return "\n".join(lines)
+
+
+def _remark(case: Case) -> str:
+    """Return where a comparison parts, or that it needed more than the tolerance; nothing for the others."""
+    d, allowed = case.difference, case.allowed
+    if case.ok and case.rounding:
+        own = case.rounding
+        return f"≈ {case.picture}: float32 alone is off by {own.box_px:.1e} px and {own.score:.1e} from float64 here"
+    if case.ok:
+        return ""
+    reasons = [d.problem] if d.problem else []
+    if not d.problem and not d.box_px <= allowed.box_px:
+        reasons.append(f"boxes differ by {d.box_px:.3g} px, allowed are {allowed.box_px:.3g}")
+    if not d.problem and not d.score <= allowed.score:
+        reasons.append(f"scores differ by {d.score:.3g}, allowed are {allowed.score:.3g}")
+    if d.matched != d.reference and d.sees_something:
+        reasons.append(f"{d.reference - d.matched} of {d.reference} detections are missing")
+    return f"✗ {case.picture}: {', '.join(reasons)}"
