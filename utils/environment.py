@@ -49,7 +49,7 @@ def provide_fonts(folder: Path) -> None:
 def prepare() -> None:
     """Set the switches. A host program that imported ultralytics first keeps its own choice, and is told so."""
     if "ultralytics" in sys.modules:
-        print("WARNING ⚠️ ultralytics was imported before RepYOLO, so its network use is its own affair", file=sys.stderr)
+        print("WARNING ⚠️ ultralytics was imported before RepYOLO: its network use stays as it was", file=sys.stderr)
         return
     os.environ.update(YOLO_OFFLINE="1", YOLO_AUTOINSTALL="false", ULTRALYTICS_SAFE_LOAD="1")
     if "YOLO_CONFIG_DIR" not in os.environ:
