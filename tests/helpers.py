@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import random
 from pathlib import Path
 
 import torch
+import yaml
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_leaves
@@ -31,6 +34,53 @@ def tiny_backbone(word: str, *args, **changes) -> dict:
     """Return a small model YAML of one list backbone and a head that reads P3 to P5."""
     head = [[["P3", "P4", "P5"], 1, "Detect", ["nc"]]]
     return {"nc": 2, "width_multiple": 0.5, "backbone": [[-1, 1, word, list(args)]], "head": head, **changes}
+
+
+def tiny_with_row(*entries, at: int = 3) -> dict:
+    """Return the tiny model YAML with another row `at`."""
+    rows = [*TINY_BACKBONE, *TINY_HEAD, TINY_DETECT]
+    rows[at] = list(entries)
+    return tiny(backbone=rows[:3], head=rows[3:])
+
+
+def write(folder: Path, content: str | dict, name: str = "bad.yaml") -> Path:
+    """Write a YAML file from text or data and return its path."""
+    path = folder / name
+    path.write_text(content if isinstance(content, str) else yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
+    return path
+
+
+STRANGE = [None, True, -1, 0, 1, 5, 1.5, float("nan"), float("inf"), 10**12, "x", "", "nc", "None", "P3", "P9", "Conv"]
+STRANGE += ["nn.ReLU()", "a\nb", "\u2028", [], [1], [[-1]], [None], {}, {"c2": 8}, {"a": [1]}, b"x", -(10**12)]
+
+
+def mutated(rng: random.Random) -> dict:
+    """Return the tiny YAML with one to three random changes: something replaced, removed, doubled or swapped."""
+    cfg = copy.deepcopy(tiny())
+    for _ in range(rng.randint(1, 3)):
+        target, key = _pick(rng, cfg)
+        change = rng.choice(["replace"] * 4 + ["remove", "double", "swap"])
+        if change == "replace":
+            target[key] = copy.deepcopy(rng.choice(STRANGE))
+        elif change == "remove":
+            del target[key]
+        elif isinstance(target, list):
+            other = rng.randrange(len(target))
+            if change == "double":
+                target.insert(other, target[key])
+            else:
+                target[key], target[other] = target[other], target[key]
+    return cfg
+
+
+def _pick(rng: random.Random, container: dict | list) -> tuple[dict | list, object]:
+    """Return a container inside `container`, itself included, and one of its keys."""
+    while True:
+        key = rng.choice(list(container)) if isinstance(container, dict) else rng.randrange(len(container))
+        inner = container[key]
+        if not isinstance(inner, dict | list) or not inner or rng.random() < 0.25:
+            return container, key
+        container = inner
 
 
 @torch.no_grad()
