@@ -57,7 +57,7 @@ def make_parser() -> cli.Parser:
     add("--project", default="runs/detect", help="results go to project/name")
     add("--name", default="exp", help="results go to project/name")
     add("--exist-ok", **flag, help="use project/name again instead of counting up")
-    add("--line-thickness", type=cli.positive_int, default=3, help="pixels")
+    add("--line-thickness", type=cli.positive_int, help="of boxes and letters, in pixels; default: fits the picture")
     add("--hide-labels", **flag, help="draw boxes only")
     add("--hide-conf", **flag, help="draw names without confidences")
     add("--half", **flag, help="compute in float16, on a GPU")

@@ -220,6 +220,33 @@ def test_live_sources_are_known(source):
     assert sources.is_live(source) and not sources.is_live(f"folder/{source}.jpg")
 
 
+def test_streams_from_a_list(run, log, tmp_path):
+    clip = video(tmp_path / "clip.avi", frames=60, fps=30)
+    (tmp_path / "cameras.streams").write_text(f"{clip}\n")
+    assert run(source="cameras.streams") == 0
+    [saved] = files_below("runs/detect/exp")
+    assert saved.endswith("clip.mp4")
+    lines = [line for line in log if line.startswith("0: 64x64 1 square, ")]
+    assert 0 < len(lines) == count_frames(f"runs/detect/exp/{saved}")
+
+
+def test_camera_that_is_not_there(run):
+    with pytest.raises(UserError, match="the stream 99 cannot be opened"):
+        run(source="99")
+
+
+def test_window_closes_with_q(run, log, tmp_path, monkeypatch):
+    shown = []
+    monkeypatch.setattr(detect, "check_imshow", lambda warn: True)
+    monkeypatch.setattr(predictor.cv2, "imshow", lambda name, image: shown.append((name, image.shape)))
+    monkeypatch.setattr(predictor.cv2, "waitKey", lambda wait: ord("q"))
+    for i in range(3):
+        picture(tmp_path / "in" / f"{i}.jpg")
+    assert run(source="in", view_img=True) == 0
+    assert shown == [("0.jpg", (48, 64, 3))]
+    assert files_below("runs/detect/exp") == ["0.jpg"]
+
+
 @pytest.mark.parametrize("source", ["http://host/x.jpg", "https://youtu.be/x", "cameras.streams"])
 def test_nothing_is_downloaded(run, tmp_path, source):
     (tmp_path / "cameras.streams").write_text("rtsp://host/1\nhttp://host/2\n")
@@ -260,6 +287,16 @@ def test_crops_and_table(run, tmp_path):
     assert header == "Image Name,Prediction,Confidence"
     assert [row.rsplit(",", 1)[0] for row in rows] == ["'=b.jpg,square", "a.jpg,square"]
     assert all(0.9 < float(row.rsplit(",", 1)[1]) <= 1 for row in rows)
+
+
+def test_boxes_are_drawn_to_the_size_of_the_picture(tmp_path):
+    def drawn(side, **wanted):
+        box = torch.tensor([[side / 4, side / 4, side / 2, side / 2, 0.9, 1]])
+        result = Results(np.zeros((side, side, 3), np.uint8), "", NAMES, boxes=box).numpy()
+        return np.count_nonzero(outputs.draw(result, outputs.Wanted(**wanted)).any(2)) / side**2
+
+    assert drawn(160) < drawn(160, line_width=3) / 2
+    assert drawn(160, draw_names=False) < drawn(160, draw_confidence=False) < drawn(160)
 
 
 def test_same_stem_twice(run, tmp_path):
@@ -425,7 +462,7 @@ def exports(model, tmp_path_factory):
     scripted = torch.jit.trace(deploy, example, check_trace=False)
 
     def write(suffix, **changes):
-        metadata = METADATA | changes
+        metadata = {key: value for key, value in (METADATA | changes).items() if value is not None}
         path = folder / f"changed.{suffix}"
         if suffix == "torchscript":
             scripted.save(str(path), _extra_files={"config.txt": json.dumps(metadata)})
@@ -471,6 +508,14 @@ def test_exports_run(run, log, exports, tmp_path, suffix):
 def test_hostile_metadata(run, exports, tmp_path, suffix, changes, message):
     with pytest.raises(UserError, match=message):
         run(weights=exports(suffix, **changes), source=picture(tmp_path / "a.jpg"))
+
+
+def test_names_from_data_when_the_weights_hold_none(run, log, exports, tmp_path):
+    (tmp_path / "kinds.yaml").write_text("names: [cat, dog, bird]\n")
+    image = picture(tmp_path / "a.jpg")
+    run(weights=exports("onnx", names=None), source=image, data="kinds.yaml", nosave=True)
+    run(weights=exports("onnx", names=None), source=image, nosave=True)
+    assert [line.split()[4:6] for line in log if line.startswith("image ")] == [["1", "dog,"], ["1", "class1,"]]
 
 
 def test_torchscript_for_another_size_than_it_says(run, exports, tmp_path):

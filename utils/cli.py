@@ -120,9 +120,9 @@ class Parser(argparse.ArgumentParser):
         self.flags.update(dict.fromkeys(action.option_strings, action))
         return action
 
-    def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> argparse.Namespace:
+    def parse_args(self, args: Sequence[str] | None = None) -> argparse.Namespace:  # type: ignore[override]
         """Parse the words of a command line; UserError for the first one that is not known."""
-        options, unknown = self.parse_known_args(args, namespace)
+        options, unknown = self.parse_known_args(args)
         for word in unknown:
             if word.startswith("-"):
                 flag = word.split("=")[0]

@@ -41,7 +41,7 @@ class Wanted:
     table: bool = False
     confidence: bool = False  # a sixth column in the labels
     corners: bool = False  # labels as x1 y1 x2 y2 instead of centre, width and height
-    line_width: int = 3  # pixels
+    line_width: int | None = None  # pixels; None goes with the size of the picture
     draw_names: bool = True
     draw_confidence: bool = True
 
@@ -156,7 +156,7 @@ class Video:
         self.partial = folder / f".{uuid.uuid4().hex}.mp4"  # OpenCV ends the process over a name that is not UTF-8
         self.size = size  # width, height
         self.frames = 0
-        self.writer = cv2.VideoWriter(str(self.partial), cv2.VideoWriter_fourcc(*"mp4v"), fps, size)
+        self.writer = cv2.VideoWriter(str(self.partial), cv2.VideoWriter.fourcc(*"mp4v"), fps, size)
         if not self.writer.isOpened():
             raise UserError(f"the video {self.final} cannot be written")
 
@@ -202,8 +202,9 @@ class Table:
 
 def draw(result: Results, wanted: Wanted) -> np.ndarray:
     """Return the picture with its boxes, as (H, W, 3) uint8 in BGR."""
+    fitting = max(round(0.0015 * sum(result.orig_shape)), 1)  # 3 for a photograph of 1080x810, 1 for a thumbnail
     return result.plot(
-        line_width=wanted.line_width,
+        line_width=wanted.line_width or fitting,
         labels=wanted.draw_names,
         conf=wanted.draw_names and wanted.draw_confidence,
     )

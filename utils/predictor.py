@@ -78,15 +78,17 @@ class Predictor(DetectionPredictor):
         device: str = "",
         data: Path | None = None,
     ) -> None:
-        options = {"conf": conf_thres, "iou": iou_thres, "max_det": max_det, "classes": classes, "augment": augment}
-        options |= {"agnostic_nms": agnostic_nms, "device": device, "data": str(data or ""), "batch": 1, "rect": True}
-        options |= {"task": "detect", "mode": "predict", "save": False, "verbose": False, "save_dir": "."}
-        super().__init__(overrides=options | {"quantize": 16 if half else None})
+        options: dict[str, Any] = {"task": "detect", "mode": "predict", "batch": 1, "rect": True, "device": device}
+        options |= {"conf": conf_thres, "iou": iou_thres, "max_det": max_det, "classes": classes, "augment": augment}
+        options |= {"agnostic_nms": agnostic_nms, "data": str(data or ""), "quantize": 16 if half else None}
+        super().__init__(overrides=options | {"save": False, "verbose": False, "save_dir": "."})  # we write and print
         if augment and weights.suffix in EXPORTS:
             raise UserError(f"--augment needs PyTorch weights (.pt), not {weights.name}")
         own_size, fixed = self._load(weights)
         self.names = self.model.names
         self.imgsz = self._choose_imgsz(weights, imgsz, own_size, fixed)
+        if weights.suffix in EXPORTS:
+            self._try_out(weights)
         if classes and max(classes) >= len(self.names):
             raise UserError(f"--classes {max(classes)} does not exist: {weights.name} knows 0 to {len(self.names) - 1}")
         if half and not self.model.fp16:
@@ -95,6 +97,7 @@ class Predictor(DetectionPredictor):
             self.model.model.set_head_attr(max_det=max(max_det, 300), agnostic_nms=agnostic_nms)
         self.source_type = SourceTypes()
         self.timers = [ops.Profile(device=self.device) for _ in range(3)]  # preparing, network, NMS
+        self.shape: tuple[int, ...] = ()  # of the last input, (B, C, H, W)
 
     def _load(self, weights: Path) -> tuple[Any, bool]:
         """Load the network; return the image size that it was made with, if known, and whether it takes no other."""
@@ -123,17 +126,17 @@ class Predictor(DetectionPredictor):
         size = check_imgsz(asked or own or 640, int(self.model.stride))
         if fixed and size != check_imgsz(own, int(self.model.stride)):
             raise UserError(f"{weights.name} takes --imgsz {' '.join(map(str, own))} only, for which it was exported")
-        if weights.suffix in EXPORTS:
-            self._try_out(weights, size)
         return size
 
     @torch.inference_mode()
-    def _try_out(self, weights: Path, size: list[int]) -> None:
+    def _try_out(self, weights: Path) -> None:
         """Run an export once; WeightsError when it cannot, or when it gives other classes than it names."""
         try:
-            raw = self.model(torch.zeros(1, 3, *size, device=self.device))
+            raw = self.model(torch.zeros(1, 3, *self.imgsz, device=self.device))
         except load_errors() as error:
-            raise WeightsError(f"{weights} does not run on a picture of {size[0]}x{size[1]} pixels") from error
+            raise WeightsError(
+                f"{weights} does not run on a picture of {self.imgsz[0]}x{self.imgsz[1]} pixels"
+            ) from error
         shape = (raw[0] if isinstance(raw, (list, tuple)) else raw).shape
         named = len(self.names)
         unnamed = named == 999  # ultralytics' word for it
@@ -146,9 +149,8 @@ class Predictor(DetectionPredictor):
         self.batch = [str(frame.path)], [frame.image], [frame.title]
         with self.timers[0]:
             images = self.preprocess([frame.image])
-        if not self.done_warmup:
+        if not self.seen:
             self.model.warmup(im=images)
-            self.done_warmup = True
         with self.timers[1]:
             raw = self.inference(images)
         with self.timers[2]:

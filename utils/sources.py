@@ -265,12 +265,11 @@ def open_source(source: str | Path, vid_stride: int = 1) -> Files | Live:
 
 
 def prefetch(items: Iterator[T]) -> Iterator[T]:
-    """Yield the items while a thread fetches the next one."""
-    end = object()
+    """Yield the items, none of which is None, while a thread fetches the next one."""
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="reader") as reader:
-        ahead = reader.submit(next, items, end)
-        while (item := ahead.result()) is not end:
-            ahead = reader.submit(next, items, end)
+        ahead = reader.submit(next, items, None)
+        while (item := ahead.result()) is not None:
+            ahead = reader.submit(next, items, None)
             yield item
 
 
