@@ -6,6 +6,7 @@ starts from a seed of its own, a step is taken after every batch, and `last.pt` 
 
 from __future__ import annotations
 
+import os
 from copy import copy
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,8 @@ class Trainer(DetectionTrainer):
 
     def __init__(self, cfg: Any = engine.DEFAULT_CFG, overrides: dict[str, Any] | None = None, _callbacks: Any = None):
         super().__init__(cfg, {**(overrides or {}), "mode": "train"}, _callbacks)
+        if self.device.type == "cpu":
+            torch.set_num_threads(cpu_cores())  # ultralytics leaves one for loading, which is done in between here
         self.history: list[dict[str, float]] = []
         self.add_callback("on_train_epoch_start", Trainer.seed_epoch)
 
@@ -265,6 +268,14 @@ def frozen_modules(model: DetectionModel, freeze: int | str | list[int] | None) 
     if not slots <= set(range(last)):
         raise UserError(f"--freeze takes slots from 0 to {last - 1}, the last row being the head, not {max(slots)}")
     return [i for i, node in enumerate(model.nodes) if set(node.slots) & slots]
+
+
+def cpu_cores() -> int:
+    """Return how many threads to compute on: what OMP_NUM_THREADS says, or a thread per core that we may use."""
+    given = os.environ.get("OMP_NUM_THREADS", "")
+    if given.isdecimal() and int(given):
+        return int(given)
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def amp_is_safe(model: nn.Module) -> bool:
