@@ -1,0 +1,156 @@
+"""Parameters, GFLOPs and the texts about a model, against numbers that are checked in.
+
+After a change that is meant to change them, rewrite tests/complexity.json with
+
+    python -m tests.test_summary --write
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from models import Backbone, DetectionModel, create_backbone, switch_to_deploy
+from models.summary import backbone_card, count_gflops, count_parameters, model_table
+from tests.helpers import SHIPPED, tiny, tiny_backbone
+
+COMPLEXITY = Path(__file__).parent / "complexity.json"
+
+
+def complexity(name):
+    """Return the parameters and the GFLOPs at 640x640 of a shipped YAML, before and after fusing."""
+    model = DetectionModel(name)
+    forms = {"train": model, "deploy": switch_to_deploy(model)}
+    return {form: {"parameters": count_parameters(m), "gflops": round(count_gflops(m), 4)} for form, m in forms.items()}
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_complexity_is_what_it_was(name):
+    assert complexity(name) == json.loads(COMPLEXITY.read_text())[name]
+
+
+def test_complexity_is_known_for_every_yaml():
+    assert sorted(json.loads(COMPLEXITY.read_text())) == SHIPPED
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_fusing_adds_nothing(name):
+    known = json.loads(COMPLEXITY.read_text())[name]
+    assert known["deploy"]["parameters"] < known["train"]["parameters"]
+    assert known["deploy"]["gflops"] <= known["train"]["gflops"]
+
+
+# Counting -------------------------------------------------------------------------------------------------------------
+class Fixed(Backbone):
+    """Whatever `forward` is given."""
+
+    def __init__(self, forward, *modules):
+        super().__init__()
+        self.in_channels, self.strides, self.channels = 3, (2,), (4,)
+        self.parts = nn.ModuleList([nn.Conv2d(3, 4, 3, 2, 1, bias=False), *modules])
+        self.function = forward
+
+    def forward(self, x):
+        return self.function(self, x)
+
+
+def test_a_convolution_counts_two_per_multiply_add():
+    net = Fixed(lambda net, x: [net.parts[0](x)])
+    assert count_gflops(net, (32, 64)) == pytest.approx(2 * 16 * 32 * 4 * 3 * 9 / 1e9)
+
+
+def test_operations_that_are_no_modules_count():
+    def twice(net, x):
+        y = net.parts[0](x)
+        return [(y.flatten(2) @ y.flatten(2).transpose(1, 2)).unsqueeze(-1)]
+
+    extra = 2 * 4 * 4 * 16 * 16
+    assert count_gflops(Fixed(twice), (32, 32)) == pytest.approx((2 * 16 * 16 * 4 * 3 * 9 + extra) / 1e9)
+
+
+def test_frozen_and_shared_parameters_count_once():
+    conv = nn.Conv2d(3, 4, 1)
+    conv.weight.requires_grad_(False)
+    assert count_parameters(nn.Sequential(conv, conv)) == 3 * 4 + 4
+
+
+def test_counting_leaves_the_model_alone():
+    model = DetectionModel(tiny()).train()
+    count_gflops(model)
+    assert all(module.training for module in model.modules())
+    assert {p.device.type for p in model.parameters()} == {"cpu"}
+    assert int(model.model[0].bn.num_batches_tracked) == 0
+
+
+def test_gflops_grow_with_the_picture():
+    model = DetectionModel(tiny())
+    assert count_gflops(model, (64, 128)) == pytest.approx(2 * count_gflops(model, (64, 64)))
+
+
+def test_riformer_costs_what_is_published():
+    """1.813 G multiply-adds at 224, head aside, of which the affine maps cost almost nothing."""
+    assert count_gflops(create_backbone("RIFormer", "s12"), (224, 224)) / 2 == pytest.approx(1.813, abs=0.005)
+
+
+# Texts ----------------------------------------------------------------------------------------------------------------
+def test_the_table_has_a_line_per_row():
+    model = DetectionModel(tiny(yaml_file="tiny.yaml"))
+    head, *rows, summary = model_table(model).splitlines()
+    assert head.split() == ["slot", "from", "n", "params", "module", "arguments"]
+    assert len(rows) == len(model.nodes)
+    assert rows[5].split() == ["5", "[-1,", "2]", "1", "0", "Concat", "[1]"]
+    assert [int(row.split()[0]) for row in rows] == list(range(7))
+    params = [row.split()[-3 if " [" not in row else 3] for row in rows]
+    assert params
+    assert summary.startswith(f"tiny.yaml summary: {count_parameters(model):,} parameters, ")
+    assert summary.endswith(f" {count_gflops(model):.1f} GFLOPs at 640x640")
+
+
+def test_the_table_shows_levels_and_their_slots():
+    rows = model_table(DetectionModel(tiny_backbone("RIFormer", "s12"))).splitlines()
+    assert rows[1].split()[:4] == ["2-4", "-1", "1", f"{count_parameters(create_backbone('RIFormer')) - 2 * 64:,}"]
+    assert rows[2].split()[:4] == ["5", "[P3,", "P4,", "P5]"]
+
+
+def test_the_table_shows_widths_and_depths_as_built():
+    """As YOLOv5's does: after width_multiple and depth_multiple."""
+    cfg = tiny(
+        backbone=[[-1, 1, "Conv", [16, 3, 2]], [-1, 1, "Conv", [32, 3, 2]], [-1, 6, "C3", [32]]], depth_multiple=0.5
+    )
+    row = model_table(DetectionModel(cfg)).splitlines()[3].split()
+    assert (row[2], row[5]) == ("3", "[16]")
+
+
+def test_the_card_answers_what_people_ask():
+    model = DetectionModel(tiny_backbone("RIFormer", "s12"))
+    card = dict(line.split(maxsplit=1) for line in backbone_card(model, (64, 64)).splitlines())
+    assert card["levels"] == "P3 (stride 8) 128 channels, P4 (stride 16) 320 channels, P5 (stride 32) 512 channels"
+    assert card["fuses"] == "12 RIFormerBlock"
+    assert card["parameters"].startswith("11.41 M, fused 11.3")
+    assert "64x64" in card["GFLOPs"]
+    assert card["weights"] == "initialised, none loaded"
+    assert "RIFormer" in card["backbone"]
+
+
+def test_the_card_of_a_timm_backbone_counts_what_fuses():
+    model = DetectionModel(tiny_backbone("timm", "mobileone_s0"))
+    assert "MobileOneBlock" in backbone_card(model, (64, 64))
+
+
+def test_the_card_says_where_weights_came_from(tmp_path):
+    backbone = create_backbone("RIFormer", "s12", out_strides=(8, 16, 32))
+    torch.save({"state_dict": backbone.state_dict()}, tmp_path / "a.pth")
+    model = DetectionModel(tiny_backbone("RIFormer", "s12", {"weights": str(tmp_path / "a.pth")}))
+    total = len(backbone.state_dict())
+    assert f"{total} of {total} tensors from a.pth" in backbone_card(model, (64, 64))
+
+
+def test_a_model_without_a_list_backbone_has_no_card():
+    assert "has no list backbone" in backbone_card(DetectionModel(tiny()))
+
+
+if __name__ == "__main__" and "--write" in sys.argv:
+    COMPLEXITY.write_text(json.dumps({name: complexity(name) for name in SHIPPED}, indent=2) + "\n")
