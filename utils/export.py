@@ -55,6 +55,7 @@ from ultralytics.utils import LOGGER
 
 FORMATS = {"torchscript": "TorchScript", "onnx": "ONNX"}  # each a file with its name as suffix
 OPSETS = range(11, 21)  # of ONNX, that torch's tracing exporter writes
+MARGIN = 1.35  # of the variances of fresh weights
 ROUNDS = 5  # of measuring how long the networks take
 DYNAMIC_BATCH = 2  # that a file with dynamic shapes is proven with
 EXPORT_ERRORS = (  # what torch, ultralytics and onnx raise for a model that they cannot write
@@ -186,7 +187,11 @@ def fresh_model(cfg: str | Path) -> DetectionModel:
 
 
 def see(model: nn.Module, images: Tensor) -> None:
-    """Set the statistics of all BatchNorms to those of one batch (B, ch, H, W), and leave `model` in eval mode."""
+    """Set the statistics of all BatchNorms to those of one batch (B, ch, H, W), and leave `model` in eval mode.
+
+    Variances are set a little larger than seen: exactly normalized, a deep random network multiplies differences by
+    so much that rounding shows in its boxes.
+    """
     norms = [m for m in model.modules() if isinstance(m, _BatchNorm)]
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
@@ -196,6 +201,8 @@ def see(model: nn.Module, images: Tensor) -> None:
         model.train()(images)
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
+        if norm.running_var is not None:
+            norm.running_var *= MARGIN
     model.eval()
 
 
@@ -212,7 +219,8 @@ def export(model: DetectionModel, folder: Path, stem: str, weights: str, options
 
     Raises:
         ExportError: a format cannot be written for this model.
-        OSError: `folder` cannot be written, or the disk is full.
+        UserError: `folder` cannot be written to.
+        OSError: the disk is full.
     """
     reference = Reference(model, options.pictures)
     deploy = model.fuse() if options.fuse else copy.deepcopy(model)
@@ -308,8 +316,9 @@ def fused_text(deploy: DetectionModel) -> str:
     for entry in left:
         name, _, reason = entry.partition(": ")
         reasons.setdefault(reason, []).append(name)
-    lines += [f"    left {len(names)} ({', '.join(names[:3])}{', …' * (len(names) > 3)}): {reason}"
-              for reason, names in reasons.items()]  # fmt: skip
+    for reason, names in reasons.items():
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        lines.append(f"    left {', '.join(names[:3])}{more}: {reason}")
     return "\n".join(lines)
 
 
@@ -360,7 +369,7 @@ def _temporary_folder(folder: Path) -> Iterator[Path]:
         folder.mkdir(parents=True, exist_ok=True)
         temporary = tempfile.TemporaryDirectory(dir=folder, prefix=".export-")
     except OSError as error:
-        raise OSError(error.errno, error.strerror, str(folder)) from error
+        raise UserError(f"the folder {folder} cannot be written to: {error.strerror}") from error
     with temporary as path:
         yield Path(path)
 

@@ -135,9 +135,10 @@ def other_shape(size: tuple[int, int], stride: int) -> tuple[int, int]:
 
 
 def third_shape(size: tuple[int, int], stride: int) -> tuple[int, int]:
-    """Return a size of about half the sides, a stride wider than high."""
+    """Return a small size, not square, that is neither `size` nor its `other_shape`; multiples of `stride`."""
     half = math.ceil(min(size) / 2 / stride) * stride
-    return half, half + stride
+    wide = (half, half + 2 * stride)
+    return wide if wide != size else wide[::-1]
 
 
 # Comparing ------------------------------------------------------------------------------------------------------------
@@ -364,10 +365,9 @@ def proof_table(proofs: dict[str, Proof]) -> str:
         for (file, shape), cases in groups.items():
             worst = summarize(cases)
             found = worst["detections"]
-            seen = any(case.difference.sees_something for case in cases)
-            boxes = (
-                f"{found['matched']:>9}/{found['reference']:<4}{found['min_iou']:>11.6f}" if seen else "  (none seen)"
-            )
+            boxes = f"{found['matched']:>9}/{found['reference']:<4}{found['min_iou']:>11.6f}"
+            if not any(case.difference.sees_something for case in cases):
+                boxes = "   none seen; --data names other pictures"
             lines.append(
                 f"{file:<{width}}{shape:<14}{len(cases):>8}"
                 f"{worst['max_box_error_px']:>10.1e} px{worst['max_score_error']:>13.1e}{boxes}"
