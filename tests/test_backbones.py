@@ -75,6 +75,15 @@ def test_timm_maps_with_channels_last_are_turned(arch, options):
     assert all(m.is_contiguous() for m in deploy(pictures(64, 64, dtype=torch.float32)))
 
 
+@pytest.mark.parametrize("arch", ["dla34", "csatv2"])
+def test_strides_that_timm_declares_wrongly_are_not_believed(arch):
+    """Half of the true stride would put every box at twice its place: right, or refused in a sentence."""
+    with contextlib.suppress(UserError):
+        backbone = create_backbone("timm", arch)
+        sides = [128 / m.shape[-1] for m in backbone.eval()(torch.zeros(1, 3, 128, 128))]
+        assert sides == list(backbone.strides)
+
+
 def test_timm_backbones_of_one_picture_size_say_so():
     """Made for 224 x 224, it can be deployed, or a sentence tells what to write: `img_size`."""
     backbone = create_backbone("timm", SIZED[0][0])

@@ -278,31 +278,23 @@ def test_a_deep_yaml_is_refused(content, path):
 
 
 @pytest.mark.parametrize(
-    "args",
+    ("word", "args"),
     [
-        ["timm", ["resnet18", {"pretrained": True}]],
-        ["timm", ["resnet18", {"checkpoint_path": "{marker}"}]],
-        ["resnet18", [True]],
-        ["RIFormer", ["s12", {"weights": "{marker}"}]],
+        ("timm", ["resnet18", {"pretrained": True}]),
+        ("timm", ["resnet18", {"checkpoint_path": "other.pth"}]),
+        ("resnet18", [True]),
+        ("RIFormer", ["s12", {"weights": "other.pth"}]),
     ],
     ids=str,
 )
-def test_a_checkpoint_cannot_make_us_open_or_download_other_weights(args, content, path, tmp_path, monkeypatch):
-    word, arguments = args
-    other = tmp_path / "other.pth"
-    torch.save({"a": torch.zeros(1)}, other)
-    arguments = [
-        {k: str(v).replace("{marker}", str(other)) if isinstance(v, str) else v for k, v in a.items()}
-        if isinstance(a, dict)
-        else a
-        for a in arguments
-    ]
-    yaml = {"nc": 2, "backbone": [[-1, 1, word, arguments]], "head": [[["P4"], 1, "Detect", ["nc"]]]}
+def test_a_checkpoint_cannot_make_us_open_or_download_others(word, args, content, path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.save({"a": torch.zeros(1)}, "other.pth")
+    yaml = {"nc": 2, "backbone": [[-1, 1, word, args]], "head": [[["P4"], 1, "Detect", ["nc"]]]}
     save_checkpoint({**content, "yaml": yaml}, path)
-    opened = []
-    load, monkeypatched = torch.load, "timm.models._builder.load_pretrained"
-    monkeypatch.setattr(torch, "load", lambda file, **kw: opened.append(str(file)) or load(file, **kw))
-    monkeypatch.setattr(monkeypatched, lambda *args, **kw: opened.append("the network"))
+    opened, load = [], torch.load
+    monkeypatch.setattr(torch, "load", lambda file, **options: opened.append(str(file)) or load(file, **options))
+    monkeypatch.setattr("timm.models._builder.load_pretrained", lambda *_, **options: opened.append("the network"))
     assert_refused(path)
     assert opened == [str(path)]
 

@@ -317,11 +317,11 @@ def test_output_norms_may_be_missing(small, tmp_path):
     assert set(report.missing) == {"norm0.weight", "norm0.bias"}
 
 
-def test_files_of_another_architecture_are_refused(small, tmp_path):
-    torch.save(nested(golden_tensors()), tmp_path / "s12.pth")
-    for arch in ("s24", "m36"):
-        with pytest.raises(WeightsError, match=r"s12.pth holds \d+ of the \d+ tensors .* another architecture"):
-            create_backbone("RIFormer", arch, out_strides=(4, 8, 16, 32), weights=tmp_path / "s12.pth")
+def test_files_of_another_architecture_are_refused(published):
+    with pytest.raises(WeightsError, match=r"s12.pth holds \d+ of the \d+ tensors .* another architecture"):
+        create_backbone("RIFormer", "s24", out_strides=(4, 8), weights=published)
+    with pytest.raises(WeightsError, match=r"s12.pth holds \d+ of the \d+ tensors .* another architecture"):
+        create_backbone("RIFormer", "m36", out_strides=(4,), weights=published)
 
 
 def test_nothing_is_loaded_in_part(small, tmp_path):
