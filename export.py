@@ -144,8 +144,8 @@ def log_start(model: DetectionModel, path: Path, options: Options) -> None:
     with torch.no_grad():
         shape = tuple(model.eval()(torch.zeros(options.batch, model.spec.ch, *options.size))[0].shape)
     fresh = path.suffix in (".yaml", ".yml")
-    source = f"fresh weights of {path.name}" if fresh else f"{path} ({_megabytes(path)})"
-    LOGGER.info(cli.printable(f"PyTorch: starting from {source} with output shape {shape}"))
+    source, size = (f"fresh weights of {path.name}", "") if fresh else (path, f" ({_megabytes(path)})")
+    LOGGER.info(cli.printable(f"PyTorch: starting from {source} with output shape {shape}{size}"))
 
 
 def log_result(report: Report, seconds: float) -> None:
