@@ -15,12 +15,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, NamedTuple
 
+import torch
 from torch import nn
 from ultralytics.nn.modules import C3, Bottleneck, Concat, Conv, DWConv
+from ultralytics.nn.modules.conv import autopad
 from ultralytics.utils.torch_utils import initialize_weights
 
 from models.backbones import BACKBONES, create_backbone
-from models.backbones.from_timm import is_timm_model
+from models.backbones.from_timm import is_timm_model, timm_models
 from models.blocks.yolov5 import SPPF
 from models.errors import ConfigError, did_you_mean
 from models.heads import build_detect
@@ -91,6 +93,7 @@ def conv(
 ) -> Layer:
     """Convolution, BatchNorm, activation."""
     out = site.width(c2)
+    check_keeps_grid(k, s, p, d)
     module = Conv(site.input.channels, out, k, s, p, g, d, activation(act) if isinstance(act, str) else act)
     return Layer(module, (Feature(out, site.input.stride * s),))
 
@@ -99,6 +102,7 @@ def conv(
 def dw_conv(site: Site, c2: Positive, k: Positive = 1, s: Positive = 1, d: Positive = 1, act: bool = True) -> Layer:
     """Convolution with as many groups as both channel counts allow, BatchNorm, activation."""
     out = site.width(c2)
+    check_keeps_grid(k, s, None, d)
     return Layer(DWConv(site.input.channels, out, k, s, d, act), (Feature(out, site.input.stride * s),))
 
 
@@ -106,6 +110,7 @@ def dw_conv(site: Site, c2: Positive, k: Positive = 1, s: Positive = 1, d: Posit
 def bottleneck(site: Site, c2: Positive, shortcut: bool = True, g: Positive = 1, e: float = 0.5) -> Layer:
     """1x1 and 3x3 convolution with a residual connection, YOLOv5's."""
     out = site.width(c2)
+    check_has_channels(site, out * e)
     module = Bottleneck(site.input.channels, out, shortcut, g, k=(1, 3), e=e)
     return Layer(module, (Feature(out, site.input.stride),))
 
@@ -114,6 +119,7 @@ def bottleneck(site: Site, c2: Positive, shortcut: bool = True, g: Positive = 1,
 def c3(site: Site, c2: Positive, shortcut: bool = True, g: Positive = 1, e: float = 0.5) -> Layer:
     """Cross-stage partial block with three convolutions and `number` bottlenecks."""
     out = site.width(c2)
+    check_has_channels(site, out * e)
     module = C3(site.input.channels, out, site.number, shortcut, g, e)
     return Layer(module, (Feature(out, site.input.stride),))
 
@@ -124,6 +130,7 @@ def sppf(site: Site, c2: Positive, k: Positive = 5) -> Layer:
     if k % 2 == 0:
         raise ConfigError(f"SPPF needs an odd k, so that its maps keep their size, got {k}")
     out = site.width(c2)
+    check_has_channels(site, site.input.channels / 2)
     return Layer(SPPF(site.input.channels, out, k), (Feature(out, site.input.stride),))
 
 
@@ -164,6 +171,22 @@ def detect(site: Site, nc: int | str = "nc", anchors: Any = None) -> Layer:
     return Layer(build_detect(site.spec.nc, [feature.channels for feature in site.inputs], strides), ())
 
 
+def check_keeps_grid(k: int, s: int, p: int | None, d: int) -> None:
+    """Raise ConfigError unless a convolution's map has its input's size divided by its stride, for every picture."""
+    padding = autopad(k, p, d)
+    if not 0 <= 2 * padding - d * (k - 1) - 1 + s < s:
+        raise ConfigError(
+            f"a convolution with k={k}, s={s}, p={padding}, d={d} gives a map that is not its input's size divided by "
+            f"its stride, choose another p"
+        )
+
+
+def check_has_channels(site: Site, hidden: float) -> None:
+    """Raise ConfigError for a block whose inner convolutions would have no channel at all."""
+    if hidden < 1:
+        raise ConfigError(f"{site.word} has {hidden:g} channels inside, which is less than one")
+
+
 def is_backbone(word: str) -> bool:
     """Return whether `word` builds a list backbone: a registered one, or the bare name of a timm model."""
     return word in BACKBONES or (word not in LAYERS and is_timm_model(word))
@@ -176,9 +199,10 @@ def build_layer(spec: ModelSpec, row: Row, inputs: tuple[Feature, ...]) -> Layer
         ConfigError: an unknown word, or arguments that are not the word's.
     """
     if row.module not in LAYERS:
-        known = [*LAYERS, *BACKBONES]
-        hint = did_you_mean(row.module, known)
+        hint = did_you_mean(row.module, [*LAYERS, *BACKBONES]) or did_you_mean(row.module, timm_models())
         raise ConfigError(f"unknown module '{row.module}'{hint}: neither a word of RepYOLO nor a timm model")
+    if row.module in READS_LIST and row.number > 1:
+        raise ConfigError(f"{row.module} stands once, not {row.number} times in a row")
     function = LAYERS[row.module]
     arguments = bind(row.module, function, row.args)
     number = max(round(row.number * spec.depth_multiple), 1) if row.number > 1 else 1
@@ -205,19 +229,23 @@ def build_backbone(spec: ModelSpec, row: Row, out_strides: Sequence[int]) -> Lay
     Raises:
         ConfigError: the arguments are anything else.
     """
+    if row.number > 1:
+        raise ConfigError(f"{row.module} stands once, not {row.number} times in a row")
     args = list(row.args)
     options = dict(args.pop()) if args and isinstance(args[-1], dict) else {}
     legacy = args.pop(0) if args and isinstance(args[0], bool) else False
-    name, arch = (row.module, None) if row.module in BACKBONES else ("timm", row.module)
-    if args and arch is None:
-        arch = args.pop(0)
-    if args or not isinstance(arch, str | None):
-        raise ConfigError(
-            f"{row.module} takes an architecture and a mapping of options, such as [s12, {{weights: FILE}}]"
-        )
-    reserved = {"in_channels", "out_strides"} & options.keys()
+    reserved = {"name", "in_channels", "out_strides"} & options.keys()
     if reserved:
         raise ConfigError(f"{row.module}: {reserved.pop()} follows from the rest of the YAML and is not an option")
+    name = row.module if row.module in BACKBONES else "timm"
+    archs = args if row.module in BACKBONES else [row.module, *args]
+    if "arch" in options:
+        archs.append(options.pop("arch"))
+    if len(archs) > 1 or not all(isinstance(arch, str) for arch in archs):
+        raise ConfigError(
+            f"{row.module} takes one architecture (arch) and a mapping of options, such as [s12, {{...}}]"
+        )
+    arch = archs[0] if archs else None
     if legacy and name == "timm":
         options.setdefault("pretrained", True)
     elif legacy:
@@ -236,9 +264,12 @@ def activation(text: str) -> nn.Module:
         call = parse_call(text)
         if call.name not in ACTIVATIONS:
             raise ValueError(f"unknown activation '{call.name}'{did_you_mean(call.name, ACTIVATIONS)}")
-        return ACTIVATIONS[call.name](*call.args, **dict(call.kwargs))
-    except (TypeError, ValueError) as e:
-        raise ConfigError(f"activation: {e}") from e
+        built = ACTIVATIONS[call.name](*call.args, **dict(call.kwargs))
+        built(torch.zeros(1, 1))  # some arguments show only here that they are none
+    except (TypeError, ValueError, RuntimeError, OverflowError) as e:
+        reason = (str(e).strip().splitlines() or [type(e).__name__])[0]
+        raise ConfigError(f"activation {text}: {reason}") from e
+    return built
 
 
 def bind(word: str, function: Callable[..., Layer], args: Sequence[Any]) -> dict[str, Any]:

@@ -20,13 +20,22 @@ import yaml
 from models.errors import ConfigError, did_you_mean
 
 CONFIGS = Path(__file__).parent / "configs"
-MAX_BYTES = 1_000_000  # of a YAML file, which also bounds what its aliases can blow up to
+MAX_BYTES = 1_000_000  # of a YAML file
+MAX_VALUES = 100_000  # in a YAML, each alias counted as what it stands for
 MAX_ROWS = 1_000
 MAX_MULTIPLE = 16.0
 MAX_CLASSES = 100_000
+MAX_CHANNELS = 4096  # of a picture
 KEYS = ("nc", "depth_multiple", "width_multiple", "anchors", "activation", "ch", "backbone", "head")
-IGNORED = ("inplace", "yaml_file", "channels")  # of YOLOv5 and ultralytics; they change no number
-PRETRAINED = ("weights", "pretrained")  # where first weights come from; a checkpoint brings its own and drops these
+OTHERS = ("inplace", "yaml_file", "channels")  # of YOLOv5 and ultralytics, whose `channels` is our `ch`
+PRETRAINED = (  # options that say where first weights come from; a checkpoint brings its own and drops these
+    "weights",
+    "pretrained",
+    "checkpoint_path",
+    "pretrained_cfg",
+    "pretrained_cfg_overlay",
+    "cache_dir",
+)
 
 
 @dataclass(frozen=True)
@@ -69,20 +78,25 @@ class ModelSpec:
         plain = {key: value for key, value in plain.items() if value is not None}
         return {**plain, "backbone": rows[: self.backbone_rows], "head": rows[self.backbone_rows :]}
 
-    def replace(self, **changes: Any) -> ModelSpec:
-        """Return a copy with other values, for instance `nc` from a data set."""
-        return dataclasses.replace(self, **changes)
+    def replace(self, nc: int | None = None, ch: int | None = None) -> ModelSpec:
+        """Return a copy with the classes of a data set and the channels of its pictures; None keeps what is there.
+
+        Raises:
+            ConfigError: not a number of classes or channels.
+        """
+        nc = self.nc if nc is None else _integer(nc, 1, MAX_CLASSES, "nc")
+        return dataclasses.replace(self, nc=nc, ch=self.ch if ch is None else _integer(ch, 1, MAX_CHANNELS, "ch"))
 
     def without_pretrained(self) -> ModelSpec:
-        """Return a copy whose rows name no file or download to start from."""
+        """Return a copy whose rows name no file or download to start from, the published forks' `[True]` included."""
 
-        def strip(arg: Any) -> Any:
+        def strip(position: int, arg: Any) -> Any:
             if isinstance(arg, Mapping):
                 return {key: value for key, value in arg.items() if key not in PRETRAINED}
-            return arg
+            return False if position == 0 and arg is True else arg
 
-        rows = (dataclasses.replace(row, args=tuple(strip(arg) for arg in row.args)) for row in self.rows)
-        return self.replace(rows=tuple(rows))
+        rows = (dataclasses.replace(row, args=tuple(map(strip, range(len(row.args)), row.args))) for row in self.rows)
+        return dataclasses.replace(self, rows=tuple(rows))
 
     def error(self, row: Row, problem: object) -> ConfigError:
         """Return the error that names this file, the row's number and text, and the problem."""
@@ -116,7 +130,7 @@ def load_spec(cfg: str | Path | Mapping[str, Any] | ModelSpec) -> ModelSpec:
         raise ConfigError(f"{path} is larger than {MAX_BYTES:,} bytes, which no model YAML is")
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as e:
+    except (yaml.YAMLError, ValueError, OverflowError, RecursionError) as e:  # also of its numbers and dates
         raise ConfigError(f"{path} is not a YAML file: {' '.join(str(e).split())}") from e
     if not isinstance(content, Mapping):
         raise ConfigError(f"{path} must be a mapping with the keys {', '.join(KEYS)}, but is a {_kind(content)}")
@@ -126,11 +140,20 @@ def load_spec(cfg: str | Path | Mapping[str, Any] | ModelSpec) -> ModelSpec:
 def find_config(cfg: str | Path) -> Path:
     """Return the file that `cfg` means: a path as given, or a name in models/configs, with or without `.yaml`."""
     candidates = [Path(cfg), CONFIGS / cfg, CONFIGS / f"{cfg}.yaml"]
-    found = next((path for path in candidates if path.is_file()), None)
+    found = next(filter(_is_file, candidates), None)
     if found is None:
         known = [path.name for path in CONFIGS.glob("*.yaml")]
-        raise ConfigError(f"no model YAML '{cfg}', neither as a path nor in {CONFIGS}{did_you_mean(str(cfg), known)}")
+        hint = did_you_mean(str(cfg)[:100], known)
+        raise ConfigError(f"no model YAML {_shorten(str(cfg))}, neither as a path nor in {CONFIGS}{hint}")
     return found
+
+
+def _is_file(path: Path) -> bool:
+    """Return whether `path` is a file; what can be no name at all, such as one too long, is none."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
 
 
 def parse_call(text: str) -> Call:
@@ -158,9 +181,21 @@ def parse_call(text: str) -> Call:
     return Call(name, args, kwargs)
 
 
+def _check_size(content: Any, name: str) -> None:
+    """Raise ConfigError for a YAML whose aliases stand for more values than a model has, or for themselves."""
+    count, stack = 0, [content]
+    while stack:
+        value = stack.pop()
+        count += 1
+        if count > MAX_VALUES:
+            raise ConfigError(f"{name} holds more than {MAX_VALUES:,} values, or an alias that contains itself")
+        stack += value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ()
+
+
 def _check(content: Mapping[str, Any], name: str) -> ModelSpec:
+    _check_size(content, name)
     for key in content:
-        if key not in (*KEYS, *IGNORED):
+        if key not in (*KEYS, *OTHERS):
             raise ConfigError(f"{name}: unknown key '{key}'{did_you_mean(str(key), KEYS)}, expected {', '.join(KEYS)}")
     for key in ("nc", "head"):
         if key not in content:
@@ -179,7 +214,7 @@ def _check(content: Mapping[str, Any], name: str) -> ModelSpec:
         backbone_rows=len(sections[0]),
         depth_multiple=_multiple(content.get("depth_multiple", 1.0), f"{name}: depth_multiple"),
         width_multiple=_multiple(content.get("width_multiple", 1.0), f"{name}: width_multiple"),
-        ch=_integer(content.get("ch", 3), 1, 4096, f"{name}: ch"),
+        ch=_integer(content.get("ch", content.get("channels", 3)), 1, MAX_CHANNELS, f"{name}: ch"),
         activation=activation,
         anchors=_freeze(content.get("anchors")),
     )
@@ -246,5 +281,8 @@ def _kind(value: Any) -> str:
 
 
 def _shorten(value: Any) -> str:
-    text = repr(value)
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # a number of thousands of digits
+        text = f"a very large {_kind(value)}"
     return text if len(text) <= 120 else f"{text[:117]}..."

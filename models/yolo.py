@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ultralytics.nn import tasks
 from ultralytics.utils import LOGGER
 
+from models.backbones.base import Backbone
 from models.blocks.reparam import switch_to_deploy
 from models.parser import PICTURE, parse_model
 from models.spec import ModelSpec, load_spec
@@ -53,8 +54,7 @@ class DetectionModel(tasks.DetectionModel):
         verbose: bool = False,
     ) -> None:
         nn.Module.__init__(self)  # ultralytics' own constructor would parse the YAML its way
-        spec = load_spec(cfg)
-        self.spec = spec.replace(ch=ch or spec.ch, nc=nc or spec.nc)
+        self.spec = load_spec(cfg).replace(nc=nc, ch=ch)
         graph = parse_model(self.spec)
         self.model = nn.Sequential(*graph.modules)
         self.nodes = graph.nodes
@@ -90,7 +90,8 @@ class DetectionModel(tasks.DetectionModel):
 
     def example_input(self) -> Tensor:
         """Return a small input of zeros, (1, ch, H, W), with the dtype and device of the weights."""
-        side = 2 * int(self.stride.max())
+        sides = [module.example_side for module in self.model if isinstance(module, Backbone)]
+        side = max(*sides, *(2 * int(feature.stride) for feature in self.features.values()))
         return next(self.parameters()).new_zeros(1, self.spec.ch, side, side)
 
     def info(self, detailed: bool = False, verbose: bool = True, imgsz: int | list[int] = 640) -> None:

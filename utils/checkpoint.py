@@ -7,8 +7,6 @@ resuming needs (model, EMA, optimizer, ...); `best.pt` holds the EMA weights alo
 from __future__ import annotations
 
 import os
-import pickle
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,10 +16,12 @@ import torch
 from torch import Tensor
 
 from models import DetectionModel
-from models.errors import ConfigError, UserError, WeightsError
+from models.backbones.weights import load_plain
+from models.errors import ConfigError, WeightsError
+from models.spec import load_spec
 
 FORMAT = "repyolo/1"
-MAX_INFLATION = 1.05  # uncompressed to file size: torch does not compress, so more is a decompression bomb
+MAX_IMGSZ = 8192  # pixels a side
 
 
 def pack_model(model: DetectionModel) -> dict[str, Any]:
@@ -70,22 +70,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     Raises:
         WeightsError: no such file, or not a checkpoint of RepYOLO; the message says what it seems to be.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise WeightsError(f"there is no weights file {path}")
-    try:
-        with zipfile.ZipFile(path) as archive:
-            inflated = sum(entry.file_size for entry in archive.infolist())
-        if inflated > MAX_INFLATION * path.stat().st_size + 1e6:
-            raise WeightsError(f"{path} would unpack to {inflated / path.stat().st_size:.0f} times its size")
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (zipfile.BadZipFile, EOFError, RuntimeError) as e:
-        raise WeightsError(f"{path} is not a checkpoint: it is empty, truncated or another kind of file") from e
-    except pickle.UnpicklingError as e:
-        raise WeightsError(
-            f"{path} holds pickled code, as YOLOv5 and ultralytics checkpoints do, and is not loaded: "
-            "train from a YAML, or export it with the tool that made it"
-        ) from e
+    content = load_plain(path)
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise WeightsError(f"{path} is a file of tensors, but not a RepYOLO checkpoint (format {FORMAT})")
     return content
@@ -103,18 +88,27 @@ def load_checkpoint(path: str | Path) -> DetectionModel:
 def build_model(content: Mapping[str, Any], path: str | Path) -> DetectionModel:
     """Return the model of a checkpoint that `read_checkpoint` has read. `path` is for messages."""
     try:
-        model = DetectionModel({**content["yaml"], "yaml_file": str(content["yaml_name"])})
+        spec = load_spec({**content["yaml"], "yaml_file": str(content["yaml_name"])})
+        model = DetectionModel(spec.without_pretrained())  # a file names no other file and no download
         names = {int(i): str(name) for i, name in content["names"].items()}
         if sorted(names) != list(range(model.nc)):
             raise ConfigError(f"{len(names)} class names for {model.nc} classes")
         model.names = names
-        model.imgsz = content["imgsz"]
+        model.imgsz = check_imgsz(content["imgsz"])
         model.load_state_dict({name: tensor.float() for name, tensor in content["ema"].items()})
-    except (KeyError, TypeError, AttributeError, RuntimeError, UserError) as e:
+    except (LookupError, TypeError, AttributeError, ValueError, OverflowError, RuntimeError) as e:
         reason = " ".join(str(e).split())
         raise WeightsError(f"{path} is a damaged checkpoint: {reason[:300]}") from e
     model.pt_path = str(path)
     return model.eval()
+
+
+def check_imgsz(imgsz: Any) -> int | list[int]:
+    """Return an image size, one side or height and width in pixels; ValueError for anything else."""
+    sides = imgsz if isinstance(imgsz, list) else [imgsz]
+    if len(sides) not in (1, 2) or not all(type(side) is int and 0 < side <= MAX_IMGSZ for side in sides):
+        raise ValueError(f"imgsz is {imgsz!r}")
+    return imgsz
 
 
 def plain(value: Any) -> Any:
@@ -123,14 +117,14 @@ def plain(value: Any) -> Any:
     Raises:
         TypeError: it holds anything else, which a safe checkpoint cannot.
     """
-    if value is None or isinstance(value, bool | int | float | str):
+    if isinstance(value, np.generic):  # before the others: NumPy's float64 is a float
+        return value.item()
+    if value is None or type(value) in (bool, int, float, str):
         return value
     if isinstance(value, Tensor):
         return value.detach().cpu()
-    if isinstance(value, np.generic):
-        return value.item()
     if isinstance(value, Mapping):
-        return {key: plain(v) for key, v in value.items()}
+        return {plain(key): plain(v) for key, v in value.items()}
     if isinstance(value, list | tuple | set):
         return [plain(v) for v in value]
     raise TypeError(f"a checkpoint cannot hold a {type(value).__name__}")

@@ -697,7 +697,7 @@ def build_dataset(
         cache=args.cache or None,
         single_cls=args.single_cls or False,
         stride=stride,
-        pad=0.0 if train else 0.5,
+        pad=0.0,
         prefix=colorstr(f"{mode}: "),
         task=args.task,
         classes=args.classes,

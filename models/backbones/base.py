@@ -8,6 +8,7 @@ A backbone registers under the word that a YAML row uses:
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, ClassVar
@@ -46,10 +47,14 @@ class Backbone(nn.Module, ABC):
     def forward(self, x: Tensor) -> list[Tensor]:
         """Map (B, in_channels, H, W) to one (B, channels[i], H / strides[i], W / strides[i]) per stride."""
 
+    @property
+    def example_side(self) -> int:
+        """The side in pixels of a small picture that the network takes."""
+        return 2 * self.strides[-1]
+
     def example_input(self) -> Tensor:
         """Return a small input of zeros, (1, in_channels, H, W), with the dtype and device of the weights."""
-        side = 2 * self.strides[-1]
-        return next(self.parameters()).new_zeros(1, self.in_channels, side, side)
+        return next(self.parameters()).new_zeros(1, self.in_channels, self.example_side, self.example_side)
 
 
 BACKBONES = Registry[type[Backbone]]("backbone")
@@ -83,12 +88,19 @@ def create_backbone(
     if kind.archs and arch not in kind.archs:
         hint = did_you_mean(str(arch), kind.archs)
         raise UserError(f"{name} has no architecture {arch!r}{hint}, expected one of {', '.join(kind.archs)}")
+    if not isinstance(in_channels, int) or in_channels < 1:
+        raise UserError(f"{name} needs a picture of at least one channel, got in_channels={in_channels!r}")
+    arguments = {"in_channels": in_channels, "out_strides": out_strides, **options}
     try:
-        return kind(arch, in_channels=in_channels, out_strides=out_strides, **options)
+        inspect.signature(kind).bind(arch, **arguments)
     except TypeError as e:
-        if "unexpected keyword argument" not in str(e):
-            raise
-        raise UserError(f"{name} {str(e).split('() ')[-1]}") from e
+        raise UserError(f"{name} {e}, its options are {', '.join(_options(kind))}") from e
+    return kind(arch, **arguments)
+
+
+def _options(kind: type[Backbone]) -> list[str]:
+    """Return the names of the arguments that a YAML can give in its mapping."""
+    return [name for name in inspect.signature(kind).parameters if name not in ("in_channels", "out_strides")]
 
 
 def list_backbones() -> dict[str, tuple[str, ...]]:
@@ -118,17 +130,23 @@ def level_name(stride: int) -> str:
 def check_backbone(backbone: Backbone, size: tuple[int, int] = (128, 192)) -> None:
     """Run `backbone` on zeros of `size` (H, W), multiples of its last stride, and compare with what it declares.
 
+    Statistics and training modes stay as they are.
+
     Raises:
         UserError: it does not return a list of maps, or one differs from `channels` and `strides`.
     """
-    was_training = backbone.training
-    example = backbone.example_input().new_zeros(2, backbone.in_channels, *size)
-    maps = backbone.eval()(example)
-    backbone.train(was_training)
-    name = type(backbone).__name__
+    name, channels, strides = type(backbone).__name__, backbone.channels, backbone.strides
+    if len(channels) != len(strides) or list(strides) != sorted(set(strides)):
+        raise UserError(f"{name} must declare as many channels as ascending strides, but has {channels} and {strides}")
+    modes = {module: module.training for module in backbone.modules()}
+    try:
+        maps = backbone.eval()(backbone.example_input().new_zeros(2, backbone.in_channels, *size))
+    finally:
+        for module, training in modes.items():
+            module.training = training
     if not isinstance(maps, list) or not all(isinstance(m, Tensor) for m in maps):
         raise UserError(f"{name} must return a list of feature maps, but returned a {type(maps).__name__}")
-    said = [(2, c, size[0] // s, size[1] // s) for c, s in zip(backbone.channels, backbone.strides, strict=True)]
+    said = [(2, c, size[0] // s, size[1] // s) for c, s in zip(channels, strides, strict=True)]
     came = [tuple(m.shape) for m in maps]
     if said != came:
         raise UserError(f"{name} declares maps of shapes {said} for a picture of {size}, but returned {came}")

@@ -14,12 +14,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar, NamedTuple
 
-import torch
 from torch import Tensor, nn
 
 from models.backbones.base import BACKBONES, Backbone, select_strides
 from models.backbones.weights import load_weights
 from models.blocks.riformer import RIFormerBlock
+from models.errors import UserError
 
 STRIDES = (4, 8, 16, 32)
 
@@ -82,13 +82,19 @@ class RIFormer(Backbone):
         self.channels = tuple(dims[STRIDES.index(stride)] for stride in self.strides)
         self.taps = tuple(2 * STRIDES.index(stride) for stride in self.strides)  # indices into network
 
-        rates = torch.linspace(0, drop_path, sum(depths)).split(depths)
+        if isinstance(drop_path, bool) or not isinstance(drop_path, int | float) or not 0 <= drop_path < 1:
+            raise UserError(f"RIFormer's drop_path must be a number from 0 to below 1, got {drop_path!r}")
+        if weights is not None and not isinstance(weights, str | Path):
+            raise UserError(f"RIFormer's weights must be the path of a file, got {weights!r}")
+        blocks_before = [sum(depths[:stage]) for stage in range(len(depths))]
+        rate_step = drop_path / (sum(depths) - 1)
         self.patch_embed = PatchEmbed(in_channels, dims[0], kernel=7, stride=4, padding=2)
         self.network = nn.ModuleList()
-        for stage, (dim, stage_rates) in enumerate(zip(dims, rates, strict=True)):
+        for stage, (dim, depth, first) in enumerate(zip(dims, depths, blocks_before, strict=True)):
             if stage > 0:
                 self.network.append(PatchEmbed(dims[stage - 1], dim, kernel=3, stride=2, padding=1))
-            blocks = (RIFormerBlock(dim, layer_scale_init=layer_scale_init, drop_path=r) for r in stage_rates.tolist())
+            rates = (rate_step * block for block in range(first, first + depth))
+            blocks = (RIFormerBlock(dim, layer_scale_init=layer_scale_init, drop_path=rate) for rate in rates)
             self.network.append(nn.Sequential(*blocks))
         del self.network[self.taps[-1] + 1 :]
         for tap, dim in zip(self.taps, self.channels, strict=True):

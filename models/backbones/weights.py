@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pickle
+import warnings
+import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +18,7 @@ from models.errors import WeightsError
 NESTS = ("state_dict_ema", "ema", "state_dict", "model")  # under which files keep their tensors, in this order
 PREFIXES = ("module.", "backbone.", "model.")
 CLASSIFIER = ("head.", "fc.", "classifier.", "linear.")  # of no use to a detector
+MAX_INFLATION = 1.05  # uncompressed to file size: torch does not compress, so more is a decompression bomb
 MIN_MATCHED = 0.9  # of the backbone's tensors
 
 
@@ -67,22 +70,60 @@ def read_tensors(file: str | Path) -> dict[str, Tensor]:
     Raises:
         WeightsError: no such file, or not one that holds tensors only.
     """
-    if not Path(file).is_file():
-        raise WeightsError(f"there is no weights file {file}")
-    try:
-        content: Any = torch.load(file, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as e:
-        reason = (
-            "holds more than tensors, which is not loaded" if "weights_only" in str(e).lower() else "is not readable"
-        )
-        raise WeightsError(f"{file} {reason}: {str(e).strip().splitlines()[0] if str(e).strip() else 'empty'}") from e
-    for nest in NESTS:
-        if isinstance(content, Mapping) and isinstance(content.get(nest), Mapping):
-            content = content[nest]
-    tensors = {k: v for k, v in content.items() if isinstance(v, Tensor)} if isinstance(content, Mapping) else {}
+    content = load_plain(file)
+    while isinstance(content, Mapping) and (nest := next((n for n in NESTS if n in content), None)) is not None:
+        content = content[nest]
+    named = content.items() if isinstance(content, Mapping) else ()
+    tensors = {str(k): v for k, v in named if isinstance(v, Tensor)}
     if not tensors:
-        raise WeightsError(f"{file} holds no tensors")
-    for prefix in PREFIXES:
-        if sum(k.startswith(prefix) for k in tensors) > len(tensors) / 2:
-            tensors = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+        raise WeightsError(f"{file} holds no tensors by name")
+    while prefix := next((p for p in PREFIXES if sum(k.startswith(p) for k in tensors) > len(tensors) / 2), None):
+        tensors = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
     return tensors
+
+
+def load_plain(file: str | Path) -> Any:
+    """Return the content of a file that torch wrote, if it is tensors and plain values only; nothing in it is run.
+
+    Raises:
+        WeightsError: no such file, a damaged one, or one that holds anything else.
+    """
+    path = Path(file)
+    try:
+        if not path.is_file():
+            raise WeightsError(f"there is no weights file {path}")
+        if zipfile.is_zipfile(path):
+            _check_archive(path)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's advice on pickles
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except (WeightsError, MemoryError):
+        raise
+    except Exception as e:  # a damaged pickle makes its reader fail in any way there is
+        if isinstance(e, pickle.UnpicklingError) and "weights_only" in str(e).lower() and _is_pickle(path):
+            raise WeightsError(
+                f"{path} holds more than tensors and plain values, as YOLOv5 and ultralytics checkpoints do, and is not "
+                "loaded, since that could run code"
+            ) from e
+        raise WeightsError(f"{path!s:.300} is not a weights file: it is empty, damaged or another kind of file") from e
+
+
+def _check_archive(path: Path) -> None:
+    """Raise WeightsError for a zip file that would unpack to far more than its size, or has a flipped bit."""
+    with zipfile.ZipFile(path) as archive:
+        inflated = sum(entry.file_size for entry in archive.infolist())
+        if inflated > MAX_INFLATION * path.stat().st_size + 1e6:
+            raise WeightsError(f"{path} would unpack to {inflated / path.stat().st_size:.0f} times its size")
+        damaged = archive.testzip()
+    if damaged is not None:
+        raise WeightsError(f"{path} is damaged: its part {damaged} is not what was written")
+
+
+def _is_pickle(path: Path) -> bool:
+    """Return whether the file looks like one of torch's: a zip file with a pickle, or a pickle alone."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+        return any(n.endswith("data.pkl") for n in names) and not any("/code/" in n for n in names)
+    with path.open("rb") as f:
+        return f.read(1) == b"\x80"

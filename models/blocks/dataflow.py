@@ -4,12 +4,22 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+
+
+@dataclass(frozen=True)
+class Link:
+    """A consumer that ran, and the producer whose output it alone reads; None if there is no such producer."""
+
+    consumer: Any  # a module
+    producer: Any  # a module, or None
+    shape: tuple[int, ...]  # of what passes
 
 
 class _Readers(TorchDispatchMode):
@@ -20,46 +30,54 @@ class _Readers(TorchDispatchMode):
         self.count: dict[int, int] = defaultdict(int)
         self.kept: list[Tensor] = []
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        for leaf in tree_leaves((args, kwargs or {})):
+    def read(self, values: Any) -> None:
+        for leaf in tree_leaves(values):
             if isinstance(leaf, Tensor):
                 self.count[id(leaf)] += 1
                 self.kept.append(leaf)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.read((args, kwargs or {}))
         return func(*args, **(kwargs or {}))
 
 
 def follow(
     model: nn.Module, example: Tensor, producers: tuple[type, ...], consumers: tuple[type, ...]
-) -> Iterator[tuple[str, Any, str | None]]:
-    """Yield (name, module, producer) for every module of the types `consumers` that `model(example)` runs.
+) -> Iterator[Link]:
+    """Yield a link for every module of the types `consumers` that `model(example)` runs.
 
-    `producer` is the name of the module of the types `producers` whose output the consumer reads, if nothing else
-    reads that output and both run once; otherwise None. Modules that do not run are not yielded.
+    The producer is the module of the types `producers` whose output the consumer reads, if nothing else reads that
+    output (another operator, or whoever called the model), nothing else reads its weight, and both run once.
 
     Args:
         model: in eval mode.
         example: an input of `model`; only its shape, dtype and device matter.
     """
     runs: dict[nn.Module, int] = defaultdict(int)
-    made_by: dict[int, nn.Module] = {}  # id of an output tensor to the module that made it
+    made: dict[int, tuple[nn.Module, Tensor]] = {}  # by the id of the output, which is kept with it
     read: dict[nn.Module, Tensor] = {}  # a consumer's input
-    names: dict[nn.Module, str] = {module: name for name, module in model.named_modules()}
 
-    def note(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+    def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         runs[module] += 1
         if isinstance(module, consumers):
-            read[module] = inputs[0]
-        else:
-            made_by[id(output)] = module
+            read[module] = next(leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor))
+        elif isinstance(output, Tensor):
+            made[id(output)] = module, output
 
-    hooks = [module.register_forward_hook(note) for module in names if isinstance(module, (*producers, *consumers))]
+    watched = [module for module in model.modules() if isinstance(module, (*producers, *consumers))]
+    hooks = [module.register_forward_hook(note, with_kwargs=True) for module in watched]
     try:
         with torch.no_grad(), _Readers() as readers:
-            model(example)
+            readers.read(model(example))
     finally:
         for hook in hooks:
             hook.remove()
-    for module, tensor in read.items():
-        producer = made_by.get(id(tensor))
-        alone = producer is not None and readers.count[id(tensor)] == 1 and runs[module] == runs[producer] == 1
-        yield names[module], module, names[producer] if alone and producer is not None else None
+    for consumer, tensor in read.items():
+        producer, _ = made.get(id(tensor), (None, None))
+        alone = (
+            producer is not None
+            and readers.count[id(tensor)] == 1
+            and readers.count[id(producer.weight)] == 1
+            and runs[consumer] == runs[producer] == 1
+        )
+        yield Link(consumer, producer if alone else None, tuple(tensor.shape))

@@ -14,12 +14,11 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
@@ -53,16 +52,25 @@ class DeployReport:
     left: list[str] = field(default_factory=list)
 
 
-FORWARDS: set[Any] = {  # of the convolutions whose output is linear in their parameters `weight` and `bias`
+FORWARDS: set[Any] = {  # of convolutions whose output is linear in their parameters `weight` and `bias`
     kind.forward
     for kind in (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.Linear)
 }
+CONV_FORWARDS = {
+    kind._conv_forward for kind in (_ConvNd, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+}  # what some subclasses override
+BN_FORWARDS: set[Any] = {_BatchNorm.forward, nn.SyncBatchNorm.forward}  # an affine map per channel, in eval mode
 _FUSERS: list[Fuser] = [lambda m: m.fuse() if isinstance(m, Reparameterizable) else None]
 
 
 def register_linear(kind: type[Linear]) -> None:
     """Say that a library's convolution with a `forward` of its own is linear in its `weight` and `bias`."""
     FORWARDS.add(kind.forward)
+
+
+def register_batch_norm(kind: type[_BatchNorm]) -> None:
+    """Say that a library's BatchNorm with a `forward` of its own is one, followed by its children in their order."""
+    BN_FORWARDS.add(kind.forward)
 
 
 def register_fuser(fuser: Fuser) -> Fuser:
@@ -86,14 +94,14 @@ def switch_to_deploy(model: M, example: Tensor | None = None) -> M:
     """
     deploy: Any = copy.deepcopy(model).eval()
     report = copy.deepcopy(getattr(model, "report", None)) or DeployReport()
-    deploy = _fuse_blocks(deploy, report.fused)
+    deploy = _fuse_blocks(deploy, report.fused, {})
     if example is None:
         if not hasattr(deploy, "example_input"):
             raise TypeError(f"switch_to_deploy needs an example input for a {type(model).__name__}")
         example = deploy.example_input()
     report.left = _fold_batch_norms(deploy, example, report.fused)
     deploy.report = report
-    return deploy
+    return deploy.eval()
 
 
 def fuse_conv_bn(conv: L, bn: _BatchNorm) -> L:
@@ -102,10 +110,10 @@ def fuse_conv_bn(conv: L, bn: _BatchNorm) -> L:
     Any dimension, groups, dilation, padding mode, transposed or not; dtype and device of `conv` are kept.
 
     Raises:
-        ValueError: `bn` has no running statistics or another number of channels, or `conv` computes its weights.
+        ValueError: `bn` has no running statistics or another number of channels, `conv` computes its weights, or one of
+            them does more than its class says.
     """
-    if type(conv).forward not in FORWARDS or is_parametrized(conv):
-        raise ValueError(f"a {type(conv).__name__} computes its weights from others and cannot take a factor")
+    _check_plain(conv, bn)
     scale, shift = bn_scale_shift(bn)
     weight = conv.weight.detach().double()
     channels = conv.out_features if isinstance(conv, nn.Linear) else conv.out_channels
@@ -118,6 +126,18 @@ def fuse_conv_bn(conv: L, bn: _BatchNorm) -> L:
         weight = weight * _as_column(scale, weight)
     bias = shift if conv.bias is None else shift + scale * conv.bias.detach().double()
     return with_weights(conv, weight, bias)
+
+
+def _check_plain(conv: Linear, bn: _BatchNorm) -> None:
+    """Raise ValueError unless `conv` is linear in its weights, `bn` is a BatchNorm, and no hook changes either."""
+    conv_forward = getattr(type(conv), "_conv_forward", None)
+    custom = conv_forward is not None and conv_forward not in CONV_FORWARDS
+    if type(conv).forward not in FORWARDS or custom or is_parametrized(conv):
+        raise ValueError(f"a {type(conv).__name__} computes its weights or output in a way of its own")
+    if type(bn).forward not in BN_FORWARDS:
+        raise ValueError(f"a {type(bn).__name__} has a forward of its own")
+    if any(m._forward_hooks or m._forward_pre_hooks for m in (conv, bn)):
+        raise ValueError("a hook on one of them may change what passes")
 
 
 def bn_scale_shift(bn: _BatchNorm) -> tuple[Tensor, Tensor]:
@@ -149,32 +169,42 @@ def _as_column(vector: Tensor, like: Tensor) -> Tensor:
     return vector.reshape(*vector.shape, *[1] * (like.ndim - vector.ndim))
 
 
-def _fuse_blocks(module: nn.Module, fused: Counter[str]) -> Any:
-    """Swap, from the outside in, every block that a fuser knows; return what takes the place of `module`."""
-    replaced = next((new for fuser in _FUSERS if (new := fuser(module)) is not None), module)
-    if replaced is not module:
-        fused[type(module).__name__] += 1
-    for name, child in replaced.named_children():
-        setattr(replaced, name, _fuse_blocks(child, fused))
-    return replaced
+def _fuse_blocks(module: nn.Module, fused: Counter[str], done: dict[nn.Module, nn.Module]) -> Any:
+    """Swap, from the outside in, every block that a fuser knows; return what takes the place of `module`.
+
+    Args:
+        done: what takes the place of each module seen so far, for those that stand in several places.
+    """
+    if module not in done:
+        replaced = next((new for fuser in _FUSERS if (new := fuser(module)) is not None), module)
+        if replaced is not module:
+            fused[type(module).__name__] += 1
+        done[module] = done[replaced] = replaced
+        for name, child in list(replaced._modules.items()):
+            if child is not None:
+                setattr(replaced, name, _fuse_blocks(child, fused, done))
+    return done[module]
 
 
-@torch.no_grad()
 def _fold_batch_norms(model: nn.Module, example: Tensor, fused: Counter[str]) -> list[str]:
     """Fold every BatchNorm that one convolution alone feeds, in place; return the others, each with its reason."""
     left = []
-    modules: dict[str, Any] = dict(model.named_modules())
-    for name, bn, conv_name in follow(model, example, producers=(_ConvNd, nn.Linear), consumers=(_BatchNorm,)):
-        if conv_name is None:
-            left.append(f"{name}: its input is not the output of one convolution alone")
+    paths = defaultdict(list)  # a module may stand in several places
+    for path, module in model.named_modules(remove_duplicate=False):
+        paths[module].append(path)
+    for link in follow(model, example, producers=(_ConvNd, nn.Linear), consumers=(_BatchNorm,)):
+        bn, conv = link.consumer, link.producer
+        if conv is None or (isinstance(conv, nn.Linear) and len(link.shape) > 2):  # BatchNorm's channels are axis 1
+            left.append(f"{paths[bn][0]}: its input is not the output of one convolution alone")
             continue
         try:
-            conv = fuse_conv_bn(modules[conv_name], bn)
+            new = fuse_conv_bn(conv, bn)
         except ValueError as e:
-            left.append(f"{name}: {e}")
+            left.append(f"{paths[bn][0]}: {e}")
             continue
-        _set(model, conv_name, conv)
-        _set(model, name, _after(bn))
+        for old, replacement in ((conv, new), (bn, _after(bn))):
+            for path in paths[old]:
+                _set(model, path, replacement)
         fused["Conv+BN"] += 1
     return left
 
