@@ -60,6 +60,10 @@ class Row:
     ratio_to_first: float | None  # of the minima, to the same form of the first model, if it has that
 
 
+class PublishedNorm(nn.GroupNorm):
+    """A GroupNorm that stays one in deployment, since fusing goes by the exact type."""
+
+
 class PublishedBlock(nn.Module):
     """A RIFormer block in its published deploy form: the affine map in norm1, all else as in training."""
 
@@ -170,6 +174,9 @@ def publish(model: DetectionModel) -> DetectionModel:
         if isinstance(module, RIFormerBlock):
             parent, _, child = name.rpartition(".")
             setattr(published.get_submodule(parent), child, PublishedBlock(module))
+    for module in published.modules():
+        if type(module) is nn.GroupNorm:
+            module.__class__ = PublishedNorm
     return switch_to_deploy(published)
 
 

@@ -61,8 +61,7 @@ def main(args: argparse.Namespace) -> dict[str, float]:
     save_dir = cli.increment_path(args.project, args.name, args.exist_ok)
     write_data_yaml(data, save_dir / "data.yaml")
     validator = Validator(save_dir=save_dir, args=validator_options(args, model, save_dir))
-    metrics = validator(model=model)
-    return metrics
+    return validator(model=model)
 
 
 def run(**options: Any) -> dict[str, float]:

@@ -8,7 +8,6 @@ Channels and strides are known before anything is run.
 from __future__ import annotations
 
 import inspect
-import math
 import types
 import typing
 from collections.abc import Callable, Sequence
@@ -71,8 +70,8 @@ class Site:
         return self.inputs[0]
 
     def width(self, channels: int) -> int:
-        """Return `channels` scaled by width_multiple, rounded up to a multiple of 8."""
-        return math.ceil(channels * self.spec.width_multiple / 8) * 8
+        """Return `channels` scaled as the YAML says."""
+        return self.spec.width(channels)
 
 
 LAYERS = Registry[Callable[..., Layer]]("module")
@@ -205,7 +204,7 @@ def build_layer(spec: ModelSpec, row: Row, inputs: tuple[Feature, ...]) -> Layer
         raise ConfigError(f"{row.module} stands once, not {row.number} times in a row")
     function = LAYERS[row.module]
     arguments = bind(row.module, function, row.args)
-    number = max(round(row.number * spec.depth_multiple), 1) if row.number > 1 else 1
+    number = spec.depth(row.number)
     if row.module in REPEATED_INSIDE or number == 1:
         layer = function(Site(row.module, inputs, number, spec), **arguments)
     else:
@@ -242,9 +241,7 @@ def build_backbone(spec: ModelSpec, row: Row, out_strides: Sequence[int]) -> Lay
     if "arch" in options:
         archs.append(options.pop("arch"))
     if len(archs) > 1 or not all(isinstance(arch, str) for arch in archs):
-        raise ConfigError(
-            f"{row.module} takes one architecture (arch) and a mapping of options, such as [s12, {{...}}]"
-        )
+        raise ConfigError(f"{row.module} takes an architecture and a mapping of options, such as [s12, {{...}}]")
     arch = archs[0] if archs else None
     if legacy and name == "timm":
         options.setdefault("pretrained", True)

@@ -22,6 +22,7 @@ from models.errors import ConfigError, did_you_mean
 CONFIGS = Path(__file__).parent / "configs"
 MAX_BYTES = 1_000_000  # of a YAML file
 MAX_VALUES = 100_000  # in a YAML, each alias counted as what it stands for
+MAX_DEPTH = 20
 MAX_ROWS = 1_000
 MAX_MULTIPLE = 16.0
 MAX_CLASSES = 100_000
@@ -97,6 +98,14 @@ class ModelSpec:
 
         rows = (dataclasses.replace(row, args=tuple(map(strip, range(len(row.args)), row.args))) for row in self.rows)
         return dataclasses.replace(self, rows=tuple(rows))
+
+    def width(self, channels: int) -> int:
+        """Return `channels` scaled by width_multiple, rounded up to a multiple of 8."""
+        return math.ceil(channels * self.width_multiple / 8) * 8
+
+    def depth(self, number: int) -> int:
+        """Return how often a row with this `number` is repeated: scaled by depth_multiple, at least once."""
+        return max(round(number * self.depth_multiple), 1) if number > 1 else number
 
     def error(self, row: Row, problem: object) -> ConfigError:
         """Return the error that names this file, the row's number and text, and the problem."""
@@ -183,13 +192,14 @@ def parse_call(text: str) -> Call:
 
 def _check_size(content: Any, name: str) -> None:
     """Raise ConfigError for a YAML whose aliases stand for more values than a model has, or for themselves."""
-    count, stack = 0, [content]
+    count, stack = 0, [(content, 0)]
     while stack:
-        value = stack.pop()
+        value, depth = stack.pop()
         count += 1
-        if count > MAX_VALUES:
-            raise ConfigError(f"{name} holds more than {MAX_VALUES:,} values, or an alias that contains itself")
-        stack += value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ()
+        if count > MAX_VALUES or depth > MAX_DEPTH:
+            raise ConfigError(f"{name} holds more than {MAX_VALUES:,} values or {MAX_DEPTH} lists in each other")
+        inside = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ()
+        stack += ((v, depth + 1) for v in inside)
 
 
 def _check(content: Mapping[str, Any], name: str) -> ModelSpec:

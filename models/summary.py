@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections import Counter
 from typing import Any, Protocol
 
@@ -14,8 +15,9 @@ from ultralytics.nn.modules import Detect
 
 from models.backbones.base import Backbone, level_name
 from models.blocks.reparam import switch_to_deploy
+from models.layers import LAYERS
 from models.parser import Node
-from models.spec import ModelSpec
+from models.spec import ModelSpec, Row
 
 
 class RowModel(Protocol):
@@ -51,10 +53,10 @@ def count_gflops(module: Any, size: tuple[int, int] = (640, 640)) -> float:
 
 
 def model_table(model: RowModel) -> str:
-    """Return the rows of a model as YOLOv5 prints them; slots are the numbers that `from` uses."""
+    """Return the rows of a model as YOLOv5 prints them: scaled, under the slots that `from` uses."""
     lines = [f"{'slot':>5}{'from':>20}{'n':>3}{'params':>11}  {'module':<40}{'arguments':<30}"]
     for module, node in zip(model.model, model.nodes, strict=True):
-        _, number, word, args = node.row.as_list()
+        number, word, args = scaled(model.spec, node.row)
         sources = node.row.sources[0] if node.row.single else list(node.row.sources)
         slots = f"{node.slots[0]}-{node.slots[-1]}" if len(node.slots) > 1 else node.slots[0]
         params = f"{count_parameters(module):,}"
@@ -62,6 +64,14 @@ def model_table(model: RowModel) -> str:
     total = sum(map(count_parameters, model.model))
     lines.append(f"{model.spec.name} summary: {total:,} parameters, {count_gflops(model):.1f} GFLOPs at 640x640")
     return "\n".join(lines)
+
+
+def scaled(spec: ModelSpec, row: Row) -> tuple[int, str, list[Any]]:
+    """Return number, module and arguments of a row, after depth_multiple and width_multiple."""
+    _, number, word, args = row.as_list()
+    if word in LAYERS and "c2" in inspect.signature(LAYERS[word]).parameters and isinstance(args[0], int):
+        args[0] = spec.width(args[0])
+    return spec.depth(number), word, args
 
 
 def backbone_card(model: RowModel, size: tuple[int, int] = (640, 640)) -> str:

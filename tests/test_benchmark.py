@@ -130,6 +130,7 @@ def test_the_published_form_is_the_same_function():
     published = benchmark.publish(model)
     assert not any(isinstance(m, RIFormerBlock) for m in published.modules())
     assert any(isinstance(m, RIFormerBlock) for m in model.modules())
+    assert len([m for m in published.modules() if isinstance(m, benchmark.PublishedNorm)]) == 2 * 12 + 3
     x = torch.rand(1, 3, 64, 96, dtype=torch.float64)
     with torch.no_grad():
         assert relative_error(published(x)[0], model(x)[0]) < 1e-9

@@ -128,7 +128,7 @@ def test_the_card_answers_what_people_ask():
     model = DetectionModel(tiny_backbone("RIFormer", "s12"))
     card = dict(line.split(maxsplit=1) for line in backbone_card(model, (64, 64)).splitlines())
     assert card["levels"] == "P3 (stride 8) 128 channels, P4 (stride 16) 320 channels, P5 (stride 32) 512 channels"
-    assert card["fuses"] == "12 RIFormerBlock"
+    assert card["fuses"] == "3 GroupNorm, 12 RIFormerBlock"
     assert card["parameters"].startswith("11.41 M, fused 11.3")
     assert "64x64" in card["GFLOPs"]
     assert card["weights"] == "initialised, none loaded"

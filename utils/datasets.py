@@ -697,7 +697,7 @@ def build_dataset(
         cache=args.cache or None,
         single_cls=args.single_cls or False,
         stride=stride,
-        pad=0.0,
+        pad=0.0,  # validate in the shapes that detection letterboxes to
         prefix=colorstr(f"{mode}: "),
         task=args.task,
         classes=args.classes,

@@ -18,6 +18,7 @@ from models.errors import WeightsError
 NESTS = ("state_dict_ema", "ema", "state_dict", "model")  # under which files keep their tensors, in this order
 PREFIXES = ("module.", "backbone.", "model.")
 CLASSIFIER = ("head.", "fc.", "classifier.", "linear.")  # of no use to a detector
+TORCH_MAGIC = 0x1950A86A20F9469CFC6C.to_bytes(10, "little")  # with which files of old torch versions begin
 MAX_INFLATION = 1.05  # uncompressed to file size: torch does not compress, so more is a decompression bomb
 MIN_MATCHED = 0.9  # of the backbone's tensors
 
@@ -74,7 +75,7 @@ def read_tensors(file: str | Path) -> dict[str, Tensor]:
     while isinstance(content, Mapping) and (nest := next((n for n in NESTS if n in content), None)) is not None:
         content = content[nest]
     named = content.items() if isinstance(content, Mapping) else ()
-    tensors = {str(k): v for k, v in named if isinstance(v, Tensor)}
+    tensors = {k: v for k, v in named if isinstance(k, str) and isinstance(v, Tensor)}
     if not tensors:
         raise WeightsError(f"{file} holds no tensors by name")
     while prefix := next((p for p in PREFIXES if sum(k.startswith(p) for k in tensors) > len(tensors) / 2), None):
@@ -102,10 +103,9 @@ def load_plain(file: str | Path) -> Any:
     except Exception as e:  # a damaged pickle makes its reader fail in any way there is
         if isinstance(e, pickle.UnpicklingError) and "weights_only" in str(e).lower() and _is_pickle(path):
             raise WeightsError(
-                f"{path} holds more than tensors and plain values, as YOLOv5 and ultralytics checkpoints do, and is not "
-                "loaded, since that could run code"
+                f"{path} holds more than tensors: pickled code, as YOLOv5 and ultralytics checkpoints do, is not loaded"
             ) from e
-        raise WeightsError(f"{path!s:.300} is not a weights file: it is empty, damaged or another kind of file") from e
+        raise WeightsError(f"{path} is not a weights file: it is empty, damaged or another kind of file") from e
 
 
 def _check_archive(path: Path) -> None:
@@ -120,10 +120,10 @@ def _check_archive(path: Path) -> None:
 
 
 def _is_pickle(path: Path) -> bool:
-    """Return whether the file looks like one of torch's: a zip file with a pickle, or a pickle alone."""
+    """Return whether the file is one of torch.save's: a zip file with a pickle, or a pickle after torch's number."""
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
         return any(n.endswith("data.pkl") for n in names) and not any("/code/" in n for n in names)
     with path.open("rb") as f:
-        return f.read(1) == b"\x80"
+        return TORCH_MAGIC in f.read(20)
