@@ -17,6 +17,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+THREADS = os.environ.get("OMP_NUM_THREADS", "")  # the user's wish; ultralytics sets it to 1 where there is none
 FONTS = ("Arial.ttf", "Arial.Unicode.ttf")  # the names under which ultralytics looks for a font
 
 

@@ -11,7 +11,7 @@ from copy import copy
 from pathlib import Path
 from typing import Any
 
-import utils.environment  # noqa: F401
+from utils import environment
 
 # isort: split
 import torch
@@ -272,9 +272,8 @@ def frozen_modules(model: DetectionModel, freeze: int | str | list[int] | None) 
 
 def cpu_cores() -> int:
     """Return how many threads to compute on: what OMP_NUM_THREADS says, or a thread per core that we may use."""
-    given = os.environ.get("OMP_NUM_THREADS", "")
-    if given.isdecimal() and int(given):
-        return int(given)
+    if environment.THREADS.isdecimal() and int(environment.THREADS):
+        return int(environment.THREADS)
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
