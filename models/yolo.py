@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, nn
 from ultralytics.nn import tasks
@@ -62,7 +62,7 @@ class DetectionModel(tasks.DetectionModel):
         self.yaml = {**self.spec.as_dict(), "channels": self.spec.ch, "yaml_file": self.spec.name}
         self.nc = self.spec.nc
         self.names = {i: f"class{i}" for i in range(self.nc)}
-        self.stride = self.model[-1].stride
+        self.stride = cast(Tensor, self.model[-1].stride)
         self.imgsz: int | list[int] = 640  # that it was trained at
         if verbose:
             self.info()

@@ -44,6 +44,8 @@ class Trainer(DetectionTrainer):
         UserError: a wrong YAML, data set or checkpoint, or a loss that is not finite any more.
     """
 
+    model: Any  # the path of a YAML, then the model
+
     def __init__(self, cfg: Any = engine.DEFAULT_CFG, overrides: dict[str, Any] | None = None, _callbacks: Any = None):
         super().__init__(cfg, {**(overrides or {}), "mode": "train"}, _callbacks)
         if self.device.type == "cpu":

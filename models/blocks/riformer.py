@@ -145,8 +145,9 @@ class DeployGroupNorm(nn.Module):
 @register_fuser
 def write_out_group_norm(module: nn.Module) -> nn.Module | None:
     """Return the deploy form of a GroupNorm with one group and an affine; None for other modules."""
-    plain = type(module) is nn.GroupNorm and module.num_groups == 1 and module.affine
-    return DeployGroupNorm(copy.deepcopy(module)) if plain else None
+    if type(module) is not nn.GroupNorm or module.num_groups != 1 or not module.affine:
+        return None
+    return DeployGroupNorm(copy.deepcopy(module))
 
 
 def fuse_norm_affine(norm: nn.GroupNorm, affine: nn.Conv2d) -> nn.GroupNorm:
