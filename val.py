@@ -90,7 +90,7 @@ def validator_options(args: argparse.Namespace, model: Any, save_dir: Path) -> d
         "save_conf": args.save_conf,
         "save_json": args.save_json,
         "quantize": 16 if args.half else None,
-        "rect": True,
+        "rect": not getattr(model, "wants_one_canvas", False),
     }
 
 

@@ -88,6 +88,14 @@ class DetectionModel(tasks.DetectionModel):
         """Return whether `fuse` has been here."""
         return hasattr(self, "report")
 
+    @property
+    def wants_one_canvas(self) -> bool:
+        """Whether features depend on the padding around a picture, as those of a GroupNorm over all of it do.
+
+        Such a model detects and validates on the square canvas that it was trained on, not on a rectangle cut to fit.
+        """
+        return any(isinstance(m, nn.GroupNorm) and m.num_groups == 1 for m in self.modules())
+
     def example_input(self) -> Tensor:
         """Return a small input of zeros, (1, ch, H, W), with the dtype and device of the weights."""
         sides = [module.example_side for module in self.model if isinstance(module, Backbone)]

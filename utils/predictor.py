@@ -103,6 +103,7 @@ class Predictor(DetectionPredictor):
         """Load the network; return the image size that it was made with, if known, and whether it takes no other."""
         if weights.suffix == ".pt":
             network = load_checkpoint(weights)
+            self.args.rect = not network.wants_one_canvas
             self.setup_model(network)
             return getattr(network, "imgsz", None), False
         if weights.suffix not in EXPORTS:

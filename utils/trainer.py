@@ -69,8 +69,10 @@ class Trainer(DetectionTrainer):
 
     def build_dataset(self, img_path: str, mode: str = "train", batch: int = 1) -> Any:
         """Return the data set of one split; validation pictures are grouped by shape."""
-        stride = max(int(unwrap_model(self.model).stride.max()), 32)
-        return build_dataset(self.args, img_path, batch, self.data, mode=mode, rect=mode == "val", stride=stride)
+        model = unwrap_model(self.model)
+        stride = max(int(model.stride.max()), 32)
+        rect = mode == "val" and not model.wants_one_canvas
+        return build_dataset(self.args, img_path, batch, self.data, mode=mode, rect=rect, stride=stride)
 
     def setup_model(self) -> dict[str, Any] | None:
         """Build the model, from the checkpoint when resuming; return the checkpoint or None."""
