@@ -19,9 +19,9 @@ from models import DetectionModel
 from models.backbones.weights import load_plain
 from models.errors import ConfigError, WeightsError
 from models.spec import load_spec
+from utils.cli import MAX_IMGSZ
 
 FORMAT = "repyolo/1"
-MAX_IMGSZ = 8192  # pixels a side
 
 
 def pack_model(model: DetectionModel) -> dict[str, Any]:
