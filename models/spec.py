@@ -31,6 +31,7 @@ KEYS = ("nc", "depth_multiple", "width_multiple", "anchors", "activation", "ch",
 OTHERS = ("inplace", "yaml_file", "channels")  # of YOLOv5 and ultralytics, whose `channels` is our `ch`
 PRETRAINED = (  # options that say where first weights come from; a checkpoint brings its own and drops these
     "weights",
+    "allow_partial",
     "pretrained",
     "checkpoint_path",
     "pretrained_cfg",

@@ -11,8 +11,9 @@ import torch
 from torch import nn
 
 from models import create_backbone, switch_to_deploy
+from models.backbones.base import load_weights
 from models.backbones.riformer import ARCHS, RIFormer
-from models.backbones.weights import load_weights, read_tensors
+from models.backbones.weights import read_tensors
 from models.blocks.riformer import DropPath, RIFormerBlock
 from models.errors import UserError, WeightsError
 from tests.helpers import golden, pictures, randomize_, relative_error
@@ -298,7 +299,7 @@ NESTS += ["model/module.", "state_dict/module.backbone.", "state_dict/model.back
 def test_wrappings_of_other_tools_are_taken_off(nest, small, tmp_path):
     torch.save(nested(small_tensors(small), nest), tmp_path / "a.pth")
     target = copy.deepcopy(small)
-    report = load_weights(target, tmp_path / "a.pth")
+    report = load_weights(target, tmp_path / "a.pth").weights_report
     assert not report.missing
     assert all((tensor == 0.5).all() for tensor in target.state_dict().values())
 

@@ -10,13 +10,16 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import Any, ClassVar
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from models.errors import ConfigError, UserError, did_you_mean
+from models.backbones.weights import PLAIN, Dialect, WeightsReport, choose_dialect, copy_tensors, read_source
+from models.blocks.reparam import fuse_blocks
+from models.errors import ConfigError, UserError, WeightsError, did_you_mean
 from models.registry import Registry
 
 
@@ -28,20 +31,36 @@ class MissingLevel(ConfigError):
         self.slot = stride.bit_length() - 2
 
 
+class Adapted(NamedTuple):
+    """Tensors of a file, fitted to a network."""
+
+    tensors: dict[str, Tensor]
+    made: tuple[str, ...] = ()  # names of those that the file does not hold but that follow from it
+    notes: tuple[str, ...] = ()  # what was done, for people
+
+
 class Backbone(nn.Module, ABC):
     """A network that returns one feature map per stride, high to low resolution.
 
     Attributes:
         archs: the architectures that the class builds; the first is the default. Empty: any name.
+        dialects: how publishers name the tensors of these networks.
         channels: channels of each map.
         strides: stride of each map in input pixels, ascending, for instance (4, 8, 16, 32).
         in_channels: channels of the input picture.
+        frozen: paths of the children that are not trained.
+        weights_report: what came from a file, if anything did.
+        notes: what a user should know of this network, one sentence each.
     """
 
     archs: ClassVar[tuple[str, ...]] = ()
+    dialects: ClassVar[tuple[Dialect, ...]] = ()
     channels: tuple[int, ...]
     strides: tuple[int, ...]
     in_channels: int
+    frozen: tuple[str, ...] = ()
+    weights_report: WeightsReport | None = None
+    notes: tuple[str, ...] = ()
 
     @abstractmethod
     def forward(self, x: Tensor) -> list[Tensor]:
@@ -56,6 +75,48 @@ class Backbone(nn.Module, ABC):
         """Return a small input of zeros, (1, in_channels, H, W), with the dtype and device of the weights."""
         return next(self.parameters()).new_zeros(1, self.in_channels, self.example_side, self.example_side)
 
+    def make_head(self, num_classes: int) -> nn.Module:
+        """Return the published classification head: the last map (B, C, H, W) to logits (B, num_classes).
+
+        Raises:
+            UserError: the family has none.
+        """
+        raise UserError(f"{type(self).__name__} has no classification head (num_classes={num_classes})")
+
+    @classmethod
+    def classifier(cls, arch: str, num_classes: int, in_channels: int = 3, **options: Any) -> nn.Module:
+        """Return the network that was published for classification: (B, in_channels, H, W) to (B, num_classes)."""
+        return Classifier(cls(arch, in_channels=in_channels, **options), num_classes)
+
+    def adapt(self, tensors: dict[str, Tensor], dialect: Dialect) -> Adapted:  # noqa: ARG002
+        """Fit the tensors of a file, under our names already, to this network; by default they stay as they are."""
+        return Adapted(tensors)
+
+
+class Classifier(nn.Module):
+    """A backbone and its classification head: (B, C, H, W) to logits (B, num_classes)."""
+
+    weights_report: WeightsReport | None = None
+
+    def __init__(self, backbone: Backbone, num_classes: int) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.head = backbone.make_head(num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.backbone(x)[-1])
+
+    def example_input(self) -> Tensor:
+        """Return a small input of zeros, (1, in_channels, H, W), with the dtype and device of the weights."""
+        return self.backbone.example_input()
+
+    def adapt(self, tensors: dict[str, Tensor], dialect: Dialect) -> Adapted:
+        """Fit the tensors as the backbone does, under the names that they have in here."""
+        adapted = self.backbone.adapt(tensors, dialect)
+        inside = {name: name if name.startswith("head.") else f"backbone.{name}" for name in adapted.tensors}
+        renamed = {inside[name]: tensor for name, tensor in adapted.tensors.items()}
+        return adapted._replace(tensors=renamed, made=tuple(inside[name] for name in adapted.made))
+
 
 BACKBONES = Registry[type[Backbone]]("backbone")
 
@@ -66,19 +127,30 @@ def create_backbone(
     *,
     in_channels: int = 3,
     out_strides: Sequence[int] | None = None,
+    num_classes: int | None = None,
+    weights: str | Path | None = None,
+    allow_partial: bool = False,
     **options: Any,
-) -> Backbone:
-    """Build a registered backbone.
+) -> Any:
+    """Build a registered backbone, or with `num_classes` its published classification network.
 
     Args:
         name: a word of `BACKBONES`, for instance "RIFormer" or "timm".
         arch: the architecture; the class's first one by default.
         in_channels: channels of the input picture.
         out_strides: the strides whose maps are wanted, all by default. What only serves others is not built.
-        options: further arguments of the class, for instance `weights="riformer-s12.pth"`.
+        num_classes: build the classification network with so many logits instead, (B, C, H, W) to (B, num_classes).
+        weights: a published file to start from, in training or deploy form, or `timm/NAME`, which timm downloads.
+            A file in deploy form gives a fused network, which is for inference only.
+        allow_partial: load whatever fits of the weights, even if it is little.
+        options: further arguments of the class, for instance `drop_path=0.1`.
+
+    Returns:
+        A `Backbone`, or a module with logits. Its `weights_report` says what came from `weights`.
 
     Raises:
         UserError: an unknown name, architecture or option, or a stride that the backbone does not have.
+        WeightsError: no such file, not one of tensors only, or of another network.
     """
     kind = BACKBONES[name]
     if arch is None:
@@ -88,19 +160,74 @@ def create_backbone(
     if kind.archs and arch not in kind.archs:
         hint = did_you_mean(str(arch), kind.archs)
         raise UserError(f"{name} has no architecture {arch!r}{hint}, expected one of {', '.join(kind.archs)}")
-    if not isinstance(in_channels, int) or in_channels < 1:
+    if not _is_count(in_channels):
         raise UserError(f"{name} needs a picture of at least one channel, got in_channels={in_channels!r}")
-    arguments = {"in_channels": in_channels, "out_strides": out_strides, **options}
+    if num_classes is not None and (out_strides is not None or not _is_count(num_classes)):
+        raise UserError(f"{name}: num_classes is a whole number from 1, without out_strides, got {num_classes!r}")
+    if weights is not None and not isinstance(weights, str | Path):
+        raise UserError(f"{name}'s weights must be the path of a file, got {weights!r}")
     try:
-        inspect.signature(kind).bind(arch, **arguments)
+        inspect.signature(kind).bind(arch, in_channels=in_channels, out_strides=out_strides, **options)
     except TypeError as e:
         raise UserError(f"{name} {e}, its options are {', '.join(_options(kind))}") from e
-    return kind(arch, **arguments)
+    network: Any
+    if num_classes is None:
+        network = kind(arch, in_channels=in_channels, out_strides=out_strides, **options)
+    else:
+        network = kind.classifier(arch, num_classes, in_channels=in_channels, **options)
+    return network if weights is None else load_weights(network, weights, allow_partial=allow_partial)
+
+
+def load_weights(network: Any, source: str | Path, *, allow_partial: bool = False) -> Any:
+    """Return `network` with published weights; fused blocks take the place of its own if the file has deploy form.
+
+    Args:
+        network: a backbone or a classifier, whose `dialects` or whose backbone's say how publishers name its tensors.
+        source: a file, or `timm/NAME`.
+        allow_partial: load whatever fits.
+
+    Raises:
+        WeightsError: no such file, not one of tensors only, or less than 90 % of the tensors match.
+    """
+    backbone = network.backbone if isinstance(network, Classifier) else network
+    tensors = read_source(source)
+    dialect = choose_dialect(tensors, backbone.dialects)
+    if dialect is None:
+        _check_family(tensors, backbone, source)
+    dialect = dialect or PLAIN
+    adapted = network.adapt(dialect.translate(tensors), dialect)
+    forms = [network, fuse_blocks(network)] if dialect.deploy else [network]
+    target = max(forms, key=lambda form: len(adapted.tensors.keys() & form.state_dict().keys()))
+    name = str(source) if str(source).startswith("timm/") else Path(source).name
+    report = copy_tensors(
+        target,
+        adapted.tensors,
+        name,
+        dialect=dialect,
+        made=adapted.made,
+        notes=adapted.notes,
+        allow_partial=allow_partial,
+    )
+    loaded = fuse_blocks(target) if dialect.deploy else target
+    loaded.weights_report = report
+    return loaded
+
+
+def _check_family(tensors: Mapping[str, Tensor], backbone: Backbone, source: str | Path) -> None:
+    """Raise WeightsError for a file in whose names the dialect of another family is heard."""
+    for name, kind in BACKBONES.items():
+        if not isinstance(backbone, kind) and choose_dialect(tensors, kind.dialects):
+            raise WeightsError(f"{source} holds the weights of a {name}, not of a {type(backbone).__name__}")
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 
 def _options(kind: type[Backbone]) -> list[str]:
     """Return the names of the arguments that a YAML can give in its mapping."""
-    return [name for name in inspect.signature(kind).parameters if name not in ("in_channels", "out_strides")]
+    own = [name for name in inspect.signature(kind).parameters if name not in ("in_channels", "out_strides")]
+    return [*own, "weights", "allow_partial"]
 
 
 def list_backbones() -> dict[str, tuple[str, ...]]:

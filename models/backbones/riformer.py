@@ -10,14 +10,15 @@ pictures of one shape where you can.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Sequence
-from pathlib import Path
 from typing import ClassVar, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
-from models.backbones.base import BACKBONES, Backbone, select_strides
-from models.backbones.weights import load_weights
+from models.backbones.base import BACKBONES, Adapted, Backbone, select_strides
+from models.backbones.weights import Dialect
 from models.blocks.riformer import RIFormerBlock
 from models.errors import UserError
 
@@ -41,6 +42,28 @@ ARCHS = {
     "m48": Arch((8, 8, 24, 8), MEDIUM, 1e-6),
 }
 
+UNPUBLISHED_NORMS = r"norm[024]\."
+OFFICIAL = Dialect("mmpretrain", r"\.token_mixer\.affine\.", absent=UNPUBLISHED_NORMS)
+DEPLOY = Dialect(
+    "mmpretrain, deploy form",
+    r"\.norm_reparam\.",
+    renames=((r"\.norm_reparam\.", ".norm1."),),
+    deploy=True,
+    absent=UNPUBLISHED_NORMS,
+)
+POOLFORMER = Dialect(
+    "timm's PoolFormer",
+    r"^stages[._]\d+\.blocks\.\d+\.layer_scale1\.scale$",
+    renames=(
+        (r"^stem\.conv\.", "patch_embed.proj."),
+        (r"^stages[._](\d+)\.blocks\.(\d+)\.", lambda m: f"network.{2 * int(m[1])}.{m[2]}."),
+        (r"^stages[._](\d+)\.downsample\.conv\.", lambda m: f"network.{2 * int(m[1]) - 1}.proj."),
+        (r"\.layer_scale([12])\.scale$", r".layer_scale_\1"),
+        (r"^head\.norm\.", "norm6."),
+    ),
+    absent=UNPUBLISHED_NORMS,
+)
+
 
 class PatchEmbed(nn.Module):
     """A convolution that shortens both sides by its stride, (B, C, H, W) to (B, dim, H / stride, W / stride)."""
@@ -61,19 +84,20 @@ class RIFormer(Backbone):
         arch: one of `archs`.
         in_channels: channels of the input picture.
         out_strides: the strides whose maps are wanted, all by default; stages behind the last one are not built.
-        weights: a published checkpoint file (training form) to start from.
         drop_path: stochastic depth rate of the last block; it rises linearly from 0.
+        frozen_stages: how many stages, from the first, are not trained; the stem goes with the first.
     """
 
     archs: ClassVar[tuple[str, ...]] = tuple(ARCHS)
+    dialects: ClassVar[tuple[Dialect, ...]] = (OFFICIAL, DEPLOY, POOLFORMER)
 
     def __init__(
         self,
         arch: str = "s12",
         in_channels: int = 3,
         out_strides: Sequence[int] | None = None,
-        weights: str | Path | None = None,
         drop_path: float = 0.0,
+        frozen_stages: int = 0,
     ) -> None:
         super().__init__()
         depths, dims, layer_scale_init = ARCHS[arch]
@@ -84,8 +108,10 @@ class RIFormer(Backbone):
 
         if isinstance(drop_path, bool) or not isinstance(drop_path, int | float) or not 0 <= drop_path < 1:
             raise UserError(f"RIFormer's drop_path must be a number from 0 to below 1, got {drop_path!r}")
-        if weights is not None and not isinstance(weights, str | Path):
-            raise UserError(f"RIFormer's weights must be the path of a file, got {weights!r}")
+        if isinstance(frozen_stages, bool) or frozen_stages not in range(len(STRIDES) + 1):
+            raise UserError(
+                f"RIFormer's frozen_stages must be a number from 0 to {len(STRIDES)}, got {frozen_stages!r}"
+            )
         blocks_before = [sum(depths[:stage]) for stage in range(len(depths))]
         rate_step = drop_path / (sum(depths) - 1)
         self.patch_embed = PatchEmbed(in_channels, dims[0], kernel=7, stride=4, padding=2)
@@ -99,9 +125,9 @@ class RIFormer(Backbone):
         del self.network[self.taps[-1] + 1 :]
         for tap, dim in zip(self.taps, self.channels, strict=True):
             self.add_module(f"norm{tap}", nn.GroupNorm(1, dim))
+        frozen = [f"network.{i}" for i in range(min(2 * frozen_stages - 1, len(self.network)))]
+        self.frozen = ("patch_embed", *frozen) if frozen_stages else ()
         self.apply(_init_weights)
-        if weights is not None:
-            self.weights_report = load_weights(self, weights, optional=("norm0.", "norm2.", "norm4."))
 
     def forward(self, x: Tensor) -> list[Tensor]:
         x = self.patch_embed(x)
@@ -111,6 +137,25 @@ class RIFormer(Backbone):
             if i in self.taps:
                 maps.append(self.get_submodule(f"norm{i}")(x))
         return maps
+
+    def adapt(self, tensors: dict[str, Tensor], dialect: Dialect) -> Adapted:
+        """Give files that hold no affine token mixer the one that changes nothing of what they compute.
+
+        The deploy form has it folded into norm1, so that it passes on norm1's output here; PoolFormer has pooling in
+        its place, so that it starts with no output at all. The paper: "load the teacher's weights except the mixer".
+        """
+        if dialect is OFFICIAL:
+            return Adapted(tensors)
+        factor, note = (2.0, "") if dialect is DEPLOY else (1.0, "the affine token mixers start with no effect")
+        affine = {k: v for k, v in self.state_dict().items() if ".token_mixer.affine." in k}
+        made = {k: torch.full_like(v, factor if k.endswith("weight") else 0.0) for k, v in affine.items()}
+        return Adapted({**tensors, **made}, tuple(made), (note,) if note else ())
+
+    def make_head(self, num_classes: int) -> nn.Module:
+        """Return the published head: global average pooling and a linear layer."""
+        return nn.Sequential(
+            OrderedDict(pool=nn.AdaptiveAvgPool2d(1), flat=nn.Flatten(), fc=nn.Linear(self.channels[-1], num_classes))
+        )
 
 
 def _init_weights(module: nn.Module) -> None:

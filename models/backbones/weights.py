@@ -1,11 +1,16 @@
-"""Published checkpoints into our backbones, with a report of what matched. Reads tensors only, downloads nothing."""
+"""Published checkpoints into our backbones, with a report of what matched.
+
+A file is read as tensors only. Each family lists the publishers' ways to name its tensors (`Dialect`), so that one
+loader serves them all. Nothing is downloaded, unless the weights are named `timm/NAME`.
+"""
 
 from __future__ import annotations
 
 import pickle
+import re
 import warnings
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,52 +22,141 @@ from models.errors import WeightsError
 
 NESTS = ("state_dict_ema", "ema", "state_dict", "model")  # under which files keep their tensors, in this order
 PREFIXES = ("module.", "backbone.", "model.")
-CLASSIFIER = ("head.", "fc.", "classifier.", "linear.")  # of no use to a detector
 TORCH_MAGIC = 0x1950A86A20F9469CFC6C.to_bytes(10, "little")  # with which files of old torch versions begin
 MAX_INFLATION = 1.05  # uncompressed to file size: torch does not compress, so more is a decompression bomb
-MIN_MATCHED = 0.9  # of the backbone's tensors
+MIN_MATCHED = 0.9  # of the tensors that a publisher's files hold
+EXAMPLES = 3  # names quoted of those that did not match
+SOURCES: dict[str, Callable[[str], dict[str, Tensor]]] = {}  # "timm/": what fetches tensors by the name behind it
+
+
+@dataclass(frozen=True)
+class Dialect:
+    """How one publisher names the tensors of a family.
+
+    Attributes:
+        name: of the publisher, for messages.
+        marker: a regular expression that some name in each such file matches, and no name in another dialect's.
+        renames: (pattern, replacement) of `re.sub`, one after another: to our names, the classifier's under "head.".
+        deploy: these files hold the fused form.
+        absent: beginnings of those of our names that such files do not hold, as a regular expression.
+    """
+
+    name: str
+    marker: str
+    renames: tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...] = ()
+    deploy: bool = False
+    absent: str = "$^"  # nothing
+
+    def speaks(self, names: Iterable[str]) -> bool:
+        """Return whether a file with these names is of this dialect."""
+        return any(re.search(self.marker, name) for name in names)
+
+    def translate(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the tensors of a file under our names."""
+        return {self._rename(name): tensor for name, tensor in tensors.items()}
+
+    def _rename(self, name: str) -> str:
+        for pattern, replacement in self.renames:
+            name = re.sub(pattern, replacement, name)
+        return name
+
+
+PLAIN = Dialect("names of our own", "")
 
 
 @dataclass(frozen=True)
 class WeightsReport:
-    """Which tensors of a backbone came from a file. `missing` ones start as initialised."""
+    """Which tensors of a network came from a file. `missing` ones start as initialised.
 
-    file: str
+    Attributes:
+        source: the name of the file, or `timm/NAME`.
+        dialect: the publisher whose names the file has.
+        deploy: the file holds the fused form, and so does the network now.
+        notes: what was done to fit the tensors, for people.
+    """
+
+    source: str
     matched: int
     missing: tuple[str, ...]
     unexpected: tuple[str, ...]
+    dialect: str = PLAIN.name
+    deploy: bool = False
+    notes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         total = self.matched + len(self.missing)
-        return f"{self.matched} of {total} tensors from {self.file}, {len(self.unexpected)} of the file's not used"
+        parts = [
+            f"{self.matched} of {total} tensors from {self.source}",
+            f"{len(self.missing)} missing{_quoted(self.missing)}",
+            f"{len(self.unexpected)} unexpected{_quoted(self.unexpected)}",
+            *(["fused form: for inference only"] if self.deploy else []),
+            *self.notes,
+        ]
+        return "; ".join(parts)
 
 
-def load_weights(module: nn.Module, file: str | Path, optional: Sequence[str] = ()) -> WeightsReport:
-    """Copy the tensors of a published checkpoint into `module`, by name and shape.
+def _quoted(names: tuple[str, ...]) -> str:
+    more = ", ..." if len(names) > EXAMPLES else ""
+    return f" ({', '.join(names[:EXAMPLES])}{more})" if names else ""
+
+
+def choose_dialect(names: Iterable[str], dialects: Iterable[Dialect]) -> Dialect | None:
+    """Return the first dialect that a file with these names is of, if any."""
+    names = list(names)
+    return next((dialect for dialect in dialects if dialect.speaks(names)), None)
+
+
+def copy_tensors(
+    module: nn.Module,
+    tensors: Mapping[str, Tensor],
+    source: str,
+    *,
+    dialect: Dialect = PLAIN,
+    made: Iterable[str] = (),
+    notes: Iterable[str] = (),
+    allow_partial: bool = False,
+) -> WeightsReport:
+    """Copy `tensors` into `module` by name and shape, all of what fits or, when too little does, nothing.
 
     Args:
-        module: a backbone with the names of the published file.
-        file: a `.pth` or `.pt` file of tensors, bare or under `state_dict`, `model`, ... with the usual prefixes.
-        optional: prefixes of names that published files do not hold; missing, they do not count.
+        module: a backbone or a classifier.
+        tensors: under the module's names; classifier tensors (`head.`) are left aside where the module has none.
+        source: what to call their origin.
+        dialect: the dialect they had, for what it does not hold.
+        made: names of those among them that are not from the source but follow from it.
+        notes: for the report.
+        allow_partial: load whatever fits.
 
     Raises:
-        WeightsError: no such file, not a file of tensors only, or less than 90 % of the tensors match.
+        WeightsError: less than 90 % of the tensors that such files hold fit, and `allow_partial` is not set.
     """
-    tensors = read_tensors(file)
-    own = module.state_dict()
-    matched = {k: v for k, v in tensors.items() if k in own and own[k].shape == v.shape}
-    missing = tuple(k for k in own if k not in matched)
-    unexpected = tuple(k for k in tensors if k not in matched and not k.startswith(CLASSIFIER))
-    wanted = [k for k in own if not k.startswith(tuple(optional))]
-    found = sum(k in matched for k in wanted)
-    if found < MIN_MATCHED * len(wanted):
-        example = next(k for k in wanted if k not in matched)
+    own, made = module.state_dict(), set(made)
+    fitting = {k: v for k, v in tensors.items() if k in own and own[k].shape == v.shape}
+    matched = [k for k in fitting if k not in made]
+    missing = tuple(k for k in own if k not in fitting and not k.endswith("num_batches_tracked"))
+    unexpected = tuple(k for k in tensors if k not in fitting and not k.startswith("head."))
+    wanted = [k for k in own if not k.endswith("num_batches_tracked") and not re.match(dialect.absent, k)]
+    found = sum(k in fitting for k in wanted)
+    if found < MIN_MATCHED * len(wanted) and not (allow_partial and found):
+        example = next(k for k in wanted if k not in fitting)
+        came = f"has {tuple(tensors[example].shape)}" if example in tensors else "lacks it"
         raise WeightsError(
-            f"{file} holds {found} of the {len(wanted)} tensors of this {type(module).__name__}, "
-            f"for instance not {example} {tuple(own[example].shape)}: is it of another architecture?"
+            f"{source} holds {found} of the {len(wanted)} tensors of this {type(module).__name__}, for instance "
+            f"{example} {tuple(own[example].shape)}: the file {came}; is it of another architecture? "
+            f"(allow_partial loads whatever fits)"
         )
-    module.load_state_dict(matched, strict=False)
-    return WeightsReport(Path(file).name, len(matched), missing, unexpected)
+    module.load_state_dict(fitting, strict=False)
+    return WeightsReport(source, len(matched), missing, unexpected, dialect.name, dialect.deploy, tuple(notes))
+
+
+def read_source(source: str | Path) -> dict[str, Tensor]:
+    """Return the tensors of a file, or those that a library fetches when `source` is, for instance, `timm/NAME`.
+
+    Raises:
+        WeightsError: no such file or name, or not one that holds tensors only.
+    """
+    fetch = next((prefix for prefix in SOURCES if str(source).startswith(prefix)), None)
+    return SOURCES[fetch](str(source).removeprefix(fetch)) if fetch else read_tensors(source)
 
 
 def read_tensors(file: str | Path) -> dict[str, Tensor]:
@@ -79,7 +173,8 @@ def read_tensors(file: str | Path) -> dict[str, Tensor]:
     if not tensors:
         raise WeightsError(f"{file} holds no tensors by name")
     while prefix := next((p for p in PREFIXES if sum(k.startswith(p) for k in tensors) > len(tensors) / 2), None):
-        tensors = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+        others = {k: v for k, v in tensors.items() if not k.startswith(prefix)}  # a classifier beside the backbone
+        tensors = {**others, **{k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}}
     return tensors
 
 

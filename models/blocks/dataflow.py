@@ -77,7 +77,7 @@ def follow(
         alone = (
             producer is not None
             and readers.count[id(tensor)] == 1
-            and readers.count[id(producer.weight)] == 1
+            and (producer.weight is None or readers.count[id(producer.weight)] == 1)
             and runs[consumer] == runs[producer] == 1
         )
         yield Link(consumer, producer if alone else None, tuple(tensor.shape))

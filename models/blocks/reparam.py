@@ -92,14 +92,22 @@ def switch_to_deploy(model: M, example: Tensor | None = None) -> M:
     Raises:
         TypeError: `model` has no `example_input()` and no `example` is given.
     """
-    deploy: Any = copy.deepcopy(model).eval()
-    report = copy.deepcopy(getattr(model, "report", None)) or DeployReport()
-    deploy = _fuse_blocks(deploy, report.fused, {})
+    deploy: Any = fuse_blocks(model)
     if example is None:
         if not hasattr(deploy, "example_input"):
             raise TypeError(f"switch_to_deploy needs an example input for a {type(model).__name__}")
         example = deploy.example_input()
-    report.left = _fold_batch_norms(deploy, example, report.fused)
+    fold_batch_norms(deploy, example, deploy.report)
+    return deploy.eval()
+
+
+def fuse_blocks(model: M) -> M:
+    """Return a copy of `model` in eval mode whose blocks are fused; BatchNorms outside of blocks stay as they are.
+
+    This is the form in which deploy weights are published. The copy's attribute `report` says what was done.
+    """
+    report = copy.deepcopy(getattr(model, "report", None)) or DeployReport()
+    deploy = _fuse_blocks(copy.deepcopy(model).eval(), report.fused, {})
     deploy.report = report
     return deploy.eval()
 
@@ -126,6 +134,38 @@ def fuse_conv_bn(conv: L, bn: _BatchNorm) -> L:
         weight = weight * _as_column(scale, weight)
     bias = shift if conv.bias is None else shift + scale * conv.bias.detach().double()
     return with_weights(conv, weight, bias)
+
+
+def fuse_bn_conv(bn: _BatchNorm, conv: L) -> L:
+    """Return one convolution (or linear layer) that computes `conv(bn(x))` in eval mode.
+
+    Any dimension and groups; dtype and device of `conv` are kept.
+
+    Raises:
+        ValueError: as `fuse_conv_bn`, or `conv` is transposed or pads with zeros, which `bn` would not have shifted.
+    """
+    _check_plain(conv, bn)
+    scale, shift = bn_scale_shift(bn)
+    if isinstance(_after(bn), nn.Sequential):
+        raise ValueError("an activation stands between it and the convolution")
+    if isinstance(conv, _ConvTransposeNd):
+        raise ValueError("the convolution that reads it is transposed")
+    groups = 1 if isinstance(conv, nn.Linear) else conv.groups
+    weight = conv.weight.detach().double()
+    if scale.numel() != groups * weight.shape[1]:
+        raise ValueError(f"it gives {scale.numel()} channels and the convolution takes {groups * weight.shape[1]}")
+    if isinstance(conv, _ConvNd) and not _pads_nothing(conv) and conv.padding_mode == "zeros" and bool(shift.any()):
+        raise ValueError("the convolution that reads it pads with zeros, which it does not shift")
+    grouped = weight.unflatten(0, (groups, -1))  # (groups, out / groups, in / groups, ...)
+    scale, shift = (_as_column(v.view(groups, 1, -1), grouped) for v in (scale, shift))
+    bias = (grouped * shift).flatten(2).sum(2).flatten()
+    if conv.bias is not None:
+        bias = bias + conv.bias.detach().double()
+    return with_weights(conv, (grouped * scale).flatten(0, 1), bias)
+
+
+def _pads_nothing(conv: _ConvNd) -> bool:
+    return conv.padding == "valid" or not any(p for p in conv.padding if p != 0)
 
 
 def _check_plain(conv: Linear, bn: _BatchNorm) -> None:
@@ -186,27 +226,43 @@ def _fuse_blocks(module: nn.Module, fused: Counter[str], done: dict[nn.Module, n
     return done[module]
 
 
-def _fold_batch_norms(model: nn.Module, example: Tensor, fused: Counter[str]) -> list[str]:
-    """Fold every BatchNorm that one convolution alone feeds, in place; return the others, each with its reason."""
-    left = []
-    paths = defaultdict(list)  # a module may stand in several places
+def fold_batch_norms(model: nn.Module, example: Tensor, report: DeployReport) -> None:
+    """Fold, in place, every BatchNorm into the convolution that alone feeds it, or into the one that alone reads it.
+
+    `report` gets the number of pairs, and the BatchNorms that stay, each with its reasons.
+    """
+    places = defaultdict(list)  # a module may stand in several
     for path, module in model.named_modules(remove_duplicate=False):
-        paths[module].append(path)
+        places[module].append(path)
+    stays: dict[nn.Module, str] = {}
     for link in follow(model, example, producers=(_ConvNd, nn.Linear), consumers=(_BatchNorm,)):
         bn, conv = link.consumer, link.producer
-        if conv is None or (isinstance(conv, nn.Linear) and len(link.shape) > 2):  # BatchNorm's channels are axis 1
-            left.append(f"{paths[bn][0]}: its input is not the output of one convolution alone")
+        try:
+            if conv is None or (isinstance(conv, nn.Linear) and len(link.shape) > 2):  # BatchNorm's channels are axis 1
+                raise ValueError("its input is not the output of one convolution alone")
+            _replace(model, {conv: fuse_conv_bn(conv, bn), bn: _after(bn)}, places)
+            report.fused["Conv+BN"] += 1
+        except ValueError as e:
+            stays[bn] = str(e)
+    for link in follow(model, example, producers=tuple({type(bn) for bn in stays}), consumers=(_ConvNd, nn.Linear)):
+        conv, bn = link.consumer, link.producer
+        if bn not in stays or (isinstance(conv, nn.Linear) and len(link.shape) > 2):
             continue
         try:
-            new = fuse_conv_bn(conv, bn)
+            _replace(model, {conv: fuse_bn_conv(bn, conv), bn: nn.Identity()}, places)
+            report.fused["BN+Conv"] += 1
+            del stays[bn]
         except ValueError as e:
-            left.append(f"{paths[bn][0]}: {e}")
-            continue
-        for old, replacement in ((conv, new), (bn, _after(bn))):
-            for path in paths[old]:
-                _set(model, path, replacement)
-        fused["Conv+BN"] += 1
-    return left
+            stays[bn] += f"; {e}"
+    report.left = [f"{places[bn][0]}: {reason}" for bn, reason in stays.items()]
+
+
+def _replace(model: nn.Module, replacements: dict[Any, nn.Module], places: dict[nn.Module, list[str]]) -> None:
+    """Put modules into the places of others, which are theirs from then on."""
+    for old, new in replacements.items():
+        for path in places[old]:
+            _set(model, path, new)
+        places[new] = places[old]
 
 
 def _after(bn: _BatchNorm) -> nn.Module:
