@@ -29,6 +29,7 @@ from pathlib import Path
 import utils.environment  # noqa: F401
 from models import DetectionModel, switch_to_deploy
 from models.blocks.riformer import RIFormerBlock, fuse_norm_affine
+from models.plugins import load_plugins
 from models.summary import count_gflops, count_parameters
 from utils import cli
 from utils.export import ExportError, Options, fresh_model, versions, write
@@ -92,6 +93,7 @@ def make_parser() -> cli.Parser:
     add("--project", default="runs/benchmark", help="results go to project/name")
     add("--name", default="exp", help="results go to project/name")
     add("--exist-ok", action="store_true", help="use project/name again instead of counting up")
+    cli.add_plugins(parser)
     return parser
 
 
@@ -117,6 +119,7 @@ def main(args: argparse.Namespace) -> int:
 def benchmark(args: argparse.Namespace) -> list[Row]:
     """Build and export every model, run all forms in turns, and tell."""
     cli.log_options("benchmark", args)
+    load_plugins(args.plugins)
     paths = [cli.find_file(name, "models/configs") for name in dict.fromkeys(args.cfg)]
     threads = args.threads or torch.get_num_threads()
     folder = cli.increment_path(args.project, args.name, args.exist_ok)

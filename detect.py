@@ -22,6 +22,7 @@ import sys
 from pathlib import Path
 
 import utils.environment  # noqa: F401
+from models.plugins import load_plugins
 from utils import cli
 from utils.outputs import Outputs, Wanted
 from utils.predictor import Predictor, predict
@@ -62,6 +63,7 @@ def make_parser() -> cli.Parser:
     add("--hide-conf", **flag, help="draw names without confidences")
     add("--half", **flag, help="compute in float16, on a GPU")
     add("--vid-stride", type=cli.positive_int, default=1, help="take every n-th frame of a video")
+    cli.add_plugins(parser)
     return parser
 
 
@@ -80,6 +82,7 @@ def run(**options: object) -> int:
 def main(args: argparse.Namespace) -> int:
     """Detect, say what was done, and return the exit code."""
     cli.log_options("detect", args)
+    load_plugins(args.plugins)
     source = open_source(args.source or default_source(), args.vid_stride)
     predictor = Predictor(
         cli.find_weights(args.weights),

@@ -21,6 +21,7 @@ from pathlib import Path
 import utils.environment  # noqa: F401
 from models import DetectionModel
 from models.errors import UserError
+from models.plugins import load_plugins
 from models.summary import count_parameters
 from utils import cli
 from utils.checkpoint import load_checkpoint
@@ -64,6 +65,7 @@ def make_parser() -> cli.Parser:
     add("--simplify", **flag, help="slim the ONNX graph with onnxslim")
     add("--opset", type=cli.positive_int, default=17, help="ONNX operator set")
     add("--verbose", **flag, help="show what ultralytics and torch say while they write")
+    cli.add_plugins(parser)
     return parser
 
 
@@ -80,6 +82,7 @@ def main(args: argparse.Namespace) -> int:
     """Load, write, prove and tell; return the exit code."""
     start = time.perf_counter()
     cli.log_options("export", args)
+    load_plugins(args.plugins)
     formats, opset = check_formats(args.include), check_opset(args.opset)
     if args.half and args.device in ("", "cpu", "mps"):
         raise UserError("--half writes float16 files, which needs a GPU: name it with --device, for instance 0")

@@ -30,6 +30,7 @@ import yaml
 from ultralytics.utils import LOGGER
 
 from models.errors import UserError, did_you_mean
+from models.plugins import load_plugins
 from models.spec import ModelSpec, find_config, load_spec
 from utils.checkpoint import load_checkpoint
 from utils.trainer import Trainer, resume_options
@@ -48,6 +49,7 @@ def make_parser() -> cli.Parser:
     add("--weights", default="", help="checkpoint to start from; empty: from scratch")
     add("--cfg", default="", help="model YAML, a path or a name in models/configs; empty: that of --weights")
     add("--data", default="", help="data set YAML, a path or a name in data; empty: the built-in set")
+    add("--allow-partial", action="store_true", help="load whatever fits of the weights that the backbone's row names")
     add("--hyp", default="", help=f"recipe YAML; empty: data/hyps/{HYP}, {DEMO_HYP} for the built-in set")
     add("--epochs", type=cli.positive_int, help="passes over the training pictures")
     add("--batch-size", type=batch_size, dest="batch", help="pictures a step; -1: what fits the GPU")
@@ -72,6 +74,7 @@ def make_parser() -> cli.Parser:
     add("--freeze", nargs="+", default=[], help="backbone, a number of slots from the first, or several slots")
     add("--save-period", type=int, default=-1, help="also keep every Nth epoch's checkpoint")
     add("--seed", type=cli.non_negative_int, default=0, help="of all random numbers")
+    cli.add_plugins(parser)
     return parser
 
 
@@ -84,6 +87,7 @@ def main(args: argparse.Namespace) -> Path:
     """Train as `args` say and return the run's folder."""
     started = time.time()
     cli.log_options("train", args)
+    load_plugins(args.plugins)
     options = resume_options(find_last(args)) if args.resume else new_options(args)
     trainer = Trainer(overrides=options)
     try:
@@ -123,7 +127,7 @@ def new_options(args: argparse.Namespace) -> dict[str, Any]:
     return {
         **recipe,
         **given,
-        "model": str(keep_model(spec, args.cfg, save_dir)),
+        "model": str(keep_model(spec, "" if args.allow_partial else args.cfg, save_dir)),
         "pretrained": args.weights or False,
         "data": args.data or DEMO_DATA,
         "rect": args.rect,
@@ -150,11 +154,14 @@ def read_model(args: argparse.Namespace) -> ModelSpec:
     """Return the model YAML, checked: that of `--cfg`, or the one inside `--weights`."""
     if not args.cfg and not args.weights:
         raise UserError("train.py needs --cfg, for instance --cfg riformer-yolo.yaml, or --weights to start from")
+    if args.allow_partial and not args.cfg:
+        raise UserError("--allow-partial is for the weights that a backbone row names, in the YAML of --cfg")
     if not args.cfg:
         return load_checkpoint(args.weights).spec
     if args.weights:
         load_checkpoint(args.weights)  # so that a wrong file is said before anything is written
-    return load_spec(args.cfg)
+    spec = load_spec(args.cfg)
+    return spec.with_option("allow_partial", True) if args.allow_partial else spec
 
 
 def keep_model(spec: ModelSpec, cfg: str, save_dir: Path) -> Path:

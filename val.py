@@ -19,6 +19,7 @@ from utils import cli
 
 # isort: split
 
+from models.plugins import load_plugins
 from utils.checkpoint import load_checkpoint
 from utils.datasets import check_images, load_dataset
 from utils.trainer import Validator, write_data_yaml
@@ -48,12 +49,14 @@ def make_parser() -> cli.Parser:
     add("--project", default="runs/val", help="folder of the runs")
     add("--name", default="exp", help="name of the run")
     add("--exist-ok", action="store_true", help="write into an existing run's folder")
+    cli.add_plugins(parser)
     return parser
 
 
 def main(args: argparse.Namespace) -> dict[str, float]:
     """Validate as `args` say and return the metrics."""
     cli.log_options("val", args)
+    load_plugins(args.plugins)
     weights = cli.find_weights(args.weights)
     model: Any = load_checkpoint(weights) if weights.suffix == ".pt" else str(weights)
     data = load_dataset(args.data, split=args.task)

@@ -15,6 +15,7 @@ from torch import nn
 from models.backbones.base import MissingLevel
 from models.errors import ConfigError
 from models.layers import READS_LIST, Feature, build_backbone, build_layer, is_backbone
+from models.plugins import check_plugins
 from models.spec import ModelSpec, Row
 
 PICTURE = -1  # the slot of the input
@@ -54,6 +55,7 @@ def parse_model(spec: ModelSpec) -> Graph:
     Raises:
         ConfigError: file, row number and text, what was expected and what came.
     """
+    check_plugins(spec.plugins or (), spec.name)
     wires = resolve(spec)
     features: dict[int, Feature] = {PICTURE: Feature(spec.ch, 1)}
     modules, written = [], []

@@ -27,7 +27,7 @@ MAX_ROWS = 1_000
 MAX_MULTIPLE = 16.0
 MAX_CLASSES = 100_000
 MAX_CHANNELS = 4096  # of a picture
-KEYS = ("nc", "depth_multiple", "width_multiple", "anchors", "activation", "ch", "backbone", "head")
+KEYS = ("nc", "depth_multiple", "width_multiple", "anchors", "activation", "ch", "plugins", "backbone", "head")
 OTHERS = ("inplace", "yaml_file", "channels")  # of YOLOv5 and ultralytics, whose `channels` is our `ch`
 PRETRAINED = (  # options that say where first weights come from; a checkpoint brings its own and drops these
     "weights",
@@ -72,6 +72,7 @@ class ModelSpec:
     ch: int = 3
     activation: str | None = None
     anchors: Any = None
+    plugins: tuple[str, ...] | None = None  # Python files whose words the rows use
 
     def as_dict(self) -> dict[str, Any]:
         """Return the YAML as plain dicts, lists, strings and numbers."""
@@ -99,6 +100,14 @@ class ModelSpec:
 
         rows = (dataclasses.replace(row, args=tuple(map(strip, range(len(row.args)), row.args))) for row in self.rows)
         return dataclasses.replace(self, rows=tuple(rows))
+
+    def with_option(self, name: str, value: Any) -> ModelSpec:
+        """Return a copy whose first row, the list backbone, has another option in its trailing mapping."""
+        first = self.rows[0]
+        options = dict(first.args[-1]) if first.args and isinstance(first.args[-1], Mapping) else {}
+        args = first.args[:-1] if options else first.args
+        row = dataclasses.replace(first, args=(*args, {**options, name: value}))
+        return dataclasses.replace(self, rows=(row, *self.rows[1:]))
 
     def width(self, channels: int) -> int:
         """Return `channels` scaled by width_multiple, rounded up to a multiple of 8."""
@@ -228,7 +237,17 @@ def _check(content: Mapping[str, Any], name: str) -> ModelSpec:
         ch=_integer(content.get("ch", content.get("channels", 3)), 1, MAX_CHANNELS, f"{name}: ch"),
         activation=activation,
         anchors=_freeze(content.get("anchors")),
+        plugins=_plugins(content.get("plugins"), name),
     )
+
+
+def _plugins(value: Any, name: str) -> tuple[str, ...] | None:
+    files = [value] if isinstance(value, str) else value
+    if files is not None and not (isinstance(files, list) and all(isinstance(file, str) for file in files)):
+        raise ConfigError(
+            f"{name}: plugins must name a Python file or several, got {_shorten(value)}"
+        )
+    return None if files is None else tuple(files)
 
 
 def _rows(section: Any, key: str, name: str) -> list[Any]:

@@ -11,7 +11,7 @@ SOURCES = sorted([*ROOT.glob("*.py"), *ROOT.glob("models/**/*.py"), *ROOT.glob("
 ORDER = [  # a module imports from its own line and the lines above
     ["utils.environment"],
     ["models.errors"],
-    ["models.registry", "models.spec"],
+    ["models.registry", "models.spec", "models.plugins"],
     ["models.blocks"],
     ["models.backbones"],
     ["models.layers", "models.heads"],
@@ -96,6 +96,7 @@ def test_libraries_at_the_edge_are_imported_in_one_place(module):
         ("utils.environment", set()),
         ("models.errors", set()),
         ("models.registry", {"models"}),
+        ("models.plugins", {"models"}),
         ("models.spec", {"models", "yaml"}),
     ],
 )

@@ -103,6 +103,13 @@ def log_options(script: str, args: argparse.Namespace) -> None:
     LOGGER.info(printable(f"{script}: " + ", ".join(f"{name}={value}" for name, value in vars(args).items())))
 
 
+def add_plugins(parser: Parser) -> None:
+    """Add `--plugins`, for the files of `models.plugins.load_plugins`."""
+    parser.add_argument(
+        "--plugins", nargs="+", default=[], metavar="FILE", help="Python files that register backbones of your own"
+    )
+
+
 # Options --------------------------------------------------------------------------------------------------------------
 class Parser(argparse.ArgumentParser):
     """An ArgumentParser whose errors are a UserError, and which takes its options as keywords too.

@@ -23,6 +23,7 @@ from ultralytics.utils import LOGGER, RANK
 from ultralytics.utils.torch_utils import ModelEMA, autocast, init_seeds, unwrap_model
 
 from models import DetectionModel
+from models.backbones import Backbone
 from models.errors import UserError, WeightsError
 from models.parser import LEVELS
 from models.summary import backbone_card
@@ -90,6 +91,7 @@ class Trainer(DetectionTrainer):
             model = build_model(weights, self.args.resume)
         else:
             model = DetectionModel(cfg, ch=self.data["channels"], nc=self.data["nc"])
+            check_trainable(model)
         model.names = self.data["names"]
         if verbose:
             model.info()
@@ -254,8 +256,19 @@ def transfer(source: DetectionModel, target: DetectionModel) -> None:
     LOGGER.info(f"Transferred {len(fitting)} of {len(own)} tensors from {source.pt_path}; the others start new")
 
 
-def frozen_modules(model: DetectionModel, freeze: int | str | list[int] | None) -> list[int]:
-    """Return the positions in `model.model` of the rows that are not trained.
+def check_trainable(model: DetectionModel) -> None:
+    """Raise WeightsError for a backbone that was made from a file in deploy form."""
+    for module in model.model:
+        report = module.weights_report if isinstance(module, Backbone) else None
+        if report is not None and report.deploy:
+            raise WeightsError(
+                f"{report.source} holds the fused form of a {type(module).__name__}, which is for inference: "
+                f"training needs the file of its training form"
+            )
+
+
+def frozen_modules(model: DetectionModel, freeze: int | str | list[int] | None) -> list[int | str]:
+    """Return where in `model.model` nothing is trained: rows, and what a backbone declares as frozen.
 
     Args:
         freeze: a number of slots from the first, a list of slots, or "backbone".
@@ -263,15 +276,16 @@ def frozen_modules(model: DetectionModel, freeze: int | str | list[int] | None) 
     Raises:
         UserError: a slot that no row has.
     """
+    declared = [f"{i}.{path}" for i, row in enumerate(model.model) if isinstance(row, Backbone) for path in row.frozen]
     if not freeze:
-        return []
+        return [*declared]
     if freeze == "backbone":
         freeze = LEVELS if model.nodes[0].writes_list else model.spec.backbone_rows
     slots = {int(slot) for slot in (range(freeze) if isinstance(freeze, int) else freeze)}
     last = model.nodes[-1].slot
     if not slots <= set(range(last)):
         raise UserError(f"--freeze takes slots from 0 to {last - 1}, the last row being the head, not {max(slots)}")
-    return [i for i, node in enumerate(model.nodes) if set(node.slots) & slots]
+    return [*(i for i, node in enumerate(model.nodes) if set(node.slots) & slots), *declared]
 
 
 def cpu_cores() -> int:

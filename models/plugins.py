@@ -1,0 +1,56 @@
+"""Modules of one's own: a Python file, named on the command line, that registers backbones under words of its own.
+
+    @BACKBONES.register("MyNet")
+    class MyNet(Backbone): ...
+
+A YAML may say which files it needs (`plugins: [my_net.py]`), but only the person at the command line can have them run.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+from models.errors import ConfigError, UserError
+
+LOADED: dict[str, Path] = {}  # file name to the file that was run
+
+
+def load_plugins(files: Iterable[str | Path]) -> None:
+    """Run Python files that register backbones. A file that was run before is not run again.
+
+    Raises:
+        UserError: no such file, not a Python file, or another one of the same name was run.
+    """
+    for file in files:
+        path = Path(file).resolve()
+        if path.suffix != ".py" or not path.is_file():
+            raise UserError(f"--plugins takes Python files, but there is no such file {file}")
+        if path.name in LOADED and LOADED[path.name] != path:
+            raise UserError(f"two plugins are named {path.name}: {LOADED[path.name]} and {path}")
+        if path.name not in LOADED:
+            _run(path)
+            LOADED[path.name] = path
+
+
+def check_plugins(wanted: Iterable[str], who: str) -> None:
+    """Raise ConfigError unless every file that the YAML `who` wants was named on the command line."""
+    missing = [name for name in wanted if Path(name).name not in LOADED]
+    if missing:
+        raise ConfigError(f"{who} needs code of its own, which runs only when you name it: --plugins {missing[0]}")
+
+
+def _run(path: Path) -> None:
+    """Run the file as the module that its name says, so that tracebacks and pickling of its classes work."""
+    spec = importlib.util.spec_from_file_location(f"plugins.{path.stem}", path)
+    if spec is None or spec.loader is None:
+        raise UserError(f"{path} cannot be read as a Python module")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[spec.name]
+        raise
