@@ -144,7 +144,7 @@ class RIFormer(Backbone):
         The deploy form has it folded into norm1, so that it passes on norm1's output here; PoolFormer has pooling in
         its place, so that it starts with no output at all. The paper: "load the teacher's weights except the mixer".
         """
-        if dialect is OFFICIAL:
+        if dialect not in (DEPLOY, POOLFORMER):
             return Adapted(tensors)
         factor, note = (2.0, "") if dialect is DEPLOY else (1.0, "the affine token mixers start with no effect")
         affine = {k: v for k, v in self.state_dict().items() if ".token_mixer.affine." in k}

@@ -135,7 +135,8 @@ def copy_tensors(
     matched = [k for k in fitting if k not in made]
     missing = tuple(k for k in own if k not in fitting and not k.endswith("num_batches_tracked"))
     unexpected = tuple(k for k in tensors if k not in fitting and not k.startswith("head."))
-    wanted = [k for k in own if not k.endswith("num_batches_tracked") and not re.match(dialect.absent, k)]
+    wanted = [k for k in own if k not in made and not k.endswith("num_batches_tracked")]
+    wanted = [k for k in wanted if not re.match(dialect.absent, k)]
     found = sum(k in fitting for k in wanted)
     if found < MIN_MATCHED * len(wanted) and not (allow_partial and found):
         example = next(k for k in wanted if k not in fitting)
