@@ -244,9 +244,7 @@ def _check(content: Mapping[str, Any], name: str) -> ModelSpec:
 def _plugins(value: Any, name: str) -> tuple[str, ...] | None:
     files = [value] if isinstance(value, str) else value
     if files is not None and not (isinstance(files, list) and all(isinstance(file, str) for file in files)):
-        raise ConfigError(
-            f"{name}: plugins must name a Python file or several, got {_shorten(value)}"
-        )
+        raise ConfigError(f"{name}: plugins must name a Python file or several, got {_shorten(value)}")
     return None if files is None else tuple(files)
 
 

@@ -11,7 +11,7 @@ from torch.nn.utils import parametrizations
 
 from models import Reparameterizable, create_backbone, switch_to_deploy
 from models.backbones.riformer import ARCHS
-from models.blocks.reparam import fuse_conv_bn
+from models.blocks.reparam import fuse_blocks, fuse_bn_conv, fuse_conv_bn
 from tests.helpers import SHIPPED, pictures, randomize_, relative_error, worst_error
 
 EXACT = 1e-12  # of one layer in float64
@@ -126,6 +126,100 @@ def test_batch_norm_without_running_statistics_is_refused():
 def test_other_channel_count_is_refused():
     with pytest.raises(ValueError, match=r"4 channels .* takes 5"):
         fuse_conv_bn(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(5))
+
+
+# fuse_bn_conv ---------------------------------------------------------------------------------------------------------
+READERS = {
+    "1x1": lambda: nn.Conv2d(6, 8, 1),
+    "no bias": lambda: nn.Conv2d(6, 8, 3, bias=False),
+    "groups": lambda: nn.Conv2d(6, 8, (3, 2), groups=2, stride=2),
+    "depthwise": lambda: nn.Conv2d(6, 12, 3, groups=6, dilation=2),
+    "valid": lambda: nn.Conv2d(6, 8, 3, padding="valid"),
+    "reflect": lambda: nn.Conv2d(6, 8, 3, padding=1, padding_mode="reflect"),
+    "circular": lambda: nn.Conv2d(6, 8, 3, padding=1, padding_mode="circular", groups=2),
+    "1d": lambda: nn.Conv1d(6, 8, 3, groups=2),
+    "3d": lambda: nn.Conv3d(2, 4, (1, 3, 2), groups=2),
+    "linear": lambda: nn.Linear(6, 8),
+    "linear, no bias": lambda: nn.Linear(6, 8, bias=False),
+}
+
+
+def bn_before(conv, **options):
+    channels = conv.in_features if isinstance(conv, nn.Linear) else conv.in_channels
+    kind = {3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}.get(conv.weight.ndim, nn.BatchNorm1d)
+    return kind(channels, **options)
+
+
+@pytest.mark.parametrize("make", READERS.values(), ids=READERS)
+@pytest.mark.parametrize("affine", [True, False], ids=["affine", "no affine"])
+def test_a_convolution_takes_the_batch_norm_before_it(make, affine):
+    conv = make()
+    pair = randomize_(nn.Sequential(bn_before(conv, affine=affine), conv)).double().eval()
+    x = random_input(conv)
+    assert relative_error(fuse_bn_conv(*pair)(x), pair(x)) <= EXACT
+
+
+@pytest.mark.parametrize("name", ["1x1", "groups", "reflect", "linear"])
+def test_a_batch_norm_goes_into_the_convolution_that_alone_reads_it(name):
+    conv = READERS[name]()
+    net = randomize_(nn.Sequential(bn_before(conv), conv)).double().eval()
+    x = random_input(conv)
+    deploy = switch_to_deploy(net, x)
+    assert not batch_norms(deploy)
+    assert deploy.report.fused == {"BN+Conv": 1}
+    assert relative_error(deploy(x), net(x)) <= EXACT
+
+
+def test_zero_padding_keeps_the_batch_norm_before_it():
+    """The border is zero after the norm: inside the convolution it would be shifted."""
+    net = randomize_(nn.Sequential(nn.BatchNorm2d(6), nn.Conv2d(6, 8, 3, padding=1))).double().eval()
+    with pytest.raises(ValueError, match="pads with zeros"):
+        fuse_bn_conv(*net)
+    x = random_input(net[1])
+    deploy = switch_to_deploy(net, x)
+    assert "pads with zeros" in deploy.report.left[0]
+    assert torch.equal(deploy(x), net(x))
+
+
+def test_zero_padding_without_a_shift_is_no_obstacle():
+    net = nn.Sequential(nn.BatchNorm2d(6), nn.Conv2d(6, 8, 3, padding=1)).double().eval()
+    net[0].running_var.uniform_(0.5, 2)
+    x = random_input(net[1])
+    assert not batch_norms(switch_to_deploy(net, x))
+    assert relative_error(fuse_bn_conv(*net)(x), net(x)) <= EXACT
+
+
+class TwoReaders(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.norm, self.first, self.second = nn.BatchNorm2d(3), nn.Conv2d(3, 4, 1), nn.Conv2d(3, 4, 1)
+
+    def forward(self, x):
+        x = self.norm(x)
+        return self.first(x) + self.second(x)
+
+
+def test_a_batch_norm_with_two_readers_stays():
+    net = randomize_(TwoReaders()).double().eval()
+    deploy = switch_to_deploy(net, pictures())
+    assert batch_norms(deploy) == ["norm"]
+    assert relative_error(deploy(pictures()), net(pictures())) <= EXACT
+
+
+def test_a_transposed_reader_or_other_channels_are_refused():
+    with pytest.raises(ValueError, match="transposed"):
+        fuse_bn_conv(nn.BatchNorm2d(6), nn.ConvTranspose2d(6, 8, 2))
+    with pytest.raises(ValueError, match="gives 5 channels and the convolution takes 6"):
+        fuse_bn_conv(nn.BatchNorm2d(5), nn.Conv2d(6, 8, 1))
+
+
+def test_blocks_alone_can_be_fused():
+    """The form in which deploy weights are published: BatchNorms outside of blocks stay."""
+    net = nn.Sequential(nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8), create_backbone("RIFormer").network[0][0])
+    fused = fuse_blocks(net)
+    assert batch_norms(fused) == ["1"]
+    assert fused.report.fused == {"RIFormerBlock": 1}
+    assert isinstance(net[2], Reparameterizable)
 
 
 # switch_to_deploy: what it keeps --------------------------------------------------------------------------------------

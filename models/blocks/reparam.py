@@ -154,7 +154,7 @@ def fuse_bn_conv(bn: _BatchNorm, conv: L) -> L:
     weight = conv.weight.detach().double()
     if scale.numel() != groups * weight.shape[1]:
         raise ValueError(f"it gives {scale.numel()} channels and the convolution takes {groups * weight.shape[1]}")
-    if isinstance(conv, _ConvNd) and not _pads_nothing(conv) and conv.padding_mode == "zeros" and bool(shift.any()):
+    if isinstance(conv, _ConvNd) and _pads_zeros(conv) and (shift.is_meta or bool(shift.any())):
         raise ValueError("the convolution that reads it pads with zeros, which it does not shift")
     grouped = weight.unflatten(0, (groups, -1))  # (groups, out / groups, in / groups, ...)
     scale, shift = (_as_column(v.view(groups, 1, -1), grouped) for v in (scale, shift))
@@ -164,8 +164,8 @@ def fuse_bn_conv(bn: _BatchNorm, conv: L) -> L:
     return with_weights(conv, (grouped * scale).flatten(0, 1), bias)
 
 
-def _pads_nothing(conv: _ConvNd) -> bool:
-    return conv.padding == "valid" or not any(p for p in conv.padding if p != 0)
+def _pads_zeros(conv: _ConvNd) -> bool:
+    return conv.padding_mode == "zeros" and conv.padding != "valid" and any(p != 0 for p in conv.padding)
 
 
 def _check_plain(conv: Linear, bn: _BatchNorm) -> None:
@@ -183,6 +183,8 @@ def _check_plain(conv: Linear, bn: _BatchNorm) -> None:
 def bn_scale_shift(bn: _BatchNorm) -> tuple[Tensor, Tensor]:
     """Return the float64 (scale, shift), each (C,), for which eval-mode `bn(x)` is `scale * x + shift`.
 
+    Differentiable in the weight and the bias of `bn`.
+
     Raises:
         ValueError: `bn` normalizes by the batch, so that there is no such pair.
     """
@@ -190,9 +192,9 @@ def bn_scale_shift(bn: _BatchNorm) -> tuple[Tensor, Tensor]:
         raise ValueError("a BatchNorm without running statistics depends on the batch and cannot be folded")
     scale = (bn.running_var.double() + bn.eps).rsqrt()
     if bn.weight is not None:
-        scale = scale * bn.weight.detach().double()
+        scale = scale * bn.weight.double()
     shift = -scale * bn.running_mean.double()
-    return scale, shift if bn.bias is None else shift + bn.bias.detach().double()
+    return scale, shift if bn.bias is None else shift + bn.bias.double()
 
 
 def with_weights(module: W, weight: Tensor, bias: Tensor | None) -> W:
