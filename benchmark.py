@@ -5,8 +5,9 @@
     python benchmark.py --cfg riformer-yolo.yaml --imgsz 480 640         # height and width
 
 Every model has fresh weights, which changes no latency. All of them run in turns, so that the noise of the machine hits
-all alike, on the CPU with one picture. RIFormer appears in ONNX a second time with only what is published fused (the
-affine map into the norm before it), as the measure of what folding everything else is worth.
+all alike, on the CPU with one picture; the last lines say what fusing buys in PyTorch and in ONNX Runtime, which folds
+some of it by itself. RIFormer appears in ONNX once more with only what is published fused (the affine map into the norm
+before it), as the measure of what folding everything else is worth.
 
 Written to runs/benchmark/exp, exp2, …: benchmark.json and benchmark.csv. In Python: benchmark.run(cfg=["yolov5n"]).
 """
@@ -43,6 +44,7 @@ from ultralytics.utils import LOGGER, TQDM
 
 SHIPPED = ("riformer-yolo.yaml", "timm-yolo.yaml", "yolov5n.yaml")
 UNFUSED, FUSED, TORCHSCRIPT, ONNX = "PyTorch unfused", "PyTorch fused", "TorchScript", "ONNX Runtime"
+ONNX_UNFUSED = "ONNX, unfused"
 PUBLISHED = "ONNX, as published"  # only for models with RIFormer blocks
 PICTURE = "bus.jpg"
 
@@ -156,6 +158,7 @@ def make_forms(
     images = make_pictures(size, model.spec.ch)[PICTURE][None]
     deploy, options = model.fuse(), Options(size=size)
     forms: list[tuple[str, DetectionModel]] = [(UNFUSED, model), (FUSED, deploy), (TORCHSCRIPT, deploy), (ONNX, deploy)]
+    forms.append((ONNX_UNFUSED, model))
     if any(isinstance(m, RIFormerBlock) for m in model.modules()):
         forms.append((PUBLISHED, publish(model)))
     made: list[tuple[str, nn.Module, Callable[[], object]]] = []
@@ -223,16 +226,18 @@ def table(rows: Sequence[Row], threads: int, rounds: int) -> str:
 
 
 def remarks(rows: Sequence[Row]) -> str:
-    """Return a line for each model that has a published fusing: how much faster the deeper one is in ONNX Runtime."""
+    """Return what fusing buys: a line for each model in PyTorch and ONNX Runtime, and against the published fusing."""
     by_name = {(row.model, row.form): row for row in rows}
+    pairs = ((UNFUSED, FUSED, "fused"), (ONNX_UNFUSED, ONNX, "fused"), (PUBLISHED, ONNX, "fused deeper than published"))
     lines = []
-    for (model, form), published in by_name.items():
-        if form == PUBLISHED:
-            deep = by_name[model, ONNX]
-            lines.append(
-                f"{model}: ONNX Runtime is {published.minimum_ms / deep.minimum_ms:.2f} times as fast as "
-                f"with the published fusing ({published.median_ms / deep.median_ms:.2f} by the medians)\n"
-            )
+    for model in dict.fromkeys(row.model for row in rows):
+        for slow, fast, what in pairs:
+            if (model, slow) in by_name:
+                before, after = by_name[model, slow], by_name[model, fast]
+                lines.append(
+                    f"{model}, {fast.removesuffix(' fused')}: {before.minimum_ms / after.minimum_ms:.2f} times as fast "
+                    f"{what} ({before.median_ms / after.median_ms:.2f} by the medians)\n"
+                )
     return "".join(lines)
 
 

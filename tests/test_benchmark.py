@@ -15,7 +15,7 @@ from models.errors import UserError
 from utils import cli
 from utils.latency import Latency, measure, torch_threads
 
-FORMS = [benchmark.UNFUSED, benchmark.FUSED, benchmark.TORCHSCRIPT, benchmark.ONNX]
+FORMS = [benchmark.UNFUSED, benchmark.FUSED, benchmark.TORCHSCRIPT, benchmark.ONNX, benchmark.ONNX_UNFUSED]
 
 
 # The clock ------------------------------------------------------------------------------------------------------------
@@ -71,17 +71,19 @@ def test_a_row_for_each_form_of_each_model(result):
 def test_sizes_before_and_after_fusing(result):
     rows, _, cfgs = result
     model = DetectionModel(cfgs[1])
-    assert rows[4].params == sum(p.numel() for p in model.parameters())
-    assert {row.params for row in rows[5:]} == {sum(p.numel() for p in model.fuse().parameters())}
-    assert rows[4].gflops == rows[5].gflops > rows[0].gflops > 0
+    unfused = {benchmark.UNFUSED, benchmark.ONNX_UNFUSED}
+    for row in rows[len(FORMS) :]:
+        module = model if row.form in unfused else model.fuse()
+        assert row.params == sum(p.numel() for p in module.parameters())
+    assert rows[5].gflops == rows[6].gflops > rows[0].gflops > 0
 
 
 def test_ratios(result):
     rows, _, _ = result
-    assert [row.ratio_to_first for row in rows[:4]] == [1, 1, 1, 1]
-    assert rows[4].ratio_to_unfused == rows[0].ratio_to_unfused == 1
-    assert rows[7].ratio_to_first == pytest.approx(rows[7].minimum_ms / rows[3].minimum_ms, rel=0.01)
-    assert rows[7].ratio_to_unfused == pytest.approx(rows[7].minimum_ms / rows[4].minimum_ms, rel=0.01)
+    assert [row.ratio_to_first for row in rows[:5]] == [1] * 5
+    assert rows[5].ratio_to_unfused == rows[0].ratio_to_unfused == 1
+    assert rows[8].ratio_to_first == pytest.approx(rows[8].minimum_ms / rows[3].minimum_ms, rel=0.01)
+    assert rows[8].ratio_to_unfused == pytest.approx(rows[8].minimum_ms / rows[5].minimum_ms, rel=0.01)
 
 
 def test_results_are_written_and_nothing_else(result):
@@ -100,7 +102,11 @@ def test_table(result):
     lines = benchmark.table(rows, 1, 2).splitlines()
     assert lines[0].startswith("1 CPU thread(s), 2 rounds")
     assert len(lines) == 2 + len(rows)
-    assert benchmark.remarks(rows) == ""
+    remarks = benchmark.remarks(rows).splitlines()
+    assert [line.split(":")[0] for line in remarks] == [
+        f"{model}, {runtime}" for model in ("w0.5.yaml", "w1.0.yaml") for runtime in ("PyTorch", "ONNX Runtime")
+    ]
+    assert f"{rows[0].minimum_ms / rows[1].minimum_ms:.2f} times as fast fused (" in remarks[0]
 
 
 @pytest.mark.parametrize(
@@ -141,6 +147,6 @@ def test_riformer_is_measured_with_the_published_fusing_too(tmp_path, caplog):
     rows = benchmark.run(cfg=["yolov5n.yaml", "riformer-yolo.yaml"], imgsz=64, rounds=2, project=tmp_path)
     assert [row.form for row in rows] == [*FORMS, *FORMS, benchmark.PUBLISHED]
     assert rows[-1].ratio_to_first is None
-    assert rows[-1].params > rows[-2].params
-    assert "times as fast as with the published fusing" in caplog.text
+    assert rows[-2].params > rows[-1].params > rows[-3].params  # unfused, as published, deep
+    assert "times as fast fused deeper than published" in caplog.text
     json.loads((tmp_path / "exp/benchmark.json").read_text(), parse_constant=pytest.fail)
