@@ -87,7 +87,6 @@ class Trainer(DetectionTrainer):
             return None
         checkpoint = read_checkpoint(self.args.resume) if self.resume else None
         self.model = self.get_model(self.args.model, checkpoint, verbose=RANK in (-1, 0))
-        self.model.to(memory_format=torch.channels_last)  # convolutions train a tenth faster on CPUs
         self.model.imgsz = self.args.imgsz
         self.args.freeze = frozen_modules(self.model, self.args.freeze)
         return checkpoint
