@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from models.backbones.weights import PLAIN, Dialect, WeightsReport, choose_dialect, copy_tensors, read_source
-from models.blocks.reparam import fuse_blocks
+from models.blocks.reparam import fuse_blocks, switch_to_deploy
 from models.errors import ConfigError, UserError, WeightsError, did_you_mean
 from models.registry import Registry
 
@@ -196,7 +196,7 @@ def load_weights(network: Any, source: str | Path, *, allow_partial: bool = Fals
         _check_family(tensors, backbone, source)
     dialect = dialect or PLAIN
     adapted = network.adapt(dialect.translate(tensors), dialect)
-    forms = [network, fuse_blocks(network)] if dialect.deploy else [network]
+    forms = [network, fuse_blocks(network), switch_to_deploy(network)] if dialect.deploy else [network]
     target = max(forms, key=lambda form: len(adapted.tensors.keys() & form.state_dict().keys()))
     name = str(source) if str(source).startswith("timm/") else Path(source).name
     report = copy_tensors(

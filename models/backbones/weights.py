@@ -35,21 +35,22 @@ class Dialect:
 
     Attributes:
         name: of the publisher, for messages.
-        marker: a regular expression that some name in each such file matches, and no name in another dialect's.
+        marker: a regular expression that some name in each such file matches, or several that tell it from others.
         renames: (pattern, replacement) of `re.sub`, one after another: to our names, the classifier's under "head.".
         deploy: these files hold the fused form.
         absent: beginnings of those of our names that such files do not hold, as a regular expression.
     """
 
     name: str
-    marker: str
+    marker: str | tuple[str, ...]
     renames: tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...] = ()
     deploy: bool = False
     absent: str = "$^"  # nothing
 
     def speaks(self, names: Iterable[str]) -> bool:
         """Return whether a file with these names is of this dialect."""
-        return any(re.search(self.marker, name) for name in names)
+        names, markers = list(names), (self.marker,) if isinstance(self.marker, str) else self.marker
+        return all(any(re.search(marker, name) for name in names) for marker in markers)
 
     def translate(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return the tensors of a file under our names."""

@@ -24,7 +24,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.utils.parametrize import is_parametrized
 
-from models.blocks.dataflow import follow
+from models.blocks.dataflow import Link, follow
 
 Linear = _ConvNd | nn.Linear
 L = TypeVar("L", bound=Linear)
@@ -240,23 +240,30 @@ def fold_batch_norms(model: nn.Module, example: Tensor, report: DeployReport) ->
     for link in follow(model, example, producers=(_ConvNd, nn.Linear), consumers=(_BatchNorm,)):
         bn, conv = link.consumer, link.producer
         try:
-            if conv is None or (isinstance(conv, nn.Linear) and len(link.shape) > 2):  # BatchNorm's channels are axis 1
+            if conv is None or not _channels_first(link):
                 raise ValueError("its input is not the output of one convolution alone")
             _replace(model, {conv: fuse_conv_bn(conv, bn), bn: _after(bn)}, places)
             report.fused["Conv+BN"] += 1
         except ValueError as e:
             stays[bn] = str(e)
-    for link in follow(model, example, producers=tuple({type(bn) for bn in stays}), consumers=(_ConvNd, nn.Linear)):
-        conv, bn = link.consumer, link.producer
-        if bn not in stays or (isinstance(conv, nn.Linear) and len(link.shape) > 2):
-            continue
+    readers = follow(model, example, producers=tuple({type(bn) for bn in stays}), consumers=(_ConvNd, nn.Linear))
+    reader = {link.producer: link.consumer for link in readers if _channels_first(link)}
+    for bn in list(stays):
         try:
-            _replace(model, {conv: fuse_bn_conv(bn, conv), bn: nn.Identity()}, places)
+            if bn not in reader:
+                raise ValueError("its output is not what one convolution alone reads")
+            _replace(model, {reader[bn]: fuse_bn_conv(bn, reader[bn]), bn: nn.Identity()}, places)
             report.fused["BN+Conv"] += 1
             del stays[bn]
         except ValueError as e:
             stays[bn] += f"; {e}"
     report.left = [f"{places[bn][0]}: {reason}" for bn, reason in stays.items()]
+
+
+def _channels_first(link: Link) -> bool:
+    """Return whether axis 1, of which BatchNorm's channels are, is that of the convolution or linear layer as well."""
+    linear = isinstance(link.producer, nn.Linear) or isinstance(link.consumer, nn.Linear)
+    return not linear or len(link.shape) == 2
 
 
 def _replace(model: nn.Module, replacements: dict[Any, nn.Module], places: dict[nn.Module, list[str]]) -> None:

@@ -1,0 +1,229 @@
+"""RepMLPNet: tiles through fully connected layers that swallow convolutions (https://arxiv.org/abs/2112.11081).
+
+A 4x4/4 convolution, then four stages of units with 2x2/2 convolutions between them. Maps are taken before those, at
+strides 4, 8, 16 and 32. Names follow the published checkpoints, with one part more: what fuses is the `local` of a
+block.
+
+A unit cuts its map into tiles, whose size is that of the weights of its fully connected layer, so that the published
+networks are made for pictures of 224 or 256 pixels. Here every size works: maps are padded to whole tiles and cropped
+afterwards. For pictures of 640, `hs` and `ws` of (40, 20, 10, 5) need no padding and a quarter of the weights.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Any, ClassVar, NamedTuple
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from models.backbones.base import BACKBONES, Adapted, Backbone, select_strides
+from models.backbones.weights import Dialect
+from models.blocks.repconv import ConvNorm
+from models.blocks.repmlp import RepMLPBlock
+from models.errors import UserError, WeightsError
+
+STRIDES = (4, 8, 16, 32)
+MAX_TILE = 256  # pixels a side
+
+
+class Arch(NamedTuple):
+    """Channels, units and sharesets of the four stages, and the sides of their tiles."""
+
+    channels: tuple[int, int, int, int]
+    depths: tuple[int, int, int, int]
+    sharesets: tuple[int, int, int, int]
+    tiles: tuple[int, int, int, int]
+
+
+T, B, D = (64, 128, 256, 512), (96, 192, 384, 768), (80, 160, 320, 640)
+AT_224, AT_256 = (56, 28, 14, 7), (64, 32, 16, 8)
+ARCHS = {
+    "T224": Arch(T, (2, 2, 6, 2), (1, 4, 16, 128), AT_224),
+    "T256": Arch(T, (2, 2, 6, 2), (1, 4, 16, 128), AT_256),
+    "B224": Arch(B, (2, 2, 12, 2), (1, 4, 32, 128), AT_224),
+    "B256": Arch(B, (2, 2, 12, 2), (1, 4, 32, 128), AT_256),
+    "D256": Arch(D, (2, 2, 18, 2), (1, 4, 16, 128), AT_256),
+    "L256": Arch(B, (2, 2, 18, 2), (1, 4, 32, 256), AT_256),
+}
+
+LOCAL = ((r"\.repmlp_block\.(fc3_bn|fc3|repconv\d)\.", r".repmlp_block.local.\1."),)
+DEPLOY_LOCAL = ((r"\.repmlp_block\.fc3\.", ".repmlp_block.local."),)
+HEAD = ((r"^head_norm\.", "head.norm."), (r"^head\.(weight|bias)$", r"head.fc.\1"))
+MM = (
+    (r"^patch_embed\.projection\.", "conv_embedding.conv."),
+    (r"^patch_embed\.norm\.", "conv_embedding.bn."),
+    (r"^downsample_layers\.", "embeds."),
+    (r"\.gp\.conv([12])\.conv\.", r".gp.fc\1."),
+    (r"^(stages\.\d+\.\d+)\.norm([12])\.", r"\1.prebn\2."),
+    (r"^final_norm\.", "head.norm."),
+)
+OFFICIAL_GATE, MM_GATE = r"\.repmlp_block\.gp\.fc1\.", r"\.repmlp_block\.gp\.conv1\.conv\."
+TRAIN, DEPLOY = r"\.repmlp_block\.fc3_bn\.", r"\.repmlp_block\.fc3\.bias$"
+DIALECTS = (
+    Dialect("the authors of RepMLPNet", (OFFICIAL_GATE, TRAIN), renames=(*LOCAL, *HEAD)),
+    Dialect("the authors of RepMLPNet, deploy form", (OFFICIAL_GATE, DEPLOY), (*DEPLOY_LOCAL, *HEAD), deploy=True),
+    Dialect("mmpretrain's RepMLP", (MM_GATE, TRAIN), renames=(*LOCAL, *MM)),
+    Dialect("mmpretrain's RepMLP, deploy form", (MM_GATE, DEPLOY), (*DEPLOY_LOCAL, *MM), deploy=True),
+)
+
+
+class FeedForward(nn.Module):
+    """Two 1x1 convolutions with BatchNorm around a GELU, (B, C, H, W) to (B, C, H, W)."""
+
+    def __init__(self, channels: int, expansion: int = 4) -> None:
+        super().__init__()
+        self.ffn_fc1 = _conv_bn(channels, expansion * channels, 1)
+        self.act = nn.GELU()
+        self.ffn_fc2 = _conv_bn(expansion * channels, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.ffn_fc2(self.act(self.ffn_fc1(x)))
+
+
+class RepMLPNetUnit(nn.Module):
+    """A RepMLP block and a feed-forward, each behind a BatchNorm and beside the identity: (B, C, H, W) to the same."""
+
+    def __init__(self, channels: int, h: int, w: int, sharesets: int) -> None:
+        super().__init__()
+        self.prebn1 = nn.BatchNorm2d(channels)
+        self.repmlp_block = RepMLPBlock(channels, h, w, sharesets)
+        self.prebn2 = nn.BatchNorm2d(channels)
+        self.ffn_block = FeedForward(channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.repmlp_block(self.prebn1(x))
+        return x + self.ffn_block(self.prebn2(x))
+
+
+@BACKBONES.register("RepMLPNet")
+class RepMLPNet(Backbone):
+    """RepMLPNet as a backbone with maps at strides 4, 8, 16 and 32, for pictures of any size from 32 pixels.
+
+    Args:
+        arch: one of `archs`.
+        in_channels: channels of the input picture.
+        out_strides: the strides whose maps are wanted, all by default; stages behind the last one are not built.
+        hs: heights of the tiles of the four stages, those of the architecture by default.
+        ws: their widths, the heights by default.
+    """
+
+    archs: ClassVar[tuple[str, ...]] = tuple(ARCHS)
+    dialects: ClassVar[tuple[Dialect, ...]] = DIALECTS
+
+    def __init__(
+        self,
+        arch: str = "T224",
+        in_channels: int = 3,
+        out_strides: Sequence[int] | None = None,
+        hs: Sequence[int] | None = None,
+        ws: Sequence[int] | None = None,
+    ) -> None:
+        super().__init__()
+        plan = ARCHS[arch]
+        self.hs = _tiles(hs, plan.tiles, "hs")
+        self.ws = _tiles(ws, self.hs, "ws")
+        self.in_channels = in_channels
+        self.strides = select_strides(out_strides, STRIDES, f"RepMLPNet {arch}")
+        self.channels = tuple(plan.channels[STRIDES.index(stride)] for stride in self.strides)
+        built = STRIDES.index(self.strides[-1]) + 1
+        self.conv_embedding = _conv_bn(in_channels, plan.channels[0], 4)
+        self.stages, self.embeds = nn.ModuleList(), nn.ModuleList()
+        for stage in range(built):
+            channels, h, w, sharesets = plan.channels[stage], self.hs[stage], self.ws[stage], plan.sharesets[stage]
+            units = (RepMLPNetUnit(channels, h, w, sharesets) for _ in range(plan.depths[stage]))
+            self.stages.append(nn.Sequential(*units))
+            if stage + 1 < built:
+                self.embeds.append(_conv_bn(channels, plan.channels[stage + 1], 2))
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        x = F.relu(self.conv_embedding(x))
+        maps = []
+        for i, stage in enumerate(self.stages):
+            x = stage(x if i == 0 else F.relu(self.embeds[i - 1](x)))
+            if STRIDES[i] in self.strides:
+                maps.append(x)
+        return maps
+
+    def make_head(self, num_classes: int) -> nn.Module:
+        """Return the published head: BatchNorm, global average pooling and a linear layer."""
+        channels = self.channels[-1]
+        pool, fc = nn.AdaptiveAvgPool2d(1), nn.Linear(channels, num_classes)
+        return nn.Sequential(OrderedDict(norm=nn.BatchNorm2d(channels), pool=pool, flat=nn.Flatten(), fc=fc))
+
+    def adapt(self, tensors: dict[str, Tensor], dialect: Dialect) -> Adapted:
+        """Resample the fully connected layers of a file for other tiles; its convolutions fit tiles of any size.
+
+        Raises:
+            WeightsError: the file has deploy form, in which the layers hold the convolutions, which do not stretch.
+        """
+        own, fitted, sizes = self.state_dict(), {}, []
+        for name, tensor in tensors.items():
+            stage = name.split(".")[1] if name.startswith("stages.") else ""
+            if not stage.isdecimal() or int(stage) >= len(self.stages) or not _is_fc(name, dialect.deploy):
+                continue
+            came, tile = math.isqrt(tensor.shape[1]), (self.hs[int(stage)], self.ws[int(stage)])
+            if tensor.shape[1] == tile[0] * tile[1] or came * came != tensor.shape[1]:
+                continue
+            if dialect.deploy:
+                raise WeightsError(
+                    f"the weights have deploy form for tiles of {came}x{came} in stage {stage}, this network has "
+                    f"{tile[0]}x{tile[1]}: only the training form can be resampled"
+                )
+            fitted[name] = resample_fc(tensor, (came, came), tile).to(own[name])
+            sizes.append(f"{came}x{came} to {tile[0]}x{tile[1]}")
+        if not fitted:
+            return Adapted(tensors)
+        changes = ", ".join(dict.fromkeys(sizes))
+        note = f"{len(fitted)} fully connected layers resampled for other tiles ({changes}): train them on"
+        return Adapted({**tensors, **fitted}, notes=(note,))
+
+
+def resample_fc(weight: Tensor, came: tuple[int, int], wanted: tuple[int, int]) -> Tensor:
+    """Return the weights of a fully connected layer between tiles of another size.
+
+    They are a function of two pixels, (S, h, w, h, w), which is interpolated in both. Sums over a tile keep their size.
+
+    Args:
+        weight: (S * h * w, h * w, 1, 1).
+        came: height and width of the tiles that they are for.
+        wanted: those of the tiles that are wanted.
+    """
+    shares = len(weight) // (came[0] * came[1])
+    x = _interpolated(weight.double().view(shares, -1, *came), wanted)  # (S, from, h, w): the pixel that is read
+    x = x.flatten(2).transpose(1, 2)  # (S, read, written)
+    x = _interpolated(x.reshape(shares, -1, *came), wanted).flatten(2).transpose(1, 2)
+    scale = came[0] * came[1] / (wanted[0] * wanted[1])
+    return (x * scale).reshape(-1, wanted[0] * wanted[1], 1, 1).to(weight.dtype)
+
+
+def _interpolated(x: Tensor, size: tuple[int, int]) -> Tensor:
+    return F.interpolate(x, size=size, mode="bilinear", align_corners=False, antialias=True)
+
+
+def _is_fc(name: str, deploy: bool) -> bool:
+    return name.endswith(".repmlp_block.local.weight" if deploy else ".repmlp_block.local.fc3.weight")
+
+
+def _tiles(values: Any, default: Sequence[int], what: str) -> tuple[int, ...]:
+    """Return the heights or widths of the tiles of the four stages.
+
+    Raises:
+        UserError: not four whole numbers from 1.
+    """
+    if values is None:
+        return tuple(default)
+    listed = values if isinstance(values, list | tuple) else ()
+    if len(listed) != len(STRIDES) or not all(type(v) is int and 0 < v <= MAX_TILE for v in listed):
+        raise UserError(
+            f"RepMLPNet's {what} are 4 whole numbers from 1 to {MAX_TILE}, the sides of the tiles of its stages in "
+            f"pixels of their maps, such as {list(default)}, got {values!r:.80}"
+        )
+    return tuple(listed)
+
+
+def _conv_bn(c1: int, c2: int, patch: int) -> ConvNorm:
+    """Return a convolution of patches that do not overlap, and its BatchNorm."""
+    return ConvNorm(nn.Conv2d(c1, c2, patch, patch, bias=False), nn.BatchNorm2d(c2))
