@@ -94,13 +94,19 @@ class DetectionModel(tasks.DetectionModel):
 
         Such a model detects and validates on the square canvas that it was trained on, not on a rectangle cut to fit.
         """
-        return any(isinstance(m, nn.GroupNorm) and m.num_groups == 1 for m in self.modules())
+        whole = any(isinstance(m, nn.GroupNorm) and m.num_groups == 1 for m in self.modules())
+        return whole or self.only_size is not None
+
+    @property
+    def only_size(self) -> tuple[int, int] | None:
+        """Height and width of the only pictures that the model takes, as some of timm's do; None: any."""
+        return next((m.size for m in self.model if isinstance(m, Backbone) and m.size), None)
 
     def example_input(self) -> Tensor:
         """Return a small input of zeros, (1, ch, H, W), with the dtype and device of the weights."""
         sides = [module.example_side for module in self.model if isinstance(module, Backbone)]
         side = max(*sides, *(2 * int(feature.stride) for feature in self.features.values()))
-        return next(self.parameters()).new_zeros(1, self.spec.ch, side, side)
+        return next(self.parameters()).new_zeros(1, self.spec.ch, *(self.only_size or (side, side)))
 
     def info(self, detailed: bool = False, verbose: bool = True, imgsz: int | list[int] = 640) -> None:
         """Log the table of rows. The arguments are ultralytics'; the image size decides nothing here."""

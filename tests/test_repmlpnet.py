@@ -187,9 +187,7 @@ def test_the_fused_network_is_the_network(small, size):
     deploy = switch_to_deploy(small)
     assert worst_error(deploy, small, pictures(*size)) <= 1e-9
     x = pictures(*size)
-    with (
-        torch.no_grad()
-    ):  # activations grow here: what rounding does to the network itself is the measure
+    with torch.no_grad():  # activations grow here: what rounding does to the network itself is the measure
         exact, rounded, fused = small(x), copy.deepcopy(small).float()(x.float()), deploy.float()(x.float())
     for want, own, got in zip(exact, rounded, fused, strict=True):
         assert relative_error(got.double(), want) <= max(1e-5, 3 * relative_error(own.double(), want))

@@ -6,7 +6,7 @@ from torch import nn
 
 from models import BACKBONES, DetectionModel, create_backbone, switch_to_deploy
 from models.backbones.base import Classifier
-from models.backbones.weights import SOURCES, Dialect, WeightsReport, choose_dialect, copy_tensors
+from models.backbones.weights import SOURCES, Adapted, Dialect, WeightsReport, choose_dialect, copy_tensors
 from models.errors import UserError, WeightsError
 from tests.helpers import pictures, randomize_, relative_error, tiny_backbone, worst_error
 from utils.trainer import frozen_modules
@@ -159,7 +159,7 @@ def test_a_dialect_is_heard_in_names():
 def test_counters_of_batches_may_be_missing():
     bn = nn.BatchNorm2d(3)
     tensors = {k: v for k, v in bn.state_dict().items() if k != "num_batches_tracked"}
-    assert copy_tensors(bn, tensors, "f").missing == ()
+    assert copy_tensors(bn, Adapted(tensors), "f").missing == ()
 
 
 def test_a_report_quotes_a_few_names():

@@ -277,7 +277,7 @@ def prove(reference: Reference, deploy: DetectionModel, path: Path, options: Opt
     if options.dynamic:
         for size, batch in ((other, options.batch), (third_shape(options.size, stride), DYNAMIC_BATCH)):
             proof.cases += reference.cases(path, size, batch, tolerance, path.name)
-    else:
+    elif deploy.only_size is None:
         with tempfile.TemporaryDirectory(dir=path.parent) as folder:
             sibling = Path(folder) / path.name
             write(deploy, sibling, dataclasses.replace(options, size=other))

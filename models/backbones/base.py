@@ -12,12 +12,12 @@ import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from models.backbones.weights import PLAIN, Dialect, WeightsReport, choose_dialect, copy_tensors, read_source
+from models.backbones.weights import PLAIN, Adapted, Dialect, WeightsReport, choose_dialect, copy_tensors, read_source
 from models.blocks.reparam import fuse_blocks, switch_to_deploy
 from models.errors import ConfigError, UserError, WeightsError, did_you_mean
 from models.registry import Registry
@@ -29,14 +29,6 @@ class MissingLevel(ConfigError):
     def __init__(self, message: str, stride: int) -> None:
         super().__init__(message)
         self.slot = stride.bit_length() - 2
-
-
-class Adapted(NamedTuple):
-    """Tensors of a file, fitted to a network."""
-
-    tensors: dict[str, Tensor]
-    made: tuple[str, ...] = ()  # names of those that the file does not hold but that follow from it
-    notes: tuple[str, ...] = ()  # what was done, for people
 
 
 class Backbone(nn.Module, ABC):
@@ -51,6 +43,7 @@ class Backbone(nn.Module, ABC):
         frozen: paths of the children that are not trained.
         weights_report: what came from a file, if anything did.
         notes: what a user should know of this network, one sentence each.
+        size: height and width of the only pictures that it takes; None: any.
     """
 
     archs: ClassVar[tuple[str, ...]] = ()
@@ -61,6 +54,7 @@ class Backbone(nn.Module, ABC):
     frozen: tuple[str, ...] = ()
     weights_report: WeightsReport | None = None
     notes: tuple[str, ...] = ()
+    size: tuple[int, int] | None = None
 
     @abstractmethod
     def forward(self, x: Tensor) -> list[Tensor]:
@@ -191,33 +185,26 @@ def load_weights(network: Any, source: str | Path, *, allow_partial: bool = Fals
     """
     backbone = network.backbone if isinstance(network, Classifier) else network
     tensors = read_source(source)
-    dialect = choose_dialect(tensors, backbone.dialects)
-    if dialect is None:
-        _check_family(tensors, backbone, source)
-    dialect = dialect or PLAIN
+    dialect = choose_dialect(tensors, backbone.dialects) or PLAIN
     adapted = network.adapt(dialect.translate(tensors), dialect)
     forms = [network, fuse_blocks(network), switch_to_deploy(network)] if dialect.deploy else [network]
     target = max(forms, key=lambda form: len(adapted.tensors.keys() & form.state_dict().keys()))
     name = str(source) if str(source).startswith("timm/") else Path(source).name
-    report = copy_tensors(
-        target,
-        adapted.tensors,
-        name,
-        dialect=dialect,
-        made=adapted.made,
-        notes=adapted.notes,
-        allow_partial=allow_partial,
-    )
+    try:
+        report = copy_tensors(target, adapted, name, dialect=dialect, allow_partial=allow_partial)
+    except WeightsError as e:
+        raise _other_family(tensors, backbone, source) or e from e
     loaded = fuse_blocks(target) if dialect.deploy else target
     loaded.weights_report = report
     return loaded
 
 
-def _check_family(tensors: Mapping[str, Tensor], backbone: Backbone, source: str | Path) -> None:
-    """Raise WeightsError for a file in whose names the dialect of another family is heard."""
+def _other_family(tensors: Mapping[str, Tensor], backbone: Backbone, source: str | Path) -> WeightsError | None:
+    """Return the error that names another family, if its dialect is heard in the names of a file."""
     for name, kind in BACKBONES.items():
-        if not isinstance(backbone, kind) and choose_dialect(tensors, kind.dialects):
-            raise WeightsError(f"{source} holds the weights of a {name}, not of a {type(backbone).__name__}")
+        if kind.archs and not isinstance(backbone, kind) and choose_dialect(tensors, kind.dialects):
+            return WeightsError(f"{source} holds the weights of a {name}, not of a {type(backbone).__name__}")
+    return None
 
 
 def _is_count(value: object) -> bool:

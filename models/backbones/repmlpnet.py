@@ -19,8 +19,8 @@ from typing import Any, ClassVar, NamedTuple
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.backbones.base import BACKBONES, Adapted, Backbone, select_strides
-from models.backbones.weights import Dialect
+from models.backbones.base import BACKBONES, Backbone, select_strides
+from models.backbones.weights import Adapted, Dialect
 from models.blocks.repconv import ConvNorm
 from models.blocks.repmlp import RepMLPBlock
 from models.errors import UserError, WeightsError

@@ -17,8 +17,8 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from models.backbones.base import BACKBONES, Adapted, Backbone, select_strides
-from models.backbones.weights import Dialect
+from models.backbones.base import BACKBONES, Backbone, select_strides
+from models.backbones.weights import Adapted, Dialect
 from models.blocks.riformer import RIFormerBlock
 from models.errors import UserError
 

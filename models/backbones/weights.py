@@ -13,7 +13,7 @@ import zipfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -65,6 +65,14 @@ class Dialect:
 PLAIN = Dialect("names of our own", "")
 
 
+class Adapted(NamedTuple):
+    """Tensors of a file, fitted to a network."""
+
+    tensors: Mapping[str, Tensor]
+    made: tuple[str, ...] = ()  # names of those that the file does not hold but that follow from it
+    notes: tuple[str, ...] = ()  # what was done, for people
+
+
 @dataclass(frozen=True)
 class WeightsReport:
     """Which tensors of a network came from a file. `missing` ones start as initialised.
@@ -108,30 +116,21 @@ def choose_dialect(names: Iterable[str], dialects: Iterable[Dialect]) -> Dialect
 
 
 def copy_tensors(
-    module: nn.Module,
-    tensors: Mapping[str, Tensor],
-    source: str,
-    *,
-    dialect: Dialect = PLAIN,
-    made: Iterable[str] = (),
-    notes: Iterable[str] = (),
-    allow_partial: bool = False,
+    module: nn.Module, adapted: Adapted, source: str, *, dialect: Dialect = PLAIN, allow_partial: bool = False
 ) -> WeightsReport:
-    """Copy `tensors` into `module` by name and shape, all of what fits or, when too little does, nothing.
+    """Copy tensors into `module` by name and shape, all of what fits or, when too little does, nothing.
 
     Args:
         module: a backbone or a classifier.
-        tensors: under the module's names; classifier tensors (`head.`) are left aside where the module has none.
+        adapted: under the module's names; classifier tensors (`head.`) are left aside where the module has none.
         source: what to call their origin.
         dialect: the dialect they had, for what it does not hold.
-        made: names of those among them that are not from the source but follow from it.
-        notes: for the report.
         allow_partial: load whatever fits.
 
     Raises:
         WeightsError: less than 90 % of the tensors that such files hold fit, and `allow_partial` is not set.
     """
-    own, made = module.state_dict(), set(made)
+    own, tensors, made = module.state_dict(), adapted.tensors, set(adapted.made)
     fitting = {k: v for k, v in tensors.items() if k in own and own[k].shape == v.shape}
     matched = [k for k in fitting if k not in made]
     missing = tuple(k for k in own if k not in fitting and not k.endswith("num_batches_tracked"))
@@ -148,7 +147,7 @@ def copy_tensors(
             f"(allow_partial loads whatever fits)"
         )
     module.load_state_dict(fitting, strict=False)
-    return WeightsReport(source, len(matched), missing, unexpected, dialect.name, dialect.deploy, tuple(notes))
+    return WeightsReport(source, len(matched), missing, unexpected, dialect.name, dialect.deploy, adapted.notes)
 
 
 def read_source(source: str | Path) -> dict[str, Tensor]:

@@ -28,7 +28,7 @@ from models.blocks.dataflow import Link, follow
 
 Linear = _ConvNd | nn.Linear
 L = TypeVar("L", bound=Linear)
-W = TypeVar("W", bound=Linear | nn.GroupNorm)
+W = TypeVar("W", bound=nn.Module)
 M = TypeVar("M", bound=nn.Module)
 Fuser = Callable[[nn.Module], "nn.Module | None"]  # an equivalent simpler module, or None: not mine, or nothing to do
 
@@ -199,8 +199,8 @@ def bn_scale_shift(bn: _BatchNorm) -> tuple[Tensor, Tensor]:
 
 def with_weights(module: W, weight: Tensor, bias: Tensor | None) -> W:
     """Return a copy of a linear `module` with these weights, cast to its dtype and device."""
-    like = module.weight
-    fused = copy.deepcopy(module)
+    fused: Any = copy.deepcopy(module)
+    like = fused.weight
     fused.weight = nn.Parameter(weight.to(like), requires_grad=like.requires_grad)
     fused.bias = None if bias is None else nn.Parameter(bias.to(like), requires_grad=like.requires_grad)
     return fused
@@ -236,7 +236,7 @@ def fold_batch_norms(model: nn.Module, example: Tensor, report: DeployReport) ->
     places = defaultdict(list)  # a module may stand in several
     for path, module in model.named_modules(remove_duplicate=False):
         places[module].append(path)
-    stays: dict[nn.Module, str] = {}
+    stays: dict[Any, str] = {}  # BatchNorms
     for link in follow(model, example, producers=(_ConvNd, nn.Linear), consumers=(_BatchNorm,)):
         bn, conv = link.consumer, link.producer
         try:

@@ -16,6 +16,7 @@ here every tile of every picture is on its own.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -115,7 +116,7 @@ class RepTileFC(Reparameterizable):
         scale, shift = (v.repeat_interleave(len(weight) // len(v)) for v in bn_scale_shift(self.fc3_bn))
         weight, bias = weight * scale[:, None, None, None], shift
         for k in self.kernels:
-            branch = self.get_submodule(f"repconv{k}")
+            branch: Any = self.get_submodule(f"repconv{k}")
             factor, offset = bn_scale_shift(branch.bn)
             kernel = branch.conv.weight.detach().double() * factor[:, None, None, None]
             weight = weight + conv_as_fc(kernel, h, w).view_as(weight)
