@@ -5,6 +5,9 @@ from __future__ import annotations
 import copy
 import inspect
 from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any, Protocol
 
 import torch
@@ -15,7 +18,7 @@ from ultralytics.nn.modules import Detect
 
 from models.backbones.base import Backbone, level_name
 from models.blocks.reparam import switch_to_deploy
-from models.layers import LAYERS
+from models.layers import LAYERS, Feature
 from models.parser import Node
 from models.spec import ModelSpec, Row
 
@@ -25,6 +28,7 @@ class RowModel(Protocol):
 
     spec: ModelSpec
     nodes: tuple[Node, ...]
+    features: dict[int, Feature]
     model: nn.Sequential
 
 
@@ -43,15 +47,80 @@ def count_gflops(module: Any, size: tuple[int, int] = (640, 640)) -> float:
     Convolutions, matrix products and attention are counted wherever they happen, in modules or functions. Nothing is
     computed: the model runs on the meta device.
     """
-    ghost: Any = copy.deepcopy(module).eval().to("meta")
-    for head in (m for m in ghost.modules() if isinstance(m, Detect)):
-        head.train()  # raw maps: decoding asks for the value of its strides, which a meta tensor does not have
-    picture = torch.empty(1, ghost.example_input().shape[1], *size, device="meta")
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        ghost(picture)
+    ghost = make_ghost(module)
+    with FlopCounterMode(display=False) as counter:
+        run_ghost(ghost, size)
     return counter.get_total_flops() / 1e9
 
 
+def make_ghost(module: Any) -> Any:
+    """Return a copy of a detection model or a backbone in eval mode that has shapes but no data."""
+    ghost: Any = copy.deepcopy(module).eval().to("meta")
+    for head in (m for m in ghost.modules() if isinstance(m, Detect)):
+        head.train()  # raw maps: decoding asks for the value of its strides, which a meta tensor does not have
+    return ghost
+
+
+def run_ghost(ghost: Any, size: tuple[int, int]) -> Any:
+    """Return what a ghost gives for one picture of `size` (H, W): tensors that are shapes alone."""
+    with torch.device("meta"), torch.no_grad():
+        return ghost(torch.empty(1, ghost.example_input().shape[1], *size))
+
+
+# Levels ---------------------------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Level:
+    """One map that a network gives, and the work that leads to it."""
+
+    stride: int
+    channels: int
+    height: int  # of the map
+    width: int
+    gflops: float  # up to this level, the finer ones included
+    gflops_fused: float
+
+
+def count_level(
+    build: Callable[[Sequence[int]], Backbone], strides: Sequence[int], size: tuple[int, int], fused: bool = False
+) -> Level:
+    """Return the last of the levels `strides`, with the work of a backbone that ends there.
+
+    Args:
+        build: gives the backbone with the maps at some strides; it is called on the meta device.
+        strides: of the level and of those before it, ascending.
+        size: height and width of the picture.
+        fused: the backbone that is meant is fused already.
+    """
+    with torch.device("meta"):
+        ghost = build(strides)
+        deploy = switch_to_deploy(ghost)
+        ghost = deploy if fused else ghost
+    _, channels, height, width = run_ghost(ghost.eval(), size)[-1].shape
+    return Level(strides[-1], channels, height, width, count_gflops(ghost, size), count_gflops(deploy, size))
+
+
+def row_levels(model: RowModel, deploy: RowModel, size: tuple[int, int]) -> list[Level]:
+    """Return the levels of a model whose rows are its backbone: of each stride the last row under `backbone`."""
+    levels: dict[int, Level] = {}
+    so_far = [accumulate(_row_gflops(m, size)) for m in (model, deploy)]
+    for node, gflops, fused in zip(model.nodes[: model.spec.backbone_rows], *so_far, strict=False):
+        feature = model.features[node.slot]
+        stride = int(feature.stride)
+        levels[stride] = Level(stride, feature.channels, size[0] // stride, size[1] // stride, gflops, fused)
+    return [levels[stride] for stride in sorted(levels)]
+
+
+def _row_gflops(model: RowModel, size: tuple[int, int]) -> list[float]:
+    """Return the 10^9 operations of each row."""
+    ghost = make_ghost(model)
+    with FlopCounterMode(display=False) as counter:
+        run_ghost(ghost, size)
+    counts = counter.get_flop_counts()
+    paths = (f"{type(ghost).__name__}.model.{i}" for i in range(len(ghost.model)))
+    return [sum(counts[path].values()) / 1e9 if path in counts else 0.0 for path in paths]
+
+
+# Texts ----------------------------------------------------------------------------------------------------------------
 def model_table(model: RowModel) -> str:
     """Return the rows of a model as YOLOv5 prints them: scaled, under the slots that `from` uses."""
     lines = [f"{'slot':>5}{'from':>20}{'n':>3}{'params':>11}  {'module':<40}{'arguments':<30}"]
@@ -74,28 +143,87 @@ def scaled(spec: ModelSpec, row: Row) -> tuple[int, str, list[Any]]:
     return spec.depth(number), word, args
 
 
+@dataclass(frozen=True)
+class Card:
+    """What people ask of a network first. Pairs are before and after fusing."""
+
+    name: str
+    parameters: tuple[int, int]
+    gflops: tuple[float, float]
+    fuses: dict[str, int]  # kind to count
+    left: tuple[str, ...]  # BatchNorms that stay: path and reason
+    stays: dict[str, int]  # normalizations of the fused form, by kind
+    weights: str | None  # what was loaded of which file
+    notes: tuple[str, ...]
+
+
+def make_card(name: str, network: Any, deploy: Any, size: tuple[int, int] = (640, 640)) -> Card:
+    """Return the card of a backbone or a detection model.
+
+    Args:
+        name: what to call it.
+        network: as it trains.
+        deploy: what `switch_to_deploy` makes of it.
+        size: height and width of the picture whose work is counted.
+    """
+    report = getattr(network, "weights_report", None)
+    return Card(
+        name=name,
+        parameters=(count_parameters(network), count_parameters(deploy)),
+        gflops=(count_gflops(network, size), count_gflops(deploy, size)),
+        fuses=dict(sorted(deploy.report.fused.items())),
+        left=tuple(deploy.report.left),
+        stays=dict(_norms(deploy)),
+        weights=str(report) if report else None,
+        notes=tuple(getattr(network, "notes", ())),
+    )
+
+
+def card_rows(card: Card, size: tuple[int, int]) -> list[tuple[str, str]]:
+    """Return what a card says as (title, text), of which titles may repeat."""
+    (before, after), (work, less) = card.parameters, card.gflops
+    return [
+        ("parameters", f"{before / 1e6:.2f} M, fused {after / 1e6:.2f} M"),
+        ("GFLOPs", f"{work:.1f} at {size[0]}x{size[1]}, fused {less:.1f}"),
+        ("fuses", _counts(card.fuses) or "nothing"),
+        ("stays", _counts(card.stays) or "no normalization"),
+        *(("left", text) for text in _by_reason(card.left)),
+        ("weights", card.weights or "initialised, none loaded"),
+        *(("note", text) for text in card.notes),
+    ]
+
+
+def format_rows(rows: Iterable[tuple[str, str]]) -> str:
+    """Return (title, text) one a line, titles to the right; further lines of a text are indented as its first."""
+    indented = ((title, text.replace("\n", "\n" + " " * 14)) for title, text in rows)
+    return "\n".join(f"{title:>12}  {text}".rstrip() for title, text in indented)
+
+
 def backbone_card(model: RowModel, size: tuple[int, int] = (640, 640)) -> str:
-    """Return what people ask of a backbone: its levels, size, cost, what fuses, and where its weights come from."""
+    """Return what people ask of a model's backbone: its levels, size, cost, what fuses, and its weights' origin."""
     backbone = next((m for m in model.model if isinstance(m, Backbone)), None)
     if backbone is None:
         return f"{model.spec.name} has no list backbone: its rows are its backbone"
-    deploy: Any = switch_to_deploy(backbone)
-    report = getattr(backbone, "weights_report", None)
+    card = make_card(str(model.nodes[0].row), backbone, switch_to_deploy(backbone), size)
     levels = ", ".join(
         f"{level_name(s)} {c} channels" for s, c in zip(backbone.strides, backbone.channels, strict=True)
     )
-    before, after = count_parameters(backbone), count_parameters(deploy)
-    fuses = ", ".join(f"{count} {kind}" for kind, count in sorted(deploy.report.fused.items())) or "nothing"
-    rows = {
-        "backbone": str(model.nodes[0].row),
-        "levels": levels,
-        "parameters": f"{before / 1e6:.2f} M, fused {after / 1e6:.2f} M",
-        "GFLOPs": f"{count_gflops(backbone, size):.1f} at {size[0]}x{size[1]}, fused {count_gflops(deploy, size):.1f}",
-        "fuses": fuses,
-        "stays": ", ".join(f"{n} {kind}" for kind, n in _norms(deploy).items()) or "no normalization",
-        "weights": str(report) if report else "initialised, none loaded",
-    }
-    return "\n".join(f"{key:>12}  {value}" for key, value in rows.items())
+    return format_rows([("backbone", card.name), ("levels", levels), *card_rows(card, size)])
+
+
+def _counts(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{count} {kind}" for kind, count in counts.items())
+
+
+def _by_reason(left: Iterable[str]) -> list[str]:
+    """Return a line for each reason why BatchNorms stay, with how many do and the first of them."""
+    places: dict[str, list[str]] = {}
+    for entry in left:
+        path, _, reason = entry.partition(": ")
+        places.setdefault(reason, []).append(path)
+    return [
+        f"{len(paths)} BatchNorm, {reason} ({paths[0]}{', ...' * (len(paths) > 1)})" for reason, paths in places.items()
+    ]
 
 
 def _norms(module: nn.Module) -> Counter[str]:

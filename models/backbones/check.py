@@ -1,0 +1,427 @@
+"""Check published classification weights: top-1 and top-5 on a folder of pictures, and that both forms agree.
+
+    python -m models.backbones.check --arch RepVGG/A0 --weights RepVGG-A0-train.pth --data imagenet/val
+    python -m models.backbones.check --arch RepVGG/A0 --weights RepVGG-A0-deploy.pth --data imagenet --mode deploy
+    python -m models.backbones.check --arch RepVGG/A0 --weights RepVGG-A0-train.pth --data imagenet --mode check
+
+The folder holds a folder of pictures per class, in the order of their names, or has such a folder inside, called `val`.
+`--mode train` runs the network as its weights have it, `deploy` its fused form, and `check` both, on the same pictures:
+where their logits are further apart than rounding, the exit code is 1. A picture that cannot be read is skipped,
+counted and named at the end, and makes the exit code 1 as well. In Python: `check.run(arch="RepVGG/A0", ...)`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import re
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from utils import cli
+
+# isort: split
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+from torchvision import transforms
+from torchvision.datasets.folder import IMG_EXTENSIONS
+from ultralytics.utils import LOGGER, TQDM
+
+from models import BACKBONES, create_backbone, switch_to_deploy
+from models.backbones.names import split_name
+from models.backbones.weights import PLAIN, choose_dialect, read_source
+from models.errors import UserError, WeightsError
+from models.plugins import load_plugins
+from utils.sources import Unreadable, check_size, restore_pillow
+
+TRAIN, DEPLOY, CHECK = "train", "deploy", "check"
+FORMS = {TRAIN: (TRAIN,), DEPLOY: (DEPLOY,), CHECK: (TRAIN, DEPLOY)}  # that each mode runs
+TOLERANCE = 1e-4  # of logits, relative to the largest of a picture; float32
+DEFAULT_SIZE, DEFAULT_CLASSES = 224, 1000
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, as RGB in [0, 1]
+INTERPOLATIONS = {
+    mode.value: mode for mode in (transforms.InterpolationMode.BILINEAR, transforms.InterpolationMode.BICUBIC)
+}
+HEAD = re.compile(r"(body\.)?(head|fc|classifier)\.")  # how the names of a classification head begin, ours and timm's
+NAMED = 20  # unreadable pictures that are named
+
+
+@dataclass
+class Score:
+    """What one form of the network has got right so far."""
+
+    top1: int = 0
+    top5: int = 0
+    seconds: float = 0.0  # in the network
+
+    def add(self, logits: Tensor, labels: Tensor, seconds: float) -> None:
+        """Count a batch: logits (B, classes) and labels (B,)."""
+        best = logits.topk(min(5, logits.shape[1])).indices
+        hits = best == labels[:, None]
+        self.top1 += int(hits[:, 0].sum())
+        self.top5 += int(hits.any(dim=1).sum())
+        self.seconds += seconds
+
+
+@dataclass
+class Difference:
+    """How far the logits of the two forms are apart."""
+
+    relative: float = 0.0  # the largest difference over the largest logit of a picture, of all pictures
+    other_top1: int = 0  # pictures whose best class is another one
+
+    def add(self, logits: Tensor, others: Tensor) -> None:
+        """Compare a batch of logits (B, classes) in both forms."""
+        apart = (logits - others).abs().amax(dim=1) / logits.abs().amax(dim=1)
+        worst = float(apart.max()) if apart.isfinite().all() else float("inf")
+        self.relative = max(self.relative, worst)
+        self.other_top1 += int((logits.argmax(dim=1) != others.argmax(dim=1)).sum())
+
+    @property
+    def ok(self) -> bool:
+        """Whether it is rounding."""
+        return self.relative <= TOLERANCE
+
+
+@dataclass
+class Result:
+    """What a check found; `as_dict` is the content of `--output`."""
+
+    arch: str
+    weights: str  # what was loaded
+    mode: str
+    imgsz: int
+    crop_pct: float
+    classes: int
+    pictures: int = 0  # that were read
+    scores: dict[str, Score] = field(default_factory=dict)
+    difference: Difference | None = None
+    unreadable: dict[str, str] = field(default_factory=dict)  # file to reason
+
+    @property
+    def ok(self) -> bool:
+        """Whether every picture was read and the forms agree, if they were compared."""
+        return not self.unreadable and (self.difference is None or self.difference.ok)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return it as JSON takes it, with percentages and pictures per second."""
+        forms = {form: self.rates(score) for form, score in self.scores.items()}
+        difference = {**asdict(self.difference), "tolerance": TOLERANCE} if self.difference else None
+        if difference and not math.isfinite(difference["relative"]):
+            difference["relative"] = None
+        return {**asdict(self), "scores": forms, "difference": difference, "ok": self.ok}
+
+    def rates(self, score: Score) -> dict[str, float]:
+        """Return top-1 and top-5 in percent, and pictures per second in the network."""
+        count = max(self.pictures, 1)
+        return {
+            "top1": 100 * score.top1 / count,
+            "top5": 100 * score.top5 / count,
+            "images_per_second": self.pictures / score.seconds if score.seconds else 0.0,
+        }
+
+
+# The command ----------------------------------------------------------------------------------------------------------
+def make_parser() -> cli.Parser:
+    """Return the options."""
+    parser = cli.Parser(prog="python -m models.backbones.check", description=__doc__)
+    add = parser.add_argument
+    add("--arch", "-a", metavar="NAME", help="the network, such as RepVGG/A0 or timm/resnet18")
+    add("--weights", metavar="FILE", help="its published classification weights")
+    add("--data", metavar="FOLDER", help="a folder of pictures per class, or the folder whose val is one")
+    add("--mode", choices=tuple(FORMS), default=TRAIN, help="as loaded, fused, or both compared")
+    add("--imgsz", "--img", "--img-size", type=cli.positive_int, help="side in pixels; default: the network's, or 224")
+    add(
+        "--crop-pct", type=cli.positive_float, default=0.875, help="imgsz over the length the shorter side is scaled to"
+    )
+    add("--interpolation", choices=tuple(INTERPOLATIONS), default="bilinear", help="how pictures are scaled")
+    add("--mean", nargs=3, type=float, default=MEAN, metavar="X", help="of the pictures' RGB; default: ImageNet's")
+    add("--std", nargs=3, type=cli.positive_float, default=STD, metavar="X", help="of the pictures' RGB")
+    add("--num-classes", type=cli.positive_int, help="logits; default: those of the weights, or 1000")
+    add("--batch-size", type=cli.positive_int, default=64, help="pictures a step")
+    add("--device", type=cli.device, default="", help="cpu, 0 or mps; empty: the first GPU or the CPU")
+    add(
+        "--workers", type=cli.non_negative_int, default=min(8, os.cpu_count() or 1), help="processes that read pictures"
+    )
+    add("--output", metavar="FILE", help="write the result as JSON")
+    cli.add_plugins(parser)
+    return parser
+
+
+def run(**options: Any) -> Result:
+    """Check from Python: `run(arch="RepVGG/A0", weights="RepVGG-A0-train.pth", data="imagenet", mode="check")`.
+
+    Raises:
+        UserError: an option, the weights or the folder is wrong.
+    """
+    return check(make_parser().from_keywords(**options))
+
+
+def main(args: argparse.Namespace) -> int:
+    """Check, tell, write; return the exit code: 1 if forms disagree or a picture could not be read."""
+    return 0 if check(args).ok else 1
+
+
+def check(args: argparse.Namespace) -> Result:
+    """Run the network on all pictures and tell what came out."""
+    check_options(args)
+    cli.log_options("check", args)
+    load_plugins(args.plugins)
+    classes, pictures = find_pictures(Path(args.data))
+    network = load_classifier(args)
+    if (logits := count_logits(network)) != len(classes):
+        raise UserError(
+            f"{args.data} has {len(classes)} folders of classes, but the network tells {logits} classes apart"
+        )
+    imgsz = args.imgsz or native_size(network, args.arch)
+    result = Result(args.arch, str(network.weights_report), args.mode, imgsz, args.crop_pct, len(classes))
+    check_imgsz(network, imgsz, args.arch)
+    measure(make_forms(network, args), make_loader(pictures, imgsz, args), result)
+    LOGGER.info(cli_lines(report(result)))
+    if args.output:
+        Path(args.output).write_text(json.dumps(result.as_dict(), indent=1) + "\n", encoding="utf-8")
+        LOGGER.info(cli.printable(f"Results saved to {args.output}"))
+    return result
+
+
+def check_options(args: argparse.Namespace) -> None:
+    """Raise UserError for what is missing or cannot be written, before the long work starts."""
+    for option, what in (("arch", "the network, such as RepVGG/A0"), ("weights", "a file"), ("data", "a folder")):
+        if not getattr(args, option):
+            raise UserError(f"--{option} is needed: {what}")
+    output = Path(args.output or "result.json")
+    if output.is_dir() or not output.parent.is_dir():
+        raise UserError(f"--output takes a file in a folder that exists, not {output}")
+
+
+# The network ----------------------------------------------------------------------------------------------------------
+def load_classifier(args: argparse.Namespace) -> Any:
+    """Return the classification network with its weights, in eval mode.
+
+    Raises:
+        UserError: no such network, or its weights have the deploy form and the mode needs the other.
+        WeightsError: the file is no such network's, or holds no classification head.
+    """
+    kind, arch = split_name(args.arch)
+    count = args.num_classes or count_classes(kind, args.weights)
+    network = create_backbone(kind, arch, num_classes=count, weights=args.weights)
+    report = network.weights_report
+    if report.deploy and args.mode != DEPLOY:
+        raise UserError(
+            f"{args.weights} has the deploy form, which --mode {args.mode} cannot start from: --mode deploy"
+        )
+    head = [name for name in report.missing if HEAD.match(name)]
+    if head:
+        raise WeightsError(f"{args.weights} holds no classification head of {count} classes: {head[0]} is missing")
+    return network.eval()
+
+
+def count_classes(kind: str, weights: str) -> int:
+    """Return how many classes the head in a file tells apart; 1000 where no head is found.
+
+    Raises:
+        WeightsError: no such file, or not one that holds tensors only.
+    """
+    tensors = read_source(weights)
+    dialect = choose_dialect(tensors, BACKBONES[kind].dialects) or PLAIN
+    named = dialect.translate(tensors)
+    heads = [tensor for name, tensor in named.items() if HEAD.match(name) and tensor.ndim > 1]
+    return heads[-1].shape[0] if heads else DEFAULT_CLASSES
+
+
+@torch.no_grad()
+def count_logits(network: Any) -> int:
+    """Return how many logits a classification network gives."""
+    return network(network.example_input()).shape[1]
+
+
+def native_size(network: Any, arch: str) -> int:
+    """Return the side of the pictures that a network was published for: its only one, the one in its name, or 224."""
+    size = getattr(network, "size", None)
+    in_name = re.search(r"(\d{3})$", arch)
+    return int(size[0]) if size else int(in_name[1]) if in_name else DEFAULT_SIZE
+
+
+@torch.no_grad()
+def check_imgsz(network: Any, imgsz: int, arch: str) -> None:
+    """Raise UserError for a size of picture that a network does not take."""
+    example = network.example_input()
+    try:
+        network(example.new_zeros(1, example.shape[1], imgsz, imgsz))
+    except (RuntimeError, ValueError, AssertionError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(f"{arch} takes no pictures of {imgsz}x{imgsz}: {reason}") from error
+
+
+def make_forms(network: nn.Module, args: argparse.Namespace) -> dict[str, nn.Module]:
+    """Return the forms that the mode runs, on the device."""
+    device = find_device(args.device)
+    forms = {form: switch_to_deploy(network) if form == DEPLOY else network for form in FORMS[args.mode]}
+    return {form: module.to(device).eval() for form, module in forms.items()}
+
+
+def find_device(name: str) -> torch.device:
+    """Return the device that `--device` means, on which float32 is float32: TF32 would hide what is compared."""
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    first, _, _ = name.partition(",")
+    if first.isdecimal():
+        return torch.device(f"cuda:{first}")
+    return torch.device(first or ("cuda:0" if torch.cuda.is_available() else "cpu"))
+
+
+# The pictures ---------------------------------------------------------------------------------------------------------
+def find_pictures(folder: Path) -> tuple[list[str], list[tuple[Path, int]]]:
+    """Return the names of the classes, and all pictures with the number of their class.
+
+    Raises:
+        UserError: there is no such folder, or it holds no folders with pictures.
+    """
+    if not folder.is_dir():
+        raise UserError(f"--data takes a folder of pictures, but there is no folder {folder}")
+    root = folder / "val" if (folder / "val").is_dir() else folder
+    classes = sorted(path.name for path in root.iterdir() if path.is_dir())
+    if not classes:
+        raise UserError(f"{root} holds no folders, expected one per class with its pictures in it")
+    pictures = [
+        (path, label)
+        for label, name in enumerate(classes)
+        for path in sorted((root / name).rglob("*"))
+        if path.suffix.lower() in IMG_EXTENSIONS and path.is_file()
+    ]
+    if not pictures:
+        raise UserError(f"the {len(classes)} folders in {root} hold no pictures")
+    return classes, pictures
+
+
+class Pictures(Dataset):
+    """Pictures as (3, imgsz, imgsz) with their labels; as a reason those that cannot be read."""
+
+    def __init__(self, pictures: Sequence[tuple[Path, int]], transform: Callable[[Image.Image], Tensor]) -> None:
+        self.pictures, self.transform = pictures, transform
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def __getitem__(self, index: int) -> tuple[Tensor | None, int, str, str]:
+        """Return (picture, label, file, why there is no picture)."""
+        path, label = self.pictures[index]
+        try:
+            return self.transform(read_rgb(path)), label, str(path), ""
+        except Unreadable as error:
+            return None, label, str(path), str(error)
+
+
+def read_rgb(path: Path) -> Image.Image:
+    """Return a picture as RGB.
+
+    Raises:
+        Unreadable: it is no picture, it is damaged, or it is far too large.
+    """
+    restore_pillow()
+    check_size(path)
+    try:
+        with Image.open(path) as picture:
+            return picture.convert("RGB")
+    except (OSError, ValueError, SyntaxError, EOFError) as error:
+        raise Unreadable("damaged picture") from error
+
+
+def make_transform(imgsz: int, args: argparse.Namespace) -> transforms.Compose:
+    """Return what makes a picture the network's input: scaled, its centre cut out, normalized."""
+    mode = INTERPOLATIONS[args.interpolation]
+    return transforms.Compose(
+        [
+            transforms.Resize(round(imgsz / args.crop_pct), mode),
+            transforms.CenterCrop(imgsz),
+            transforms.ToTensor(),
+            transforms.Normalize(args.mean, args.std),
+        ]
+    )
+
+
+def collate(samples: Sequence[Any]) -> tuple[Tensor | None, Tensor, dict[str, str]]:
+    """Return pictures (B, 3, H, W) with their labels (B,), and the reasons of those that cannot be read, by file."""
+    good = [sample for sample in samples if sample[0] is not None]
+    bad = {name: reason for picture, _, name, reason in samples if picture is None}
+    labels = torch.tensor([label for _, label, _, _ in good])
+    return torch.stack([sample[0] for sample in good]) if good else None, labels, bad
+
+
+def make_loader(pictures: Sequence[tuple[Path, int]], imgsz: int, args: argparse.Namespace) -> DataLoader:
+    """Return batches of all pictures, in their order."""
+    data = Pictures(pictures, make_transform(imgsz, args))
+    workers = min(args.workers, -(-len(data) // args.batch_size))
+    return DataLoader(data, args.batch_size, num_workers=workers, collate_fn=collate)
+
+
+# Measuring ------------------------------------------------------------------------------------------------------------
+@torch.inference_mode()
+def measure(forms: dict[str, nn.Module], loader: DataLoader, result: Result) -> None:
+    """Run every form on every batch, and put what comes out into `result`."""
+    device = next(next(iter(forms.values())).parameters()).device
+    result.scores = {form: Score() for form in forms}
+    result.difference = Difference() if len(forms) > 1 else None
+    for pictures, labels, bad in TQDM(loader, desc=f"checking {result.arch}"):
+        result.unreadable.update(bad)
+        if pictures is None:
+            continue
+        if not result.pictures:  # a form's first run is slow
+            _ = [network(pictures[:1].to(device)) for network in forms.values()]
+        result.pictures += len(labels)
+        logits = {}
+        for form, network in forms.items():
+            logits[form], seconds = timed(network, pictures.to(device))
+            result.scores[form].add(logits[form], labels, seconds)
+        if result.difference is not None:
+            result.difference.add(logits[TRAIN], logits[DEPLOY])
+    if not result.pictures:
+        raise UserError(f"none of the {len(result.unreadable)} pictures can be read")
+
+
+def timed(network: nn.Module, pictures: Tensor) -> tuple[Tensor, float]:
+    """Return logits (B, classes) on the CPU, and the seconds until they were there."""
+    start = time.perf_counter()
+    logits = network(pictures).float().cpu()  # which waits for a GPU
+    return logits, time.perf_counter() - start
+
+
+# Telling --------------------------------------------------------------------------------------------------------------
+def report(result: Result) -> Iterator[str]:
+    """Yield what came out, a line each."""
+    yield f"weights: {result.weights}"
+    yield f"{result.pictures} pictures of {result.classes} classes, {result.imgsz}x{result.imgsz}"
+    yield f"{'form':<8}{'top-1 %':>9}{'top-5 %':>9}{'images/s':>10}"
+    for form, score in result.scores.items():
+        rates = result.rates(score)
+        yield f"{form:<8}{rates['top1']:>9.3f}{rates['top5']:>9.3f}{rates['images_per_second']:>10.1f}"
+    if (difference := result.difference) is not None:
+        verdict = (
+            "the forms agree" if difference.ok else f"the forms DISAGREE, more than {TOLERANCE:.0e} is no rounding"
+        )
+        yield (
+            f"logits are {difference.relative:.1e} apart, relative to the largest of a picture; "
+            f"{difference.other_top1} pictures have another best class: {verdict}"
+        )
+    if result.unreadable:
+        yield f"{len(result.unreadable)} of {result.pictures + len(result.unreadable)} pictures could not be read:"
+        yield from (f"  {path}: {reason}" for path, reason in list(result.unreadable.items())[:NAMED])
+        if len(result.unreadable) > NAMED:
+            yield f"  and {len(result.unreadable) - NAMED} more"
+
+
+def cli_lines(lines: Iterator[str]) -> str:
+    """Return lines as one text, with whatever a terminal would take as a command made visible."""
+    return "\n".join(map(cli.printable, lines))
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run_script(main, make_parser()))
