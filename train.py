@@ -73,6 +73,7 @@ def make_parser() -> cli.Parser:
     add("--patience", type=cli.non_negative_int, default=100, help="epochs without a better one before stopping")
     add("--freeze", nargs="+", default=[], help="backbone, a number of slots from the first, or several slots")
     add("--save-period", type=int, default=-1, help="also keep every Nth epoch's checkpoint")
+    add("--custom-l2", action="store_true", help="RepVGG's L2 on fused kernels instead of weight decay; for SGD")
     add("--seed", type=cli.non_negative_int, default=0, help="of all random numbers")
     cli.add_plugins(parser)
     return parser
@@ -142,6 +143,7 @@ def new_options(args: argparse.Namespace) -> dict[str, Any]:
         "patience": args.patience,
         "freeze": freeze(args.freeze),
         "save_period": args.save_period,
+        "custom_l2": args.custom_l2,
         "seed": args.seed,
         "project": args.project,
         "name": save_dir.name,

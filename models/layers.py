@@ -22,6 +22,7 @@ from ultralytics.utils.torch_utils import initialize_weights
 
 from models.backbones import BACKBONES, create_backbone
 from models.backbones.from_timm import is_timm_model, timm_models
+from models.blocks.repconv import RepConv, RepVGGBlock
 from models.blocks.yolov5 import SPPF
 from models.errors import ConfigError, did_you_mean
 from models.heads import build_detect
@@ -94,6 +95,29 @@ def conv(
     out = site.width(c2)
     check_keeps_grid(k, s, p, d)
     module = Conv(site.input.channels, out, k, s, p, g, d, activation(act) if isinstance(act, str) else act)
+    return Layer(module, (Feature(out, site.input.stride * s),))
+
+
+@LAYERS.register("RepConv")
+def rep_conv(
+    site: Site,
+    c2: Positive,
+    k: Positive = 3,
+    s: Positive = 1,
+    p: Natural | None = None,
+    g: Positive = 1,
+    d: Positive = 1,
+    act: bool | str = True,
+    identity: bool = False,
+    style: str = "repvgg",
+) -> Layer:
+    """k x k and 1x1 convolution with BatchNorm each, and with `identity` the input, in parallel; activation."""
+    out = site.width(c2)
+    linear = RepConv(site.input.channels, out, k, s, g, d, identity=identity, style=style)
+    if p not in (None, autopad(k, None, d)):
+        raise ConfigError(f"RepConv pads by {autopad(k, None, d)}, which centres its kernels on each other, not by {p}")
+    default = Conv.default_act if act is True else nn.Identity()
+    module = RepVGGBlock(linear, activation(act) if isinstance(act, str) else default)
     return Layer(module, (Feature(out, site.input.stride * s),))
 
 

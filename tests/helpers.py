@@ -5,8 +5,10 @@ from __future__ import annotations
 import copy
 import json
 import random
+import zlib
 from pathlib import Path
 
+import numpy as np
 import torch
 import yaml
 from torch import nn
@@ -143,3 +145,36 @@ def pictures(height: int = 96, width: int = 64, channels: int = 3, dtype=torch.f
 def golden(name: str) -> dict:
     """Return a file of known features."""
     return json.loads((GOLDEN / f"{name}.json").read_text())
+
+
+def golden_tensor(name: str, shape: list[int]) -> torch.Tensor:
+    """Return the tensor that golden features were computed with, a function of its name and shape alone."""
+    rng = np.random.default_rng(zlib.crc32(name.encode()))
+    if name.endswith("num_batches_tracked"):
+        return torch.tensor(1)
+    if name.endswith("running_var"):
+        values = rng.uniform(0.5, 1.5, shape)
+    elif name.endswith("running_mean"):
+        values = rng.normal(0, 0.2, shape)
+    elif "layer_scale" in name:
+        values = rng.uniform(0.1, 0.5, shape)
+    elif len(shape) == 1:
+        values = rng.uniform(0.5, 1.5, shape) if name.endswith("weight") else rng.normal(0, 0.1, shape)
+    else:
+        values = rng.normal(0, 1 / np.sqrt(np.prod(shape[1:])), shape)
+    return torch.from_numpy(values).float()  # as published files hold them
+
+
+def assert_golden(backbone: nn.Module, known: dict, dtype: torch.dtype, tolerance: float) -> None:
+    """Compare the maps of a backbone, cast to `dtype`, with a file of known features."""
+    x = torch.from_numpy(np.random.default_rng(7).uniform(0, 1, known["input"])).to(dtype)
+    with torch.no_grad():
+        maps = copy.deepcopy(backbone).to(dtype)(x)
+    for level, got, stride, channels in zip(known["levels"], maps, backbone.strides, backbone.channels, strict=True):
+        indices, values = zip(*level["at"], strict=True)
+        wanted = torch.tensor(values, dtype=torch.float64)
+        assert (list(got.shape), stride, channels) == (level["shape"], level["stride"], level["channels"])
+        assert relative_error(got.flatten()[list(indices)].double(), wanted) <= tolerance
+        size = max(abs(level["mean"]), level["std"])
+        assert abs(got.double().mean().item() - level["mean"]) <= tolerance * size
+        assert abs(got.double().std().item() - level["std"]) <= max(tolerance, 1e-9) * size

@@ -2,9 +2,7 @@
 
 import copy
 import json
-import zlib
 
-import numpy as np
 import onnx
 import onnxruntime
 import pytest
@@ -16,7 +14,16 @@ from models.backbones.repmlpnet import ARCHS, resample_fc
 from models.blocks.reparam import fuse_blocks
 from models.blocks.repmlp import RepMLPBlock, RepTileFC, TileFC, conv_as_fc
 from models.errors import UserError, WeightsError
-from tests.helpers import GOLDEN, golden, pictures, randomize_, relative_error, worst_error
+from tests.helpers import (
+    GOLDEN,
+    assert_golden,
+    golden,
+    golden_tensor,
+    pictures,
+    randomize_,
+    relative_error,
+    worst_error,
+)
 
 ORIGINAL = golden("repmlpnet-t224")
 COUNTS = json.loads((GOLDEN / "parameters-repmlp.json").read_text())["RepMLPNet"]
@@ -25,22 +32,6 @@ SIZES = [(20, 23), (14, 15), (7, 5), (40, 24), (33, 64), (8, 8), (1, 1), (5, 4),
 
 
 # The original ---------------------------------------------------------------------------------------------------------
-def golden_tensor(name, shape):
-    """Return the tensor that the golden features were computed with, a function of its name and shape alone."""
-    rng = np.random.default_rng(zlib.crc32(name.encode()))
-    if name.endswith("num_batches_tracked"):
-        return torch.tensor(1)
-    if name.endswith("running_var"):
-        values = rng.uniform(0.5, 1.5, shape)
-    elif name.endswith("running_mean"):
-        values = rng.normal(0, 0.2, shape)
-    elif len(shape) == 1:
-        values = rng.uniform(0.5, 1.5, shape) if name.endswith("weight") else rng.normal(0, 0.1, shape)
-    else:
-        values = rng.normal(0, 1 / np.sqrt(np.prod(shape[1:])), shape)
-    return torch.from_numpy(values).float()
-
-
 @pytest.fixture(scope="module")
 def tensors():
     return {name: golden_tensor(name, shape) for name, shape in ORIGINAL["keys"].items()}
@@ -61,18 +52,8 @@ def original(published):
 
 @pytest.mark.parametrize("form", [lambda m: m, fuse_blocks, switch_to_deploy], ids=["train", "blocks", "deploy"])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-4)], ids=str)
-def test_features_are_the_originals(original, form, dtype, tolerance):
-    x = torch.from_numpy(np.random.default_rng(7).uniform(0, 1, ORIGINAL["input"])).to(dtype)
-    backbone = form(copy.deepcopy(original).to(dtype))
-    with torch.no_grad():
-        maps = backbone(x)
-    assert [list(m.shape) for m in maps] == [level["shape"] for level in ORIGINAL["levels"]]
-    for level, got in zip(ORIGINAL["levels"], maps, strict=True):
-        indices, values = zip(*level["at"], strict=True)
-        wanted = torch.tensor(values, dtype=torch.float64)
-        assert relative_error(got.flatten()[list(indices)].double(), wanted) <= tolerance
-        assert got.double().mean().item() == pytest.approx(level["mean"], rel=10 * tolerance, abs=tolerance)
-        assert got.double().std().item() == pytest.approx(level["std"], rel=tolerance)
+def test_features_are_the_originals(form, dtype, tolerance, original):
+    assert_golden(form(copy.deepcopy(original).to(dtype)), ORIGINAL, dtype, tolerance)
 
 
 def test_every_tensor_came_from_the_file(original, tensors):

@@ -3,7 +3,6 @@
 import copy
 import itertools
 import pickle
-import zlib
 
 import numpy as np
 import pytest
@@ -14,27 +13,16 @@ from models import create_backbone, switch_to_deploy
 from models.backbones.base import load_weights
 from models.backbones.riformer import ARCHS, RIFormer
 from models.backbones.weights import read_tensors
+from models.blocks.reparam import fuse_blocks
 from models.blocks.riformer import DropPath, RIFormerBlock
 from models.errors import UserError, WeightsError
-from tests.helpers import golden, pictures, randomize_, relative_error
+from tests.helpers import assert_golden, golden, golden_tensor, pictures, randomize_, relative_error
 
 GOLDEN = golden("riformer-s12")
 PUBLISHED = {"s12": 11.410, "s24": 20.890, "s36": 30.371, "m36": 55.431, "m48": 72.741}  # million, with four norms
 
 
 # The original ---------------------------------------------------------------------------------------------------------
-def golden_tensor(name, shape):
-    """Return the tensor that the golden features were computed with, a function of its name and shape alone."""
-    rng = np.random.default_rng(zlib.crc32(name.encode()))
-    if "layer_scale" in name:
-        values = rng.uniform(0.1, 0.5, shape)
-    elif len(shape) == 1:
-        values = rng.uniform(0.5, 1.5, shape) if name.endswith("weight") else rng.normal(0, 0.1, shape)
-    else:
-        values = rng.normal(0, 1 / np.sqrt(np.prod(shape[1:])), shape)
-    return torch.from_numpy(values).float()  # as published files hold them
-
-
 def golden_tensors():
     return {name: golden_tensor(name, shape) for name, shape in GOLDEN["keys"].items()}
 
@@ -64,24 +52,10 @@ def original(published):
     return create_backbone("RIFormer", "s12", weights=published).double().eval()
 
 
-@pytest.mark.parametrize("form", ["training", "deploy"])
+@pytest.mark.parametrize("form", [lambda m: m, fuse_blocks, switch_to_deploy], ids=["train", "blocks", "deploy"])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-4)], ids=str)
 def test_features_are_the_originals(form, dtype, tolerance, original):
-    backbone = copy.deepcopy(original).to(dtype)
-    backbone = switch_to_deploy(backbone) if form == "deploy" else backbone
-    x = torch.from_numpy(np.random.default_rng(7).uniform(0, 1, GOLDEN["input"])).to(dtype)
-    with torch.no_grad():
-        maps = backbone(x)
-    assert len(maps) == len(GOLDEN["levels"])
-    for level, got, stride, channels in zip(GOLDEN["levels"], maps, backbone.strides, backbone.channels, strict=True):
-        indices, values = zip(*level["at"], strict=True)
-        assert (list(got.shape), stride, channels) == (level["shape"], level["stride"], level["channels"])
-        assert (
-            relative_error(got.flatten()[list(indices)].double(), torch.tensor(values, dtype=torch.float64))
-            <= tolerance
-        )
-        assert got.double().mean().item() == pytest.approx(level["mean"], abs=tolerance)
-        assert got.double().std().item() == pytest.approx(level["std"], rel=max(tolerance, 1e-9))
+    assert_golden(form(copy.deepcopy(original).to(dtype)), GOLDEN, dtype, tolerance)
 
 
 def test_every_tensor_came_from_the_file(original):

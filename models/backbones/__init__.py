@@ -1,6 +1,17 @@
 """The backbones. Importing this package registers every one of them."""
 
-from models.backbones import from_timm, riformer
+from models.backbones import from_timm, repmlp_resnet, repmlpnet, repvgg, riformer
 from models.backbones.base import BACKBONES, Backbone, check_backbone, create_backbone, list_backbones
 
-__all__ = ["BACKBONES", "Backbone", "check_backbone", "create_backbone", "from_timm", "list_backbones", "riformer"]
+__all__ = [
+    "BACKBONES",
+    "Backbone",
+    "check_backbone",
+    "create_backbone",
+    "from_timm",
+    "list_backbones",
+    "repmlp_resnet",
+    "repmlpnet",
+    "repvgg",
+    "riformer",
+]
