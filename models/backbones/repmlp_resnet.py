@@ -6,7 +6,7 @@ Names follow the published checkpoints, with a part more where something fuses: 
 The published networks are made for pictures of 224 pixels, whose maps have 4x4 and 2x2 tiles of 7x7. Pictures of other
 sizes have other grids of tiles: the means of the tiles are resampled to the grid of the weights and what the perceptron
 says of them back to their own. So every size works, the published weights load as they are, and at 224 nothing changes;
-building the layers for the grid of 640 instead would give each of them forty times as many weights.
+building the layers for the grid of 640 instead would give each of them eighty times as many weights.
 """
 
 from __future__ import annotations
