@@ -10,11 +10,13 @@ import json
 import math
 import pickle
 import sys
+from dataclasses import replace
 
 import pytest
 import timm
 import torch
 import yaml
+from timm.models.byobnet import ByobNet, model_cfgs
 from timm.utils.model import reparameterize_model
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -639,13 +641,17 @@ def test_timms_own_network_gives_the_same_maps(form, tmp_path):
     assert all(relative_error(g, w) <= SINGLE for g, w in pairs)
 
 
-@pytest.mark.slow
 def test_timms_squeeze_excite_network_gives_the_same_logits(tmp_path):
-    theirs = randomize_(timm.create_model("repvgg_d2se")).eval()
+    cfg = model_cfgs["repvgg_d2se"]  # a block a stage: after all 47 with random values nothing of a picture is left
+    shallow = replace(cfg, blocks=tuple(replace(block, d=1) for block in cfg.blocks))
+    theirs = randomize_(ByobNet(shallow)).eval()
     torch.save(theirs.state_dict(), tmp_path / "a.pth")
-    network = create_backbone("RepVGG", "D2se", weights=tmp_path / "a.pth", num_classes=1000).eval()
+    options = {"num_blocks": (1, 1, 1, 1), "num_classes": 1000}
+    network = create_backbone("RepVGG", "D2se", weights=tmp_path / "a.pth", **options).eval()
     assert not network.weights_report.missing
-    assert worst_error(network, theirs, pictures(64, 96, dtype=torch.float32)) <= SINGLE
+    x = pictures(64, 96, dtype=torch.float32)
+    x[1] *= 0.1  # or their means, of which logits are made, would be the same
+    assert worst_error(network, theirs, x) <= SINGLE
 
 
 def test_counters_of_batches_may_be_missing(published, original, tmp_path):
@@ -831,8 +837,9 @@ def test_a_run_with_custom_l2_trains_otherwise_and_resumes_to_the_last_bit(folde
     whole = train.run(**run_options(folder, "whole"))
     plain = train.run(**run_options(folder, "plain", custom_l2=False))
     assert yaml.safe_load((whole / "args.yaml").read_text())["custom_l2"] is True
-    first = [(run / "results.csv").read_text().splitlines() for run in (whole, plain)]
-    assert first[0][0] == first[1][0], "the printed losses are the same ones"
+    printed = [(run / "results.csv").read_text().splitlines()[0].split(",") for run in (whole, plain)]
+    losses = [[column for column in columns if "loss" in column] for columns in printed]
+    assert losses[0] == losses[1] != [], "the printed losses are the same ones"
 
     def stop(trainer):
         if trainer.epoch == 1:
