@@ -12,6 +12,7 @@ ORDER = [  # a module imports from its own line and the lines above
     ["utils.environment"],
     ["models.errors"],
     ["models.registry", "models.spec", "models.plugins"],
+    ["models.arguments"],
     ["models.blocks"],
     ["models.backbones"],
     ["models.layers", "models.heads"],

@@ -270,7 +270,7 @@ WRONG = {  # name: (YAML, number of the row that is named, what the message says
     "unknown backbone": (backbone_row("RIformer", "s12"), 0, ["did you mean 'RIFormer'"]),
     "unknown timm name": (backbone_row("mobileone_s00"), 0, ["did you mean 'mobileone_s0'"]),
     "nothing": (row(-1, 1, "", [8]), 3, ["unknown module ''"]),
-    "torch's name": (row(-1, 1, "nn.Conv2d", [8]), 3, ["unknown module 'nn.Conv2d'", "did you mean"]),
+    "torch's name": (row(-1, 1, "nn.Conv3d", [8]), 3, ["unknown module 'nn.Conv3d'", "did you mean 'nn.Conv2d'"]),
     "no argument": (row(-1, 1, "Conv", []), 3, ["Conv takes (c2, k=1, s=1", "'c2'"]),
     "too many arguments": (row(-1, 1, "SPPF", [8, 5, 3]), 3, ["SPPF takes (c2, k=5)", "too many"]),
     "unknown keyword": (row(-1, 1, "Conv", [8, {"kernel": 3}]), 3, ["Conv takes", "'kernel'"]),
