@@ -15,7 +15,7 @@ ORDER = [  # a module imports from its own line and the lines above
     ["models.arguments"],
     ["models.blocks"],
     ["models.backbones"],
-    ["models.layers", "models.heads"],
+    ["models.layers", "models.heads", "models.loss"],
     ["models.parser"],
     ["models.summary", "models.yolo"],
     ["models"],
