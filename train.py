@@ -18,6 +18,7 @@ Other backbones, a start from earlier weights, and a run that was interrupted:
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import sys
 import time
 from pathlib import Path
@@ -30,6 +31,7 @@ import yaml
 from ultralytics.utils import LOGGER
 
 from models.errors import UserError, did_you_mean
+from models.loss import AnchorGains
 from models.plugins import load_plugins
 from models.spec import ModelSpec, find_config, load_spec
 from utils.checkpoint import load_checkpoint
@@ -39,7 +41,9 @@ DEMO_DATA, DEMO_HYP, HYP = "shapes.yaml", "hyp.shapes.yaml", "hyp.scratch-low.ya
 OPTIMIZERS = ("SGD", "Adam", "AdamW", "NAdam", "RAdam", "RMSprop", "MuSGD")
 SGD_LR0 = 0.01  # the recipes' lr0 is for AdamW
 RECIPE = ("epochs", "imgsz", "batch", "cos_lr")  # what a recipe may say besides the hyper-parameters
-YOLOV5_LOSS = ("obj", "obj_pw", "cls_pw", "iou_t", "anchor_t", "fl_gamma", "anchors")  # of its head with anchors
+ANCHOR_GAINS = tuple(field.name for field in dataclasses.fields(AnchorGains))  # of the loss of heads with anchors
+ANCHOR_FREE = "anchor_free"  # where a recipe has the gains of heads without anchors
+UNUSED = ("iou_t", "anchors")  # of YOLOv5's recipes: nothing reads the first; the other stands in the model YAML
 
 
 def make_parser() -> cli.Parser:
@@ -58,7 +62,8 @@ def make_parser() -> cli.Parser:
     add("--resume", nargs="?", const=True, default=False, help="continue this last.pt, or the newest run's")
     add("--nosave", action="store_true", help="write checkpoints after the last epoch only")
     add("--noval", action="store_true", help="validate after the last epoch only")
-    add("--noautoanchor", action="store_true", help="accepted; the anchor-free head has no anchors to fit")
+    add("--noautoanchor", action="store_true", help="keep the anchors of the YAML, however they fit the objects")
+    add("--label-smoothing", type=cli.fraction, help="of class targets, with anchors; of the recipe when not given")
     add("--noplots", action="store_true", help="write no pictures")
     add("--cache", nargs="?", const="ram", choices=["ram"], help="keep pictures in memory")
     add("--device", type=cli.device, default="", help="cpu, 0, 0,1 or mps; empty: the first GPU or the CPU")
@@ -120,6 +125,8 @@ def new_options(args: argparse.Namespace) -> dict[str, Any]:
     """Return the trainer's options of a new run, and make its folder."""
     spec = read_model(args)
     recipe = read_recipe(args)
+    if args.label_smoothing is not None:
+        recipe["anchor_gains"]["label_smoothing"] = args.label_smoothing
     given = {key: getattr(args, key) for key in (*RECIPE, "optimizer") if getattr(args, key) is not None}
     if given.get("optimizer") == "SGD" and not args.hyp:
         recipe["lr0"] = SGD_LR0
@@ -144,6 +151,7 @@ def new_options(args: argparse.Namespace) -> dict[str, Any]:
         "freeze": freeze(args.freeze),
         "save_period": args.save_period,
         "custom_l2": args.custom_l2,
+        "autoanchor": not args.noautoanchor,
         "seed": args.seed,
         "project": args.project,
         "name": save_dir.name,
@@ -176,22 +184,31 @@ def keep_model(spec: ModelSpec, cfg: str, save_dir: Path) -> Path:
 
 
 def read_recipe(args: argparse.Namespace) -> dict[str, Any]:
-    """Return the recipe YAML, checked, without what the anchor-free head has no use for."""
+    """Return the recipe YAML, checked, as ultralytics' options and `anchor_gains`.
+
+    `box` and `cls` mean other losses with anchors and without. In a recipe that has `obj`, as YOLOv5's have, they are
+    gains of heads with anchors, and those of heads without may stand under `anchor_free`.
+    """
     path = cli.find_file(args.hyp or (HYP if args.data else DEMO_HYP), "data/hyps")
     content = yaml.safe_load(path.read_text(encoding="utf-8"))
     if not isinstance(content, dict):
         raise UserError(f"{path} must be a mapping of hyper-parameters")
-    known = yaml.safe_load((cli.ROOT / "data" / "hyps" / HYP).read_text(encoding="utf-8")).keys() | {*RECIPE}
-    if "obj" in content:
-        unused = [key for key in (*YOLOV5_LOSS, "box", "cls") if key in content]
-        LOGGER.warning(f"{path.name}: {', '.join(unused)} belong to the loss of the head with anchors and are not used")
-        content = {key: value for key, value in content.items() if key not in unused}
-    for key, value in content.items():
+    default = yaml.safe_load((cli.ROOT / "data" / "hyps" / HYP).read_text(encoding="utf-8"))
+    known = {*default, *default[ANCHOR_FREE], *RECIPE, *UNUSED}
+    without = content.pop(ANCHOR_FREE, {})
+    if not isinstance(without, dict):
+        raise UserError(f"{path}: {ANCHOR_FREE} must be a mapping of hyper-parameters, got {without!r}")
+    for key, value in (*content.items(), *without.items()):
         if key not in known:
             raise UserError(f"{path}: unknown hyper-parameter '{key}'{did_you_mean(str(key), known)}")
         if key != "optimizer" and not isinstance(value, int | float):
             raise UserError(f"{path}: {key} must be a number, got {value!r}")
-    return content
+    gains = {key: content.pop(key) for key in ANCHOR_GAINS if key in content} if "obj" in content else {}
+    AnchorGains(**gains)
+    if "anchors" in content:
+        LOGGER.warning(f"{path.name}: anchors stand in the model YAML, those of the recipe are not used")
+    content = {key: value for key, value in content.items() if key not in UNUSED}
+    return {**content, **without, "anchor_gains": gains}
 
 
 def freeze(words: list[str]) -> list[int] | int | str | None:

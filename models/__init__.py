@@ -7,14 +7,16 @@ import utils.environment  # noqa: F401  (before anything imports ultralytics)
 
 from models.backbones import BACKBONES, Backbone, create_backbone, list_backbones  # isort: skip
 from models.blocks.reparam import Reparameterizable, switch_to_deploy
-from models.yolo import DetectionModel
+from models.yolo import DetectionModel, SegmentationModel, create_model
 
 __all__ = [
     "BACKBONES",
     "Backbone",
     "DetectionModel",
     "Reparameterizable",
+    "SegmentationModel",
     "create_backbone",
+    "create_model",
     "list_backbones",
     "switch_to_deploy",
 ]

@@ -1,20 +1,182 @@
-"""Detection heads: what stands in the last row of a YAML."""
+"""Heads: what stands in the last row of a YAML and turns feature maps into boxes, class scores and masks.
+
+Every head is an ultralytics `Detect` to whoever runs it. In eval mode it returns predictions (B, 4 + nc, N), boxes xywh
+in input pixels and scores in [0, 1], with what its loss reads; a head that segments adds nm mask coefficients to each
+box and prototypes (B, nm, H / 4, W / 4); one without NMS returns (B, 300, 6), x1 y1 x2 y2 score class.
+"""
 
 from __future__ import annotations
 
+import copy
+import math
 from collections.abc import Sequence
+from typing import Any, cast
 
 import torch
-from ultralytics.nn.modules import Detect
+from torch import Tensor, nn
+from ultralytics.nn.modules import Conv, Detect, Segment
+from ultralytics.utils import LOGGER
+
+from models.blocks.reparam import register_fuser
+from models.errors import ConfigError
+
+HEADS = {"Detect", "Segment"}  # the words of heads
+OBJECTS = 8.0  # that a head with anchors expects in a picture of 640 x 640 before it has seen one
+MAX_ANCHORS = 100  # a level
+MAX_ANCHOR = 100_000.0  # pixels
+Anchors = tuple[tuple[tuple[float, float], ...], ...]  # of each level, width and height in input pixels
 
 
-def build_detect(nc: int, channels: Sequence[int], strides: Sequence[float]) -> Detect:
-    """Return ultralytics' anchor-free detection head for feature maps of these channels and strides.
+class AnchorDetect(Detect):
+    """YOLOv5's head: a 1x1 convolution gives for each cell and anchor a box, its objectness and class scores.
 
-    In training it returns the raw maps that ultralytics' loss reads; in eval mode (predictions, raw maps) with
-    predictions (B, 4 + nc, N): boxes xywh in input pixels, then class scores in [0, 1].
+    With t the raw numbers of an anchor (w, h) in the cell (i, j): x = (2 sigmoid(t_x) - 0.5 + j) stride and y alike,
+    width = (2 sigmoid(t_w))^2 w and the height alike, score = sigmoid(t_objectness) sigmoid(t_class).
+    (https://github.com/ultralytics/yolov5)
+
+    In training `forward` returns {"maps": one (B, na, H, W, 5 + nc + nm) per level}, in eval mode (predictions, that).
+
+    Args:
+        nc: number of classes.
+        anchors: of each level, width and height in input pixels.
+        channels: of the feature maps.
+        strides: of the feature maps, ascending.
+        nm: mask coefficients of each box.
+
+    Attributes:
+        anchor_sizes: the anchors, (nl, na, 2), in input pixels; a checkpoint holds them.
+        m: the convolution of each level, by YOLOv5's name.
     """
-    head = Detect(nc=nc, ch=tuple(channels))
-    head.stride = torch.tensor(strides, dtype=torch.float32)
-    head.bias_init()
+
+    anchor_sizes: Tensor
+
+    def __init__(
+        self, nc: int, anchors: Anchors, channels: Sequence[int], strides: Sequence[float], nm: int = 0
+    ) -> None:
+        nn.Module.__init__(self)  # ultralytics' own constructor would build the anchor-free head
+        self.nc = nc
+        self.nl, self.na = len(anchors), len(anchors[0])
+        self.nm = nm
+        self.no = 5 + nc + nm  # outputs of an anchor
+        self.cells = tuple(strides)  # in pixels, as plain numbers, which shapes alone can be computed with
+        self.stride = torch.tensor(strides, dtype=torch.float32, device="cpu")
+        self.register_buffer("anchor_sizes", torch.tensor(anchors, dtype=torch.float32))
+        self.m = nn.ModuleList(nn.Conv2d(c, self.na * self.no, 1) for c in channels)
+
+    def bias_init(self) -> None:
+        """Let objectness and classes start with the frequency of objects that is to be expected."""
+        with torch.no_grad():
+            for conv, stride in zip(self.m, self.cells, strict=True):
+                bias = cast(Tensor, conv.bias).view(self.na, self.no)
+                bias[:, 4] += math.log(OBJECTS / (640 / stride) ** 2)
+                bias[:, 5 : 5 + self.nc] += math.log(0.6 / (self.nc - 0.99999))
+
+    def forward(self, x: list[Tensor]) -> Any:
+        maps = [conv(level).unflatten(1, (self.na, self.no)) for conv, level in zip(self.m, x, strict=True)]
+        raw = {"maps": [level.permute(0, 1, 3, 4, 2) for level in maps]}
+        if self.training:
+            return raw
+        boxes = torch.cat([self._decode(*level) for level in zip(maps, self.anchor_sizes, self.cells, strict=True)], 2)
+        return boxes if self.export else (boxes, raw)
+
+    def _decode(self, t: Tensor, anchors: Tensor, stride: float) -> Tensor:
+        """Return the predictions (B, 4 + nc + nm, na H W) of one level's raw numbers (B, na, no, H, W)."""
+        rows, columns = (torch.arange(side, device=t.device, dtype=t.dtype) for side in t.shape[3:])
+        grid = torch.stack([columns.expand(t.shape[3], -1), rows[:, None].expand(-1, t.shape[4])])
+        xy, wh, objectness, classes = t[:, :, : 5 + self.nc].sigmoid().split((2, 2, 1, self.nc), 2)
+        xy = (xy * 2 - 0.5 + grid) * stride
+        wh = (wh * 2) ** 2 * anchors[:, :, None, None]
+        parts = [xy, wh, objectness * classes, *([t[:, :, 5 + self.nc :]] if self.nm else [])]
+        return torch.cat(parts, 2).transpose(1, 2).flatten(2)
+
+
+class Proto(nn.Module):
+    """YOLOv5's mask prototypes: (B, c1, H, W) to (B, nm, 2 H, 2 W); ultralytics' upsamples by a convolution."""
+
+    def __init__(self, c1: int, hidden: int, nm: int) -> None:
+        super().__init__()
+        self.cv1 = Conv(c1, hidden, 3)
+        self.upsample = nn.Upsample(scale_factor=2, mode="nearest")
+        self.cv2 = Conv(hidden, hidden, 3)
+        self.cv3 = Conv(hidden, nm)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.cv3(self.cv2(self.upsample(self.cv1(x))))
+
+
+class AnchorSegment(AnchorDetect):
+    """YOLOv5's head for segmentation: each box has nm coefficients, by which prototypes add up to its mask.
+
+    In training `forward` returns `AnchorDetect`'s dictionary with "proto", in eval mode ((predictions, proto), that).
+    """
+
+    def __init__(
+        self, nc: int, anchors: Anchors, channels: Sequence[int], strides: Sequence[float], nm: int = 32, npr: int = 256
+    ) -> None:
+        super().__init__(nc, anchors, channels, strides, nm)
+        self.proto = Proto(channels[0], npr, nm)
+
+    def forward(self, x: list[Tensor]) -> Any:
+        proto, output = self.proto(x[0]), super().forward(x)
+        if self.training:
+            return {**output, "proto": proto}
+        return (output, proto) if self.export else ((output[0], proto), {**output[1], "proto": proto})
+
+
+def build_anchor_free(
+    nc: int, channels: Sequence[int], strides: Sequence[float], masks: tuple[int, int] | None, end2end: bool
+) -> Detect:
+    """Return ultralytics' head: `Detect`, or with `masks` (nm, npr) `Segment`; with `end2end` one that needs no NMS."""
+    options: dict[str, Any] = {"nc": nc, "end2end": end2end, "ch": tuple(channels)}
+    head = Detect(**options) if masks is None else Segment(nm=masks[0], npr=masks[1], **options)
+    head.stride = torch.tensor(strides, dtype=torch.float32, device="cpu")  # has values on a meta device too
+    if end2end:
+        head.end2end = True  # and not the branch that NMS is for, which trains beside it
     return head
+
+
+@register_fuser
+def drop_training_branch(module: Any) -> nn.Module | None:
+    """Return a head without NMS that has lost its branch for training; None for all other modules."""
+    if not isinstance(module, Detect) or not module.end2end or module.cv2 is None:
+        return None
+    fused = copy.deepcopy(module)
+    fused.fuse()
+    return fused
+
+
+# Anchors --------------------------------------------------------------------------------------------------------------
+def parse_anchors(value: Any, strides: Sequence[float]) -> Anchors:
+    """Return the anchors that a YAML means, small ones on fine levels.
+
+    Args:
+        value: for each level its widths and heights in turn; or how many a level has, which AutoAnchor sizes.
+        strides: of the levels, ascending.
+
+    Raises:
+        ConfigError: anything else.
+    """
+    if isinstance(value, int) and not isinstance(value, bool):
+        if not 1 <= value <= MAX_ANCHORS:
+            raise ConfigError(f"anchors must be 1 to {MAX_ANCHORS} a level, got {value}")
+        sides = [[4 * stride * 2 ** (i / value) for i in range(value)] for stride in strides]
+        return tuple(tuple((side, side) for side in level) for level in sides)  # until AutoAnchor has seen the objects
+    if not isinstance(value, tuple) or not all(isinstance(level, tuple) for level in value):
+        raise ConfigError(f"anchors must be a list of numbers for each level, or how many a level has, got {value!r}")
+    if len(value) != len(strides):
+        raise ConfigError(f"anchors are given for {len(value)} levels, but the head reads {len(strides)} maps")
+    lengths = {len(level) for level in value}
+    if len(lengths) > 1 or not 0 < (length := lengths.pop()) <= 2 * MAX_ANCHORS or length % 2:
+        raise ConfigError("anchors must be as many pairs of width and height on each level")
+    if not all(_is_length(side) for level in value for side in level):
+        raise ConfigError(f"anchors must be widths and heights in pixels, above 0 and at most {MAX_ANCHOR:g}")
+    anchors = tuple(tuple(zip(level[::2], level[1::2], strict=True)) for level in value)
+    areas = [sum(width * height for width, height in level) for level in anchors]
+    if areas[0] > areas[-1]:
+        LOGGER.warning("the anchors go from large to small, but the head's maps from fine to coarse: reversed")
+        return anchors[::-1]
+    return anchors
+
+
+def _is_length(side: Any) -> bool:
+    return isinstance(side, int | float) and not isinstance(side, bool) and 0 < side <= MAX_ANCHOR

@@ -37,7 +37,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 from ultralytics.utils import LOGGER, TQDM
 
-from models import BACKBONES, Backbone, DetectionModel, create_backbone, switch_to_deploy
+from models import BACKBONES, Backbone, DetectionModel, create_backbone, create_model, switch_to_deploy
 from models.backbones.base import level_name
 from models.backbones.from_timm import timm_models
 from models.backbones.names import match_names, split_name
@@ -262,7 +262,7 @@ def read_yaml(name: str, args: argparse.Namespace, options: Mapping[str, Any]) -
         raise UserError(f"{spec.name} has no list backbone, so that it takes no {next(iter(options))}")
     for key, value in options.items():
         spec = spec.with_option(key, value)
-    model = DetectionModel(spec).eval()
+    model = create_model(spec).eval()
     if not isinstance(model.model[0], Backbone):
         return Subject(spec.name, model, None, model)
     fresh = spec.without_pretrained()

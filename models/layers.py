@@ -35,6 +35,7 @@ from ultralytics.nn.modules import (
     Concat,
     Conv,
     ConvTranspose,
+    Detect,
     DWConv,
     DWConvTranspose2d,
     Focus,
@@ -55,7 +56,7 @@ from models.blocks import ultralytics  # noqa: F401 - it registers how its block
 from models.blocks.repconv import RepConv, RepVGGBlock
 from models.blocks.yolov5 import C3SPP, SPPF, BottleneckCSP, C3x, Contract, CrossConv, Expand, MixConv2d
 from models.errors import ConfigError, did_you_mean
-from models.heads import build_detect
+from models.heads import HEADS, AnchorDetect, Anchors, AnchorSegment, build_anchor_free, parse_anchors
 from models.registry import Registry
 from models.spec import ModelSpec, Row
 
@@ -142,7 +143,7 @@ class Site:
 
 
 LAYERS = Registry[Callable[..., Layer]]("module")
-READS_LIST = {"Concat", "Detect"}  # words whose module takes a list of maps, however many there are
+READS_LIST = {"Concat", *HEADS}  # words whose module takes a list of maps, however many there are
 READS_MARGIN = {"Conv", "nn.Conv2d", "nn.MaxPool2d", "nn.ZeroPad2d"}  # words that can use one up, or add to one
 REPEATED_INSIDE = set(  # words that take the number of repeats themselves; others are stacked
     "A2C2f BottleneckCSP C1 C2 C2PSA C2f C2fCIB C2fPSA C3 C3Ghost C3TR C3k2 C3x RepC3".split()
@@ -635,15 +636,57 @@ def aifi(site: Site, cm: Positive = 2048, num_heads: Positive = 8) -> Layer:
 # Heads ----------------------------------------------------------------------------------------------------------------
 @LAYERS.register("Detect")
 def detect(site: Site, nc: int | str = "nc", anchors: Any = None) -> Layer:
-    """The detection head, anchor-free."""
+    """Boxes and class scores: with anchors YOLOv5's head, without them ultralytics'."""
+    channels, strides = _levels(site, nc)
+    if anchors is None:
+        return _head(build_anchor_free(site.spec.nc, channels, strides, None, site.spec.end2end))
+    return _head(AnchorDetect(site.spec.nc, _anchors(site, anchors, strides), channels, strides))
+
+
+@LAYERS.register("Segment")
+def segment(
+    site: Site, nc: int | str = "nc", anchors: Any = None, nm: Positive | None = None, npr: Positive | None = None
+) -> Layer:
+    """Boxes, scores and masks by `nm` prototypes (32) of `npr` channels inside (256); without anchors [nc, nm, npr]."""
+    if isinstance(anchors, int) and npr is None:
+        anchors, nm, npr = None, anchors, nm
+    nm, npr = nm or 32, npr or 256
+    channels, strides = _levels(site, nc)
+    if strides[0] != 8:
+        raise ConfigError(f"Segment makes its masks from a map of stride 8, but its finest has stride {strides[0]:g}")
+    hidden = site.width(npr)
+    if anchors is None:
+        return _head(build_anchor_free(site.spec.nc, channels, strides, (nm, hidden), site.spec.end2end))
+    return _head(AnchorSegment(site.spec.nc, _anchors(site, anchors, strides), channels, strides, nm, hidden))
+
+
+def _levels(site: Site, nc: int | str) -> tuple[list[int], list[float]]:
+    """Return channels and strides of the maps that a head reads.
+
+    Raises:
+        ConfigError: they do not go from fine to coarse, or the row gives another number of classes than the YAML.
+    """
     if nc not in ("nc", site.spec.nc):
-        raise ConfigError(f"Detect is given {nc!r} classes, but nc of the YAML is {site.spec.nc}: write nc")
-    if anchors is not None:
-        raise ConfigError("Detect with anchors is not available, write Detect, [nc] for the anchor-free head")
+        raise ConfigError(f"{site.word} is given {nc!r} classes, but nc of the YAML is {site.spec.nc}: write nc")
     strides = [feature.stride for feature in site.inputs]
     if strides != sorted(set(strides)):
-        raise ConfigError(f"Detect reads maps from fine to coarse, but their strides are {_listed(strides)}")
-    return Layer(build_detect(site.spec.nc, [feature.channels for feature in site.inputs], strides), ())
+        raise ConfigError(f"{site.word} reads maps from fine to coarse, but their strides are {_listed(strides)}")
+    return [feature.channels for feature in site.inputs], strides
+
+
+def _anchors(site: Site, anchors: Any, strides: Sequence[float]) -> Anchors:
+    """Return the anchors that a head's row means: those of the YAML's key, or its own."""
+    if site.spec.end2end:
+        raise ConfigError(f"end2end is for the head without anchors, {site.word}, [nc]")
+    if anchors == "anchors" and site.spec.anchors is None:
+        raise ConfigError(f"{site.word} reads anchors, which this YAML has no key for")
+    return parse_anchors(site.spec.anchors if anchors == "anchors" else anchors, strides)
+
+
+def _head(head: Detect) -> Layer:
+    """Return the layer of a head, which puts out no feature map."""
+    head.bias_init()
+    return Layer(head, ())
 
 
 # Rows -----------------------------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from torch import nn
 
 from models.backbones.base import MissingLevel
 from models.errors import ConfigError
+from models.heads import HEADS
 from models.layers import READS_LIST, Feature, build_backbone, build_layer, is_backbone
 from models.plugins import check_plugins
 from models.spec import ModelSpec, Row
@@ -95,7 +96,7 @@ def resolve(spec: ModelSpec) -> list[Wire]:
             sources = tuple(_source(source, slot, has_levels) for source in row.sources)
         except ConfigError as e:
             raise spec.error(row, e) from e
-        if row.module == "Detect" and row is not spec.rows[-1]:
+        if row.module in HEADS and row is not spec.rows[-1]:
             raise spec.error(row, "a detection head must be the last row")
         if has_levels and row.index == 0:
             if row.sources != (-1,):
@@ -104,7 +105,7 @@ def resolve(spec: ModelSpec) -> list[Wire]:
         else:
             wires.append((sources, slot))
     last = spec.rows[-1]
-    if last.module != "Detect":
+    if last.module not in HEADS:
         raise spec.error(last, "the last row must be a detection head, for instance [[17, 20, 23], 1, Detect, [nc]]")
     return wires
 

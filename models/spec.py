@@ -27,7 +27,7 @@ MAX_ROWS = 1_000
 MAX_MULTIPLE = 16.0
 MAX_CLASSES = 100_000
 MAX_CHANNELS = 4096  # of a picture
-KEYS = ("nc", "depth_multiple", "width_multiple", "anchors", "activation", "ch", "plugins", "backbone", "head")
+KEYS = tuple("nc depth_multiple width_multiple anchors activation ch end2end plugins backbone head".split())
 OTHERS = ("inplace", "yaml_file", "channels")  # of YOLOv5 and ultralytics, whose `channels` is our `ch`
 PRETRAINED = (  # options that say where first weights come from; a checkpoint brings its own and drops these
     "weights",
@@ -72,14 +72,24 @@ class ModelSpec:
     ch: int = 3
     activation: str | None = None
     anchors: Any = None
+    end2end: bool = False  # a head without anchors is one without NMS
     plugins: tuple[str, ...] | None = None  # Python files whose words the rows use
 
     def as_dict(self) -> dict[str, Any]:
         """Return the YAML as plain dicts, lists, strings and numbers."""
         rows = [row.as_list() for row in self.rows]
         plain = {key: _thaw(getattr(self, key)) for key in KEYS if key not in ("backbone", "head")}
-        plain = {key: value for key, value in plain.items() if value is not None}
+        plain = {key: value for key, value in plain.items() if value is not None and value is not False}
         return {**plain, "backbone": rows[: self.backbone_rows], "head": rows[self.backbone_rows :]}
+
+    @property
+    def task(self) -> str:
+        """What the head does, by ultralytics' names: detect or segment."""
+        return "segment" if self.rows[-1].module == "Segment" else "detect"
+
+    def with_anchors(self, anchors: list[list[float]]) -> ModelSpec:
+        """Return a copy whose head has these anchors: for each level widths and heights in turn, in input pixels."""
+        return dataclasses.replace(self, anchors=_freeze(anchors))
 
     def replace(self, nc: int | None = None, ch: int | None = None) -> ModelSpec:
         """Return a copy with the classes of a data set and the channels of its pictures; None keeps what is there.
@@ -237,6 +247,7 @@ def _check(content: Mapping[str, Any], name: str) -> ModelSpec:
         ch=_integer(content.get("ch", content.get("channels", 3)), 1, MAX_CHANNELS, f"{name}: ch"),
         activation=activation,
         anchors=_freeze(content.get("anchors")),
+        end2end=_boolean(content.get("end2end", False), f"{name}: end2end"),
         plugins=_plugins(content.get("plugins"), name),
     )
 
@@ -295,6 +306,12 @@ def _is_int(value: Any) -> bool:
 def _integer(value: Any, low: int, high: int, what: str) -> int:
     if not _is_int(value) or not low <= value <= high:
         raise ConfigError(f"{what} must be a whole number from {low} to {high}, got {_shorten(value)}")
+    return value
+
+
+def _boolean(value: Any, what: str) -> bool:
+    if not isinstance(value, bool):
+        raise ConfigError(f"{what} must be true or false, got {_shorten(value)}")
     return value
 
 

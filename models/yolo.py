@@ -19,6 +19,9 @@ from ultralytics.utils import LOGGER
 
 from models.backbones.base import Backbone
 from models.blocks.reparam import switch_to_deploy
+from models.errors import ConfigError
+from models.heads import AnchorDetect
+from models.loss import AnchorGains, AnchorLoss
 from models.parser import PICTURE, parse_model
 from models.spec import ModelSpec, load_spec
 from models.summary import model_table
@@ -55,6 +58,8 @@ class DetectionModel(tasks.DetectionModel):
     ) -> None:
         nn.Module.__init__(self)  # ultralytics' own constructor would parse the YAML its way
         self.spec = load_spec(cfg).replace(nc=nc, ch=ch)
+        if self.spec.task != self.task:
+            raise ConfigError(f"{self.spec.name} has a head to {self.spec.task}, which create_model builds")
         graph = parse_model(self.spec)
         self.model = nn.Sequential(*graph.modules)
         self.nodes = graph.nodes
@@ -80,6 +85,16 @@ class DetectionModel(tasks.DetectionModel):
                 del slots[slot]
         return output
 
+    def init_criterion(self) -> Any:
+        """Return the loss of this head; `args`, which the trainer sets, holds its gains."""
+        head = self.model[-1]
+        if not isinstance(head, AnchorDetect):
+            return super().init_criterion()
+        args = getattr(self, "args", None)
+        gains = AnchorGains(**getattr(args, "anchor_gains", {}))
+        scaled = gains.scaled(head.nl, head.nc, max(self.imgsz) if isinstance(self.imgsz, list) else self.imgsz)
+        return AnchorLoss(head.anchor_sizes, head.stride, head.nc, scaled, getattr(args, "overlap_mask", True))
+
     def fuse(self, verbose: bool = True, imgsz: int | list[int] = 640) -> DetectionModel:
         """Return the fused copy, as `switch_to_deploy` does; ultralytics' predictor, validator and exporter ask so."""
         return switch_to_deploy(self)
@@ -87,6 +102,15 @@ class DetectionModel(tasks.DetectionModel):
     def is_fused(self) -> bool:
         """Return whether `fuse` has been here."""
         return hasattr(self, "report")
+
+    @property
+    def end2end(self) -> bool:
+        """Whether predictions need no NMS: what the YAML says, not the option by which ultralytics sets it."""
+        return self.spec.end2end
+
+    @end2end.setter
+    def end2end(self, value: bool) -> None:
+        pass
 
     @property
     def wants_one_canvas(self) -> bool:
@@ -112,3 +136,19 @@ class DetectionModel(tasks.DetectionModel):
         """Log the table of rows. The arguments are ultralytics'; the image size decides nothing here."""
         if verbose:
             LOGGER.info(model_table(self))
+
+
+class SegmentationModel(DetectionModel, tasks.SegmentationModel):
+    """A segmenter: a `DetectionModel` whose head gives masks as well.
+
+    In eval mode the first entry of `model(x)` is (predictions (B, 4 + nc + nm, N), prototypes (B, nm, H / 4, W / 4)):
+    a box's mask is the sum of the prototypes by its last nm numbers, of which what is above 0 belongs to the object.
+    """
+
+    task = "segment"
+
+
+def create_model(cfg: str | Path | Mapping[str, Any] | ModelSpec, **options: Any) -> DetectionModel:
+    """Return the model that the head of a YAML asks for; arguments and errors are those of `DetectionModel`."""
+    spec = load_spec(cfg)
+    return (SegmentationModel if spec.task == "segment" else DetectionModel)(spec, **options)

@@ -5,19 +5,24 @@ import functools
 import pytest
 import torch
 
-from models import DetectionModel, switch_to_deploy
-from tests.helpers import randomize_
+from models import create_model, switch_to_deploy
+from tests.helpers import pictures_for, randomize_
+from utils.export import see
 
 torch.set_num_threads(1)  # the tests' networks are small: more threads would only wait for one another
 
 
 @pytest.fixture(scope="session")
 def pair():
-    """Return a function from a shipped YAML to (model, deploy), float64 in eval mode with random statistics."""
+    """Return a function from a shipped YAML to (model, deploy), float64 in eval mode with random weights.
+
+    Statistics are those of random pictures: with random ones deep networks forget what they are shown.
+    """
 
     @functools.cache
     def build(name):
-        model = randomize_(DetectionModel(name, nc=3)).double().eval()
+        model = randomize_(create_model(name, nc=3)).double()
+        see(model, pictures_for(model, 4, 4))
         return model, switch_to_deploy(model)
 
     return build

@@ -153,6 +153,12 @@ def pictures(height: int = 96, width: int = 64, channels: int = 3, dtype=torch.f
     return torch.rand(2, channels, height, width, generator=torch.Generator().manual_seed(1)).to(dtype)
 
 
+def pictures_for(model: nn.Module, rows: int = 3, columns: int = 2) -> torch.Tensor:
+    """Return a batch of two random pictures of so many of the model's largest cells."""
+    side = int(model.stride.max())
+    return pictures(rows * side, columns * side)
+
+
 def golden(name: str) -> dict:
     """Return a file of known features."""
     return json.loads((GOLDEN / f"{name}.json").read_text())

@@ -7,7 +7,15 @@ are YOLOv5's own heads, with three anchors a level.
 from __future__ import annotations
 
 SIZES = {"n": (0.33, 0.25), "s": (0.33, 0.5), "m": (0.67, 0.75), "l": (1.0, 1.0), "x": (1.33, 1.25)}
-ANCHORS = 3  # a level
+ANCHORS = {  # by the number of levels; the files with other heads say how many a level has
+    3: [[10, 13, 16, 30, 33, 23], [30, 61, 62, 45, 59, 119], [116, 90, 156, 198, 373, 326]],
+    4: [
+        [19, 27, 44, 40, 38, 94],
+        [96, 68, 86, 152, 180, 137],
+        [140, 301, 303, 264, 238, 542],
+        [436, 615, 739, 380, 925, 792],
+    ],
+}
 UP = [-1, 1, "nn.Upsample", [None, 2, "nearest"]]
 
 
@@ -93,7 +101,9 @@ TINY_HEAD += [detect(19, 15)]
 
 def model(size, backbone, head, **keys):
     depth, width = SIZES[size]
-    return {"nc": 80, "depth_multiple": depth, "width_multiple": width, "backbone": backbone, "head": head, **keys}
+    anchors = ANCHORS.get(len(head[-1][0]), 3)
+    scales = {"depth_multiple": depth, "width_multiple": width}
+    return {"nc": 80, **scales, "anchors": anchors, "backbone": backbone, "head": head, **keys}
 
 
 # The files ------------------------------------------------------------------------------------------------------------

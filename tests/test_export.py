@@ -17,7 +17,7 @@ from torch import nn
 
 import export as script
 import utils.export
-from models import DetectionModel, switch_to_deploy
+from models import DetectionModel, create_model, switch_to_deploy
 from models.errors import UserError
 from utils import cli
 from utils.checkpoint import load_checkpoint, pack_model, save_checkpoint
@@ -35,7 +35,7 @@ STRICT = {"box": 1e-3, "score": 1e-5}  # what we promise; the tolerance of the p
 
 def random_model(cfg):
     """Return a model in which every term counts, and whose boxes differ from picture to picture."""
-    model = randomize_(DetectionModel(cfg))
+    model = randomize_(create_model(cfg))
     see(model, torch.stack(list(make_pictures((128, 128)).values())))
     return model
 
@@ -367,9 +367,9 @@ def test_fresh_weights_are_the_same_each_time_and_leave_the_random_numbers_alone
 @pytest.mark.parametrize("dynamic", [False, True])
 def test_parity_of_every_model(cfg, dynamic, tmp_path):
     model = random_model(cfg)
-    report = export(model, tmp_path, "best", "best.pt", Options(size=(64, 64), dynamic=dynamic))
+    report = export(model, tmp_path, "best", "best.pt", Options(size=(128, 128), dynamic=dynamic))
     assert report.ok
-    outputs = torch.stack([output[0] for _, _, output in Reference(model).batches((64, 64), 1)])
+    outputs = torch.cat([output[0] for _, _, output in Reference(model).batches((128, 128), 1)])
     assert outputs[:, :4].std(0).max() > 0.05, "the boxes must depend on the picture, or this proves nothing"
     for name, proof in report.proofs.items():
         sizes = {case.size for case in proof.cases}

@@ -18,6 +18,7 @@ from utils.proof import (
     Reference,
     Tolerance,
     compare,
+    compare_end2end,
     load_runner,
     make_pictures,
     other_shape,
@@ -40,8 +41,12 @@ def output():
     return torch.cat([boxes, scores], 1)
 
 
+def compare_boxes(expected, got, tolerance=Tolerance()):  # noqa: B008 (it is frozen)
+    return compare((expected,), (got,), nc=3, end2end=False, tolerance=tolerance)
+
+
 def test_equal_outputs_agree(output):
-    d = compare(output, output.clone())
+    d = compare_boxes(output, output.clone())
     assert (d.box_px, d.score, d.conf, d.reference, d.matched) == (0, 0, CONF, 20, 20)
     assert d.min_iou == pytest.approx(1)
     assert d.within(Tolerance())
@@ -51,7 +56,7 @@ def test_equal_outputs_agree(output):
 def test_the_largest_error_of_any_candidate_decides(output, row, by, ok):
     changed = output.clone()
     changed[1, row, 49] += by  # a candidate that NMS never sees
-    assert compare(output, changed).within(Tolerance()) is ok
+    assert compare_boxes(output, changed).within(Tolerance()) is ok
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
@@ -60,13 +65,13 @@ def test_numbers_that_are_none_never_agree(output, value, side):
     broken = output.clone()
     broken[0, 5, 7] = value
     pair = [(broken, output), (output, broken), (broken, broken.clone())][side]
-    d = compare(*pair)
+    d = compare_boxes(*pair)
     assert not d.within(Tolerance(1e9, 1e9))
     assert "NaN or infinite" in d.problem
 
 
 def test_another_shape_never_agrees(output):
-    d = compare(output, output[..., :-1])
+    d = compare((output,), (output[..., :-1],), 3, False)
     assert d.problem == "puts out (2, 7, 49) where (2, 7, 50) is due"
     assert not d.within(Tolerance(1e9, 1e9))
 
@@ -76,7 +81,7 @@ def test_a_lost_detection_or_another_class_is_noticed(output):
     lost[0, 5, 3] = 0.01
     renamed[0, [5, 6], 3] = renamed[0, [6, 5], 3]
     for changed in (lost, renamed):
-        d = compare(output, changed, Tolerance(1, 1e-3))
+        d = compare_boxes(output, changed, Tolerance(1, 1e-3))
         assert (d.reference, d.matched) == (20, 19)
         assert not d.within(Tolerance(1, 1))
 
@@ -85,7 +90,7 @@ def test_a_score_at_the_threshold_may_fall_on_either_side(output):
     output[0, 5, 3] = CONF + 1e-6
     changed = output.clone()
     changed[0, 5, 3] = CONF - 1e-6
-    assert compare(output, changed).within(Tolerance())
+    assert compare_boxes(output, changed).within(Tolerance())
 
 
 def test_where_nothing_is_seen_the_best_of_the_background_is_compared_but_ties_decide_nothing(output):
@@ -94,7 +99,7 @@ def test_where_nothing_is_seen_the_best_of_the_background_is_compared_but_ties_d
     changed = output.clone()
     changed[:, 4:] = 1e-4
     changed[:, 5] += 1e-9
-    d = compare(output, changed)
+    d = compare_boxes(output, changed)
     assert d.conf < CONF
     assert not d.sees_something
     assert d.within(Tolerance())
@@ -102,7 +107,56 @@ def test_where_nothing_is_seen_the_best_of_the_background_is_compared_but_ties_d
 
 def test_two_empty_boxes_at_one_place_are_the_same(output):
     output[:, 2:4] = 0
-    assert compare(output, output.clone()).matched == 20
+    assert compare_boxes(output, output.clone()).matched == 20
+
+
+# Masks ----------------------------------------------------------------------------------------------------------------
+def test_coefficients_are_no_scores_and_prototypes_count(output):
+    whole = torch.cat([output, torch.randn(2, 5, 50)], 1)
+    proto = torch.randn(2, 5, 8, 8)
+    same = compare((whole, proto), (whole.clone(), proto.clone()), 3, False)
+    assert (same.reference, same.matched, same.score, same.mask) == (20, 20, 0, 0)
+    for changed in ((whole, proto + 1), (torch.cat([output, whole[:, 7:] + 1], 1), proto)):
+        d = compare((whole, proto), changed, 3, False)
+        assert (d.box_px, d.score, d.matched) == (0, 0, 20)
+        assert d.mask > 0.1
+        assert not d.within(Tolerance())
+    assert "(2, 12, 50)" in compare((whole, proto), (whole,), 3, False).problem
+
+
+# Without NMS ----------------------------------------------------------------------------------------------------------
+@pytest.fixture
+def ranked():
+    """An output (2, 40, 6) whose boxes lie apart, best scores first, the last ten alike."""
+    boxes = torch.arange(40.0)[:, None] * 20 + torch.tensor([0.0, 5, 16, 30])
+    scores = torch.cat([torch.linspace(0.9, 0.1, 30), torch.full((10,), 0.05)])
+    return torch.cat([boxes, scores[:, None], torch.arange(40.0)[:, None] % 3], 1).expand(2, -1, -1).clone()
+
+
+def test_equal_boxes_without_nms_agree_in_any_order_of_like_scores(ranked):
+    ranked[:, 1, 4] = ranked[:, 0, 4]
+    swapped = ranked[:, [1, 0, *range(2, 40)]]
+    swapped[:, 35:, :4] = 0  # others of the last ten
+    d = compare_end2end(ranked, swapped)
+    seen = int((ranked[..., 4] > CONF).sum())
+    assert (d.box_px, d.score, d.reference, d.matched) == (0, 0, seen, seen)
+    assert d.within(Tolerance())
+
+
+@pytest.mark.parametrize(("column", "by"), [(0, 0.02), (3, -1), (4, 2e-4), (5, 1)])
+@pytest.mark.parametrize("row", [0, 17, 28])
+def test_one_wrong_number_without_nms_is_noticed(ranked, row, column, by):
+    changed = ranked.clone()
+    changed[1, row, column] += by
+    assert not compare_end2end(ranked, changed).within(Tolerance())
+
+
+def test_a_box_that_is_lost_without_nms_is_noticed(ranked):
+    changed = ranked.clone()
+    changed[0, 4] = changed[0, 39]
+    d = compare_end2end(ranked, changed)
+    assert d.matched == d.reference - 1
+    assert not d.within(Tolerance())
 
 
 # Pictures -------------------------------------------------------------------------------------------------------------
@@ -193,7 +247,7 @@ def test_a_damaged_file_is_told(reference, tmp_path, name, content):
 
 def test_a_float16_file_is_fed_float16(tmp_path):
     path = script(nn.Conv2d(3, 7, 1).half(), tmp_path / "a.torchscript", torch.float16)
-    assert load_runner(path)(torch.ones(1, 3, 64, 64)).dtype == torch.float32
+    assert load_runner(path)(torch.ones(1, 3, 64, 64))[0].dtype == torch.float32
 
 
 def test_batches_are_filled_with_the_pictures_that_follow(reference):
@@ -201,7 +255,7 @@ def test_batches_are_filled_with_the_pictures_that_follow(reference):
     assert len(batches) == 4
     assert batches[3][1].shape == (3, 3, 64, 64)
     assert batches[3][1][1].equal(batches[0][1][0])
-    assert batches[0][2].shape == (3, 6, 320)
+    assert batches[0][2][0].shape == (3, 6, 320)
     assert reference.batches((64, 64), 3) is batches
 
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import nn
 
-from models import Backbone, DetectionModel, create_backbone, switch_to_deploy
+from models import Backbone, DetectionModel, create_backbone, create_model, switch_to_deploy
 from models.summary import backbone_card, count_gflops, count_parameters, model_table
 from tests.helpers import SHIPPED, tiny, tiny_backbone
 
@@ -22,7 +22,7 @@ COMPLEXITY = Path(__file__).parent / "complexity.json"
 
 def complexity(name):
     """Return the parameters and the GFLOPs at 640x640 of a shipped YAML, before and after fusing."""
-    model = DetectionModel(name)
+    model = create_model(name)
     forms = {"train": model, "deploy": switch_to_deploy(model)}
     return {form: {"parameters": count_parameters(m), "gflops": round(count_gflops(m), 4)} for form, m in forms.items()}
 

@@ -19,11 +19,10 @@ from models.errors import ConfigError, UserError
 from models.layers import LAYERS, REPEATED_INSIDE, Layer
 from models.parser import PICTURE, parse_model
 from models.spec import load_spec
-from tests.helpers import golden, randomize_, relative_error
-from tests.stock import ANCHORS, STOCK
+from tests.helpers import randomize_, relative_error
 from tests.stock import SIZES as SIZES_OF_YOLOV5
+from tests.stock import STOCK
 
-PUBLISHED = golden("parameters-yolov5")  # parameters at 80 classes
 HEADS = {"Detect", "Segment"}
 IN = 32  # channels that flow into the word, at stride 2; width_multiple is 1/2
 KEEPS = 2 * IN  # c2 for as many channels out
@@ -453,27 +452,6 @@ def stock_graph(name):
     return parse_model(load_spec({**cfg, "head": [*rows, [sources, 1, "Detect", ["nc"]]]}))
 
 
-def head_size(channels, outputs):
-    """Return the parameters of a 1x1 convolution with `outputs` for each anchor, per level."""
-    return ANCHORS * outputs * sum(c + 1 for c in channels)
-
-
-def proto_size(c1, c=256, masks=32):
-    return conv_size(c1, c, 3) + conv_size(c, c, 3) + conv_size(c, masks)
-
-
-@pytest.mark.parametrize("name", STOCK)
-def test_a_stock_architecture_has_the_published_parameters(name, shapes_alone):
-    graph = stock_graph(name)
-    channels = [graph.features[slot].channels for slot in graph.nodes[-1].sources]
-    rows = sum(p.numel() for module in graph.modules for p in module.parameters())
-    if name.endswith("-seg"):
-        proto = proto_size(channels[0], load_spec(STOCK[name]).width(256))
-        assert rows + head_size(channels, 80 + 5 + 32) + proto == PUBLISHED[name]
-    else:
-        assert rows + head_size(channels, 80 + 5) == PUBLISHED[name]
-
-
 @pytest.mark.parametrize("name", STOCK)
 def test_a_stock_architecture_gives_the_maps_that_it_declares(name, shapes_alone):
     graph = stock_graph(name)
@@ -486,7 +464,6 @@ def test_a_stock_architecture_gives_the_maps_that_it_declares(name, shapes_alone
 
 
 def test_all_stock_architectures_are_known():
-    assert PUBLISHED.keys() == STOCK.keys()
     assert len(STOCK) == 28
 
 
@@ -494,5 +471,4 @@ def test_all_stock_architectures_are_known():
 def test_shipped_files_have_the_rows_of_yolov5(size):
     spec, stock = load_spec(f"yolov5{size}.yaml"), load_spec(STOCK[f"yolov5{size}"])
     assert (spec.depth_multiple, spec.width_multiple) == (stock.depth_multiple, stock.width_multiple)
-    assert spec.rows[:-1] == stock.rows[:-1]
-    assert spec.rows[-1].sources == stock.rows[-1].sources
+    assert (spec.rows, spec.anchors) == (stock.rows, stock.anchors)

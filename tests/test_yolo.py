@@ -14,7 +14,18 @@ from ultralytics.utils import LOGGER
 from models import DetectionModel, switch_to_deploy
 from models.errors import ConfigError
 from models.spec import load_spec
-from tests.helpers import SHIPPED, TINY_HEAD, pictures, randomize_, relative_error, tiny, tiny_backbone, worst_error
+from tests.helpers import (
+    SHIPPED,
+    TINY_HEAD,
+    pictures,
+    pictures_for,
+    randomize_,
+    relative_error,
+    tensors,
+    tiny,
+    tiny_backbone,
+    worst_error,
+)
 
 
 @pytest.fixture(scope="module")
@@ -38,10 +49,21 @@ def batch(side=64):
 def test_predictions_are_boxes_and_scores(name, pair):
     model, _ = pair(name)
     with torch.no_grad():
-        predictions = model(pictures(96, 64))[0]
-    cells = sum(96 // s * (64 // s) for s in (8, 16, 32))
-    assert predictions.shape == (2, 4 + 3, cells)
-    assert ((predictions[:, 4:] >= 0) & (predictions[:, 4:] <= 1)).all()
+        x = pictures_for(model)
+        predictions, *proto = tensors(model(x)[0])
+    head, (height, width) = model.model[-1], x.shape[2:]
+    cells = sum(height * width // int(s) ** 2 for s in model.stride)
+    if model.end2end:
+        assert predictions.shape == (2, min(300, cells), 6)
+        scores, labels = predictions[..., 4], predictions[..., 5]
+        assert set(labels.unique().tolist()) <= {0, 1, 2}
+    else:
+        masks = head.nm if model.task == "segment" else 0
+        assert predictions.shape == (2, 4 + 3 + masks, cells * getattr(head, "na", 1))
+        scores = predictions[:, 4:7]
+    assert [tensor.shape for tensor in proto] == ([(2, head.nm, height // 4, width // 4)] if proto else [])
+    assert bool(proto) is (model.task == "segment")
+    assert ((scores >= 0) & (scores <= 1)).all()
 
 
 def test_boxes_are_in_input_pixels():
@@ -76,13 +98,14 @@ def test_slots_hold_what_was_declared(name, pair):
             seen.update(zip(node.slots, output if node.writes_list else (output,), strict=True))
 
         hooks.append(module.register_forward_hook(note))
+    x = pictures_for(model)
     with torch.no_grad():
-        model(pictures(96, 64))
+        model(x)
     for hook in hooks:
         hook.remove()
     for slot, feature in model.features.items():
         if slot >= 0:
-            shape = (2, feature.channels, 96 / feature.stride, 64 / feature.stride)
+            shape = (2, feature.channels, x.shape[2] / feature.stride, x.shape[3] / feature.stride)
             assert tuple(seen[slot].shape) == shape, slot
 
 

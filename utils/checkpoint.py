@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models import DetectionModel
+from models import DetectionModel, create_model
 from models.backbones.weights import load_plain
 from models.errors import ConfigError, WeightsError
 from models.spec import load_spec
@@ -89,7 +89,7 @@ def build_model(content: Mapping[str, Any], path: str | Path) -> DetectionModel:
     """Return the model of a checkpoint that `read_checkpoint` has read. `path` is for messages."""
     try:
         spec = load_spec({**content["yaml"], "yaml_file": str(content["yaml_name"])})
-        model = DetectionModel(spec.without_pretrained())  # a file names no other file and no download
+        model = create_model(spec.without_pretrained())  # a file names no other file and no download
         names = {int(i): str(name) for i, name in content["names"].items()}
         if sorted(names) != list(range(model.nc)):
             raise ConfigError(f"{len(names)} class names for {model.nc} classes")

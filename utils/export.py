@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import utils.environment  # noqa: F401
-from models import DetectionModel
+from models import DetectionModel, create_model
 from models.errors import UserError, did_you_mean
 from models.summary import count_parameters
 from utils.latency import Latency, measure
@@ -130,7 +130,7 @@ class Report:
             "fused": fused_counts(self.deploy),
             "params": {"train": count_parameters(self.model), "deploy": count_parameters(self.deploy)},
             "formats": {name: self._format(name) for name in self.written},
-            "tolerance": {"box_px": self._tolerance.box_px, "score": self._tolerance.score},
+            "tolerance": dataclasses.asdict(self._tolerance),
             "latency": {"of": "medians on the CPU", "threads": torch.get_num_threads(), "rounds": ROUNDS},
             "versions": versions(),
             "ok": self.ok,
@@ -180,7 +180,7 @@ def fresh_model(cfg: str | Path) -> DetectionModel:
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = DetectionModel(cfg)
+        model = create_model(cfg)
         side = 4 * int(model.stride.max())
         see(model, torch.stack(list(make_pictures((side, side), model.spec.ch).values())))
     return model

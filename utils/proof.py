@@ -6,19 +6,22 @@ What is proven, for each format:
   and a third, smaller one with another batch. A static file cannot: there a temporary file is written in the same way
   for the second shape, run, compared and thrown away.
 
-Compared are the raw outputs, all boxes in pixels and all scores, and what is left of them after NMS. NaN and infinite
-numbers never agree. Both sides compute in float32, so the errors hold the rounding of both. Some networks, untrained
-ones above all, blow rounding up: where a file exceeds the tolerance, the unfused model runs in float64 as well, and the
-file may be as far off as `ROUNDING` times the distance between the unfused model's own float32 and float64. The report
-says where that was needed.
+Compared are the raw outputs, all boxes in pixels and all scores, and what is left of them after NMS; of a segmenter the
+mask coefficients and prototypes as well. A model without NMS gives its boxes in the order of their scores, which
+rounding changes: there each box is compared with the nearest one of its class. NaN and infinite numbers never agree.
+Both sides compute in float32, so the errors hold the rounding of both. Some networks, untrained ones above all, blow
+rounding up: where a file exceeds the tolerance, the unfused model runs in float64 as well, and the file may be as far
+off as `ROUNDING` times the distance between the unfused model's own float32 and float64. The report says where that was
+needed.
 """
 
 from __future__ import annotations
 
 import copy
+import dataclasses
 import math
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -36,7 +39,8 @@ from ultralytics.data.augment import LetterBox
 from ultralytics.utils import ASSETS
 from ultralytics.utils.nms import non_max_suppression
 
-Runner = Callable[[Tensor], Tensor]  # (B, ch, H, W) float32 in [0, 1] to (B, 4 + nc, N) float32
+Outputs = tuple[Tensor, ...]  # float32, as models/heads.py says: boxes with scores; of a segmenter the prototypes too
+Runner = Callable[[Tensor], Outputs]  # takes (B, ch, H, W) float32 in [0, 1]
 
 PHOTOS = (ASSETS / "bus.jpg", ASSETS / "zidane.jpg")
 CHECKER = 8  # pixels a side of a square of the checkerboard
@@ -62,9 +66,10 @@ class Tolerance:
 
     box_px: float = 0.01
     score: float = 1e-4
+    mask: float = 1e-3  # of mask coefficients and prototypes, relative to the largest
 
 
-HALF_TOLERANCE = Tolerance(box_px=0.5, score=2e-3)  # of float16 files
+HALF_TOLERANCE = Tolerance(box_px=0.5, score=2e-3, mask=2e-2)  # of float16 files
 
 
 # Running files --------------------------------------------------------------------------------------------------------
@@ -86,7 +91,7 @@ def _load_torchscript(path: Path) -> Runner:
         warnings.simplefilter("ignore", FutureWarning)  # torch would like everyone to leave TorchScript
         module = torch.jit.load(path, map_location="cpu").eval()
     dtype = next(module.parameters()).dtype
-    return lambda images: module(images.to(dtype)).float()
+    return lambda images: _as_outputs(module(images.to(dtype)))
 
 
 def _load_onnx(path: Path, threads: int | None) -> Runner:
@@ -96,7 +101,12 @@ def _load_onnx(path: Path, threads: int | None) -> Runner:
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     name, kind = session.get_inputs()[0].name, session.get_inputs()[0].type
     dtype = torch.float16 if kind == "tensor(float16)" else torch.float32
-    return lambda images: torch.from_numpy(session.run(None, {name: images.to(dtype).numpy()})[0]).float()
+    return lambda images: _as_outputs(map(torch.from_numpy, session.run(None, {name: images.to(dtype).numpy()})))
+
+
+def _as_outputs(output: Tensor | Iterable[Tensor]) -> Outputs:
+    """Return what a network gave, one tensor or several, in float32."""
+    return tuple(tensor.float() for tensor in ([output] if isinstance(output, Tensor) else output))
 
 
 # Pictures -------------------------------------------------------------------------------------------------------------
@@ -148,6 +158,7 @@ class Difference:
 
     box_px: float = math.inf  # largest error of any box coordinate
     score: float = math.inf  # largest error of any score
+    mask: float = 0.0  # of a segmenter: largest error of coefficients and prototypes, relative to the largest of them
     conf: float = CONF  # of NMS
     reference: int = 0  # detections of the reference after NMS
     matched: int = 0  # of these, the ones that the file has too: same class, overlapping
@@ -161,28 +172,74 @@ class Difference:
 
     def within(self, tolerance: Tolerance) -> bool:
         """Return whether both sides are the same network; False for anything that is not a number."""
-        exact = self.box_px <= tolerance.box_px and self.score <= tolerance.score
+        exact = self.box_px <= tolerance.box_px and self.score <= tolerance.score and self.mask <= tolerance.mask
         complete = self.matched == self.reference or not self.sees_something  # background scores are full of ties
         return exact and complete and not self.problem
 
 
-def compare(expected: Tensor, got: Tensor, tolerance: Tolerance = Tolerance()) -> Difference:
-    """Compare two outputs of shape (B, 4 + nc, N): boxes xywh in pixels, then scores in [0, 1]."""
-    if got.shape != expected.shape:
-        return Difference(problem=f"puts out {tuple(got.shape)} where {tuple(expected.shape)} is due")
-    for what, output in (("the unfused model", expected), ("the file", got)):
-        if not output.isfinite().all():
+def compare(expected: Outputs, got: Outputs, nc: int, end2end: bool, tolerance: Tolerance = Tolerance()) -> Difference:
+    """Compare the outputs of two models.
+
+    Args:
+        expected: those of the unfused model.
+        got: those of the other.
+        nc: number of classes.
+        end2end: the models do without NMS.
+        tolerance: what may be lacking in the score of a detection that counts as the same.
+    """
+    shapes = [[tuple(tensor.shape) for tensor in outputs] for outputs in (expected, got)]
+    if shapes[0] != shapes[1]:
+        wanted, given = (" and ".join(map(str, some)) for some in shapes)
+        return Difference(problem=f"puts out {given} where {wanted} is due")
+    for what, outputs in (("the unfused model", expected), ("the file", got)):
+        if not all(tensor.isfinite().all() for tensor in outputs):
             return Difference(problem=f"{what} puts out NaN or infinite numbers")
+    boxes = (expected[0], got[0])
+    difference = compare_end2end(*boxes, tolerance) if end2end else compare_boxes(*boxes, nc, tolerance)
+    masks = [*zip(expected[1:], got[1:], strict=True)]
+    if masks:
+        coefficients = (slice(None), slice(None), slice(6, None)) if end2end else (slice(None), slice(4 + nc, None))
+        masks.append((expected[0][coefficients], got[0][coefficients]))
+    return dataclasses.replace(difference, mask=max((_relative_error(*pair) for pair in masks), default=0.0))
+
+
+def _relative_error(expected: Tensor, got: Tensor) -> float:
+    return ((got - expected).abs().max() / expected.abs().max().clamp(min=1e-6)).item()
+
+
+def compare_end2end(expected: Tensor, got: Tensor, tolerance: Tolerance = Tolerance()) -> Difference:
+    """Compare two outputs (B, N, 6 or more) of finite numbers: x1 y1 x2 y2 in pixels, score, class, best scores first.
+
+    The last boxes are left out where their scores are so alike that either side may have had others in their place.
+    """
+    least = expected[..., 4].amin(1, keepdim=True) + tolerance.score
+    judged = (expected[..., 4] > least) | (expected[..., 4] == expected[..., 4].amax(1, keepdim=True))
+    box = (expected[:, :, None, :4] - got[:, None, :, :4]).abs().amax(-1)  # (B, N expected, N got)
+    score = (expected[:, :, None, 4] - got[:, None, :, 4]).abs()
+    other = expected[:, :, None, 5] != got[:, None, :, 5]
+    nearest = (box / tolerance.box_px + score / tolerance.score).masked_fill(other, math.inf).argmin(2, keepdim=True)
+    box, score = (error.masked_fill(other, math.inf).gather(2, nearest)[..., 0][judged] for error in (box, score))
+    reference = [rows[rows[:, 4] > CONF] for rows in expected]
+    found = [rows[rows[:, 4] > CONF - tolerance.score] for rows in got]
+    return _matched(Difference(box.max().item(), score.max().item()), reference, found)
+
+
+def compare_boxes(expected: Tensor, got: Tensor, nc: int, tolerance: Tolerance = Tolerance()) -> Difference:
+    """Compare two outputs (B, 4 + nc or more, N) of finite numbers: boxes xywh in pixels, then scores in [0, 1]."""
     error = (got - expected).abs()
-    conf = _confidence(expected)
-    reference = non_max_suppression(expected, conf, IOU)
-    found = non_max_suppression(got, max(conf - tolerance.score, 0.0), IOU)
+    conf = _confidence(expected[:, : 4 + nc])
+    reference = non_max_suppression(expected, conf, IOU, nc=nc)
+    found = non_max_suppression(got, max(conf - tolerance.score, 0.0), IOU, nc=nc)
+    errors = Difference(error[:, :4].max().item(), error[:, 4 : 4 + nc].max().item(), conf=conf)
+    return _matched(errors, reference, found)
+
+
+def _matched(errors: Difference, reference: Sequence[Tensor], found: Sequence[Tensor]) -> Difference:
+    """Return `errors` with what the detections of each picture, (n, 6 or more), have in common."""
     overlaps = torch.cat([_best_overlap(a, b) for a, b in zip(reference, found, strict=True)])
     matched = overlaps[overlaps >= SAME_IOU]
-    return Difference(
-        box_px=error[:, :4].max().item(),
-        score=error[:, 4:].max().item(),
-        conf=conf,
+    return dataclasses.replace(
+        errors,
         reference=len(overlaps),
         matched=len(matched),
         min_iou=matched.min().item() if len(matched) else 1.0,
@@ -232,6 +289,8 @@ class Case:
         rounding = {}
         if self.rounding:
             rounding["float32_rounding"] = {"box_px": self.rounding.box_px, "score": self.rounding.score}
+            if self.rounding.mask:
+                rounding["float32_rounding"]["mask"] = self.rounding.mask
             rounding["allowed"] = {"box_px": self.allowed.box_px, "score": self.allowed.score}
         return {
             "file": self.file,
@@ -240,6 +299,7 @@ class Case:
             "picture": self.picture,
             "max_box_error_px": d.box_px,
             "max_score_error": d.score,
+            **({"max_mask_error": d.mask} if d.mask else {}),
             "detections": found,
             **rounding,
         }
@@ -271,6 +331,7 @@ def summarize(cases: Sequence[Case]) -> dict[str, Any]:
     return {
         "max_box_error_px": max(d.box_px for d in differences),
         "max_score_error": max(d.score for d in differences),
+        **({"max_mask_error": mask} if (mask := max(d.mask for d in differences)) else {}),
         "detections": {
             "reference": sum(d.reference for d in seen),
             "matched": sum(d.matched for d in seen),
@@ -291,15 +352,18 @@ class Reference:
         self.model = copy.deepcopy(model).eval().float().cpu()
         self.files = files
         self.channels = model.example_input().shape[1]
-        self._known: dict[tuple[tuple[int, int], int], list[tuple[str, Tensor, Tensor]]] = {}
+        self._known: dict[tuple[tuple[int, int], int], list[tuple[str, Tensor, Outputs]]] = {}
 
-    def __call__(self, images: Tensor) -> Tensor:
-        """Return the (B, 4 + nc, N) of (B, ch, H, W)."""
-        with torch.inference_mode():
-            return self.model(images)[0]
+    def __call__(self, images: Tensor) -> Outputs:
+        """Return what the model puts out for (B, ch, H, W)."""
+        return _run(self.model, images)
 
-    def batches(self, size: tuple[int, int], batch: int) -> list[tuple[str, Tensor, Tensor]]:
-        """Return (name, images, output) for each picture; the batch is filled with those that follow it."""
+    def compare(self, expected: Outputs, got: Outputs, tolerance: Tolerance) -> Difference:
+        """Compare the outputs of two models of this one's kind."""
+        return compare(expected, got, self.model.nc, self.model.end2end, tolerance)
+
+    def batches(self, size: tuple[int, int], batch: int) -> list[tuple[str, Tensor, Outputs]]:
+        """Return (name, images, outputs) for each picture; the batch is filled with those that follow it."""
         if (size, batch) not in self._known:
             pictures = make_pictures(size, self.channels, self.files)
             names = list(pictures)
@@ -311,11 +375,10 @@ class Reference:
             self._known[size, batch] = list(zip(names, stacks, outputs, strict=True))
         return self._known[size, batch]
 
-    def rounding(self, images: Tensor, output: Tensor) -> Difference:
-        """Return how far `output`, the model's in float32, is from its output in float64."""
-        with torch.inference_mode():
-            exact = copy.deepcopy(self.model).double()(images.double())[0]
-        return compare(exact, output.double())
+    def rounding(self, images: Tensor, outputs: Outputs) -> Difference:
+        """Return how far `outputs`, the model's in float32, are from its outputs in float64."""
+        exact = _run(copy.deepcopy(self.model).double(), images.double())
+        return self.compare(exact, tuple(tensor.double() for tensor in outputs), Tolerance())
 
     def cases(self, path: Path, size: tuple[int, int], batch: int, tolerance: Tolerance, name: str) -> Iterator[Case]:
         """Run the file at `path`, called `name` in the report, on every picture and yield the comparisons."""
@@ -333,14 +396,24 @@ class Reference:
                 problem = f"does not run: {_first_line(error)}"
                 yield Case(name, size, batch, picture, Difference(problem=problem), tolerance)
                 continue
-            case = Case(name, size, batch, picture, compare(expected, got, tolerance), tolerance)
+            case = Case(name, size, batch, picture, self.compare(expected, got, tolerance), tolerance)
             if not case.ok and not case.difference.problem:
                 own = self.rounding(images, expected)
-                allowed = Tolerance(
-                    max(tolerance.box_px, ROUNDING * own.box_px), max(tolerance.score, ROUNDING * own.score)
-                )
-                case = Case(name, size, batch, picture, compare(expected, got, allowed), allowed, own)
+                allowed = Tolerance(*map(max, dataclasses.astuple(tolerance), _times(ROUNDING, own)))
+                case = Case(name, size, batch, picture, self.compare(expected, got, allowed), allowed, own)
             yield case
+
+
+def _run(model: DetectionModel, images: Tensor) -> Outputs:
+    """Return the outputs of a model in eval mode, without the raw maps that come with them."""
+    with torch.inference_mode():
+        output = model(images)[0]
+    return (output,) if isinstance(output, Tensor) else output
+
+
+def _times(factor: float, difference: Difference) -> tuple[float, float, float]:
+    """Return the errors of boxes, scores and masks times `factor`."""
+    return factor * difference.box_px, factor * difference.score, factor * difference.mask
 
 
 def _first_line(error: BaseException) -> str:
@@ -389,6 +462,8 @@ def _remark(case: Case) -> str:
         reasons.append(f"boxes differ by {d.box_px:.3g} px, allowed are {allowed.box_px:.3g}")
     if not d.problem and not d.score <= allowed.score:
         reasons.append(f"scores differ by {d.score:.3g}, allowed are {allowed.score:.3g}")
+    if not d.problem and not d.mask <= allowed.mask:
+        reasons.append(f"masks differ by {d.mask:.3g} of the largest number, allowed are {allowed.mask:.3g}")
     if d.matched != d.reference and d.sees_something:
         reasons.append(f"{d.reference - d.matched} of {d.reference} detections are missing")
     return f"✗ {case.picture}: {', '.join(reasons)}"

@@ -17,23 +17,31 @@ from utils import environment
 import torch
 import yaml
 from torch import nn
+from torch.utils._pytree import tree_leaves
 from ultralytics.engine import trainer as engine
 from ultralytics.models.yolo.detect import DetectionTrainer, DetectionValidator
 from ultralytics.utils import LOGGER, RANK
 from ultralytics.utils.torch_utils import ModelEMA, autocast, init_seeds, unwrap_model
 
-from models import DetectionModel
+from models import DetectionModel, create_model
 from models.backbones import Backbone
 from models.blocks.repconv import RepConv
 from models.errors import UserError, WeightsError
+from models.heads import AnchorDetect
+from models.loss import AnchorGains
 from models.parser import LEVELS
 from models.summary import backbone_card
+from utils.anchors import fit_anchors
 from utils.checkpoint import build_model, load_checkpoint, pack_model, plain, read_checkpoint, save_checkpoint
 from utils.datasets import build_dataset, check_images, load_dataset
 
 MIN_TRANSFERRED = 0.5  # of the tensors; below it, first weights are of another network
 LOADER_SEED = 6148914691236517205  # ultralytics' own
-OWN_OPTIONS = {"custom_l2": False}  # beside ultralytics' options, with their defaults
+OWN_OPTIONS: dict[str, Any] = {  # beside ultralytics' options, with their defaults
+    "custom_l2": False,
+    "anchor_gains": {},
+    "autoanchor": True,
+}
 
 
 class Trainer(DetectionTrainer):
@@ -43,7 +51,9 @@ class Trainer(DetectionTrainer):
     - `resume`: the `last.pt` of a run, whose folder and options are used;
     - `freeze`: the number of slots, from the first, or a list of slots, that are not trained.
 
-    And one is ours: `custom_l2` puts RepVGG's penalty on the fused kernels in place of weight decay on their branches.
+    These are ours: `custom_l2` puts RepVGG's penalty on the fused kernels in place of weight decay on their branches;
+    `anchor_gains` are the hyper-parameters of the loss of heads with anchors, by YOLOv5's names; `autoanchor` fits
+    their anchors to the data set.
 
     Raises:
         UserError: a wrong YAML, data set or checkpoint, or a loss that is not finite any more.
@@ -96,7 +106,7 @@ class Trainer(DetectionTrainer):
         if weights is not None:
             model = build_model(weights, self.args.resume)
         else:
-            model = DetectionModel(cfg, ch=self.data["channels"], nc=self.data["nc"])
+            model = create_model(cfg, ch=self.data["channels"], nc=self.data["nc"])
             check_trainable(model)
         model.names = self.data["names"]
         if verbose:
@@ -150,6 +160,8 @@ class Trainer(DetectionTrainer):
         """Take a step after every batch: gradients gathered over several would not survive a stop between them."""
         self.args.nbs = self.batch_size
         super()._build_train_pipeline()
+        if self.args.autoanchor and not self.resume:
+            refit_anchors(unwrap_model(self.model), self.train_loader.dataset, self.args)
 
     def seed_epoch(self) -> None:
         """Start an epoch from a seed of its own, with nothing carried over, so that it can be run again alike."""
@@ -215,6 +227,10 @@ class Trainer(DetectionTrainer):
         self.stopper.__dict__.update(ckpt["stopper"])
         self.history = ckpt["history"]
         self.start_epoch = ckpt["epoch"] + 1
+        if model.end2end:  # its loss goes from one branch to the other, an epoch at a time
+            model.criterion = model.init_criterion()
+            for _ in range(self.start_epoch):
+                model.criterion.update()
         LOGGER.info(f"Resuming {self.args.resume} with epoch {self.start_epoch + 1} of {self.epochs}")
 
     def _handle_nan_recovery(self, epoch: int) -> bool:
@@ -317,6 +333,18 @@ def frozen_modules(model: DetectionModel, freeze: int | str | list[int] | None) 
     return [*(i for i, node in enumerate(model.nodes) if set(node.slots) & slots), *declared]
 
 
+def refit_anchors(model: DetectionModel, dataset: Any, args: Any) -> None:
+    """Give a head with anchors better ones where its own hardly fit the objects of a data set."""
+    head = model.model[-1]
+    if not isinstance(head, AnchorDetect):
+        return
+    limit = AnchorGains(**args.anchor_gains).anchor_t
+    found = fit_anchors(head.anchor_sizes.cpu(), head.stride.cpu(), dataset, args.imgsz, limit, seed=args.seed)
+    if found is not None:
+        head.anchor_sizes.copy_(found)
+        model.spec = model.spec.with_anchors(found.flatten(1).tolist())
+
+
 def penalized_blocks(model: DetectionModel) -> list[RepConv]:
     """Return the blocks that `custom_l2` speaks of: those with branches that are trained.
 
@@ -360,10 +388,11 @@ def amp_is_safe(model: nn.Module) -> bool:
     probe = ModelEMA(model).ema  # a copy in eval mode
     picture = torch.rand(1, probe.spec.ch, 256, 256, device=device)
     with torch.no_grad():
-        reference = probe(picture)[1]["scores"]
+        reference = tree_leaves(probe(picture)[1])
         with autocast(enabled=True, device=device.type):
-            mixed = probe(picture)[1]["scores"].float()
-    safe = bool(mixed.isfinite().all()) and torch.allclose(reference, mixed, atol=0.1, rtol=0.1)
+            mixed = [output.float() for output in tree_leaves(probe(picture)[1])]
+    alike = (torch.allclose(a, b, atol=0.1, rtol=0.1) for a, b in zip(reference, mixed, strict=True))
+    safe = all(bool(output.isfinite().all()) for output in mixed) and all(alike)
     LOGGER.info(
         f"AMP: {'outputs agree, training in mixed precision' if safe else 'outputs differ, training in float32'}"
     )
