@@ -13,9 +13,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
+import torch
 from torch import Tensor, nn
 from ultralytics.nn import tasks
 from ultralytics.utils import LOGGER
+from ultralytics.utils.torch_utils import scale_img
 
 from models.backbones.base import Backbone
 from models.blocks.reparam import switch_to_deploy
@@ -25,6 +27,8 @@ from models.loss import AnchorGains, AnchorLoss
 from models.parser import PICTURE, parse_model
 from models.spec import ModelSpec, load_spec
 from models.summary import model_table
+
+VIEWS = ((1.0, None), (0.83, 3), (0.67, None))  # of test-time augmentation: scale, and the axis that is mirrored
 
 
 class DetectionModel(tasks.DetectionModel):
@@ -84,6 +88,16 @@ class DetectionModel(tasks.DetectionModel):
             for slot in node.last_use:
                 del slots[slot]
         return output
+
+    def _predict_augment(self, x: Tensor) -> Any:
+        """Return what is found in three views of the pictures, as YOLOv5 does; ultralytics has it for its own head."""
+        if type(self.model[-1]) is not AnchorDetect:
+            return super()._predict_augment(x)
+        found = []
+        for scale, axis in VIEWS:
+            view = scale_img(x if axis is None else x.flip(axis), scale, gs=int(self.stride.max()))
+            found.append(self._descale_pred(self._predict_once(view)[0], axis, scale, x.shape[2:]))
+        return torch.cat(self._clip_augmented(found), -1), None
 
     def init_criterion(self) -> Any:
         """Return the loss of this head; `args`, which the trainer sets, holds its gains."""

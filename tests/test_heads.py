@@ -6,6 +6,7 @@ from itertools import pairwise
 
 import pytest
 import torch
+from ultralytics.utils.torch_utils import scale_img
 
 from models import DetectionModel, SegmentationModel, create_model, switch_to_deploy
 from models.errors import ConfigError
@@ -144,6 +145,23 @@ def test_a_mask_is_the_sum_of_prototypes_at_a_quarter_of_the_size():
     assert proto.shape == (1, 5, 16, 24)
     assert torch.equal(boxes[:, 6:].unflatten(2, (2, 8, 12)).permute(0, 2, 3, 4, 1), raw["maps"][0][..., 7:])
     assert [name.split(".")[0] for name, _ in head.proto.named_parameters()][::3] == ["cv1", "cv2", "cv3"]
+
+
+def test_three_views_are_laid_over_each_other():
+    """The whole picture loses its largest cells, the smallest view its smallest ones; mirroring is undone."""
+    model = randomize_(model_of("Detect", ["nc", "anchors"], {"anchors": ANCHORS})).double().eval()
+    x = pictures(64, 96)
+    with torch.no_grad():
+        found, none = model(x, augment=True)
+        plain = model(x)[0]
+        mirrored = model._predict_once(scale_img(x.flip(3), 0.83, gs=16))[0]
+    fine, coarse = 3 * 8 * 12, 3 * 3 * 5  # of 64 x 96, and of 48 x 80
+    assert none is None
+    assert torch.equal(found[..., :fine], plain[..., :fine])
+    view = found[..., fine : fine + mirrored.shape[-1]]
+    assert torch.allclose(view[:, 1:4], mirrored[:, 1:4] / 0.83)
+    assert torch.allclose(view[:, 0], 96 - mirrored[:, 0] / 0.83)
+    assert found.shape[-1] == fine + mirrored.shape[-1] + coarse
 
 
 def test_anchors_are_in_the_checkpoint_and_move_with_the_model():
