@@ -129,28 +129,36 @@ class AnchorLoss:
         maps, proto = raw["maps"], raw.get("proto")
         targets = read_targets(batch, maps[0])
         anchors = self.anchors.to(targets.box)
-        losses, found = [], []
-        for level, sizes, weight in zip(maps, anchors, self.balance, strict=True):
-            positives = assign_targets(targets, sizes, level.shape[2:4], self.gains.anchor_t)
-            predicted = in_full(level[positives.image, positives.anchor, positives.row, positives.column])
-            iou = bbox_iou(decode(predicted, sizes[positives.anchor]), positives.box, CIoU=True).squeeze(-1)
-            wanted = objectness_targets(positives, iou.detach(), level.shape[:4])
-            objectness = self.cross_entropy(in_full(level[..., OBJECTNESS]), wanted, self.gains.obj_pw)
-            classes = self.class_loss(predicted, targets.label[positives.target])
-            losses.append(torch.stack([mean(1 - iou), weight * objectness, classes]))
-            found.append((positives, predicted[:, CLASSES + self.nc :]))
-
-        box, obj, cls = torch.stack(losses).sum(0)
-        components = {
-            "box_loss": self.gains.box * box,
-            "obj_loss": self.gains.obj * obj,
-            "cls_loss": self.gains.cls * cls,
-        }
+        levels = [self.level_loss(*level, targets) for level in zip(maps, anchors, self.balance, strict=True)]
+        box, obj, cls = torch.stack([losses for losses, _, _ in levels]).sum(0)
+        components = {"box_loss": self.gains.box * box}
         if proto is not None:
+            found = [(positives, coefficients) for _, positives, coefficients in levels]
             seg = self.mask_loss(found, in_full(proto), batch["masks"].to(proto.device), targets)
-            components = {"box_loss": components.pop("box_loss"), "seg_loss": self.gains.box * seg, **components}
+            components["seg_loss"] = self.gains.box * seg
+        components |= {"obj_loss": self.gains.obj * obj, "cls_loss": self.gains.cls * cls}
         loss = torch.stack(list(components.values()))
         return loss * len(maps[0]), dict(zip(components, loss.detach(), strict=True))
+
+    def level_loss(
+        self, level: Tensor, anchors: Tensor, balance: float, targets: Targets
+    ) -> tuple[Tensor, Positives, Tensor]:
+        """Return (box, objectness, class) losses (3,) of one level, its positives and their mask coefficients (n, …).
+
+        Args:
+            level: raw predictions (B, anchors, H, W, 5 + nc + …).
+            anchors: (anchors, 2) in cells.
+            balance: weight of the objectness.
+            targets: the labels of the batch.
+        """
+        positives = assign_targets(targets, anchors, level.shape[2:4], self.gains.anchor_t)
+        predicted = in_full(level[positives.image, positives.anchor, positives.row, positives.column])
+        iou = bbox_iou(decode(predicted, anchors[positives.anchor]), positives.box, CIoU=True).squeeze(-1)
+        wanted = objectness_targets(positives, iou.detach(), level.shape[:4])
+        objectness = self.cross_entropy(in_full(level[..., OBJECTNESS]), wanted, self.gains.obj_pw)
+        classes = self.class_loss(predicted, targets.label[positives.target])
+        losses = torch.stack([mean(1 - iou), balance * objectness, classes])
+        return losses, positives, predicted[:, CLASSES + self.nc :]
 
     def class_loss(self, predicted: Tensor, labels: Tensor) -> Tensor:
         """Return the mean cross entropy of the classes of predictions (n, 5 + nc + …); 0 for a single class."""
@@ -254,7 +262,7 @@ def decode(predicted: Tensor, anchors: Tensor) -> Tensor:
 
 
 def objectness_targets(positives: Positives, iou: Tensor, shape: Sequence[int]) -> Tensor:
-    """Return the wanted objectness (B, anchors, H, W): the IoU of positives, 0 of the others.
+    """Return the wanted objectness (B, anchors, H, W): the IoU of positives or 0 if it is negative, 0 of the others.
 
     An anchor that answers for several targets takes the highest of their IoUs, whatever their order.
     """

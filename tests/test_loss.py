@@ -8,11 +8,17 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass
 
 import pytest
-import torch
 from helpers import relative_error
 
 from models.errors import UserError
 from models.loss import AnchorGains, AnchorLoss, assign_targets, level_balance, read_targets
+
+# isort: split
+import numpy as np
+import torch
+from ultralytics.data.augment import Format
+from ultralytics.data.dataset import YOLODataset
+from ultralytics.utils.instance import Instances
 
 TOLERANCE = 1e-9
 COCO = [[10, 13, 16, 30, 33, 23], [30, 61, 62, 45, 59, 119], [116, 90, 156, 198, 373, 326]]
@@ -225,7 +231,7 @@ CASES = {
     "one level of 4 anchors": Case(strides=(16,), per_level=4),
     "two levels": Case(strides=(16, 32), per_level=2),
     "four levels": Case(strides=(4, 8, 16, 32), per_level=1),
-    "five levels": Case(strides=(4, 8, 16, 32, 64), height=128, width=128),
+    "five levels": Case(strides=(8, 16, 32, 64, 128), height=128, width=128),
     "smoothed labels": Case(gains=AnchorGains(label_smoothing=0.1)),
     "weights of positives": Case(gains=AnchorGains(cls_pw=0.6, obj_pw=1.7, box=0.1, cls=0.3, obj=0.7)),
     "focal": Case(gains=AnchorGains(fl_gamma=1.5, obj_pw=0.8)),
@@ -233,7 +239,7 @@ CASES = {
     "overlapping masks": Case(coefficients=4, targets=6, height=64, width=96),
     "one mask each": Case(coefficients=4, targets=6, height=64, width=96, overlap=False),
     "masks at half size": Case(coefficients=2, targets=4, height=64, width=96, mask_ratio=8, seed=1),
-    "masks at full size": Case(coefficients=2, targets=4, height=64, width=64, mask_ratio=1, overlap=False, nc=1),
+    "masks at full size": Case(coefficients=2, targets=4, height=32, width=64, mask_ratio=1, overlap=False, nc=1),
     "masks of no target": Case(coefficients=2, targets=0, overlap=False),
 }
 
@@ -368,6 +374,26 @@ def test_a_box_without_size_is_no_target(sides):
     got, want = loss(preds, one_target(20, 20, *sides))[0], loss(preds, empty)[0]
     assert torch.equal(got, want)
     assert all(g.isfinite().all() for g in torch.autograd.grad(got.sum(), leaves))
+
+
+@pytest.mark.parametrize("overlap", [True, False])
+def test_masks_are_those_that_ultralytics_makes(overlap):
+    """Objects that fill their boxes: predicting a mask everywhere is right inside of each, if the mask is its own."""
+    corners = [[[8, 8, 24, 24], [32, 8, 60, 60]], [[4, 4, 20, 12], [0, 16, 60, 60], [24, 0, 56, 12]]]  # two pictures
+    make = Format(return_mask=True, mask_overlap=overlap)
+    batch = YOLODataset.collate_fn([make(picture(np.array(boxes, np.float32))) for boxes in corners])
+    loss = AnchorLoss(torch.full((1, 3, 2), 20.0), torch.tensor([8]), 1, AnchorGains(anchor_t=8.0), overlap)
+    preds = {"maps": [torch.ones(2, 3, 8, 8, 7)], "proto": torch.full((2, 1, 16, 16), 30.0)}
+    assert loss(preds, batch)[1]["seg_loss"] < 1e-6
+    assert loss(preds, {**batch, "masks": batch["masks"].flip(0)})[1]["seg_loss"] > 0.1
+
+
+def picture(corners):
+    """Return ultralytics' labels of a picture of 64 pixels with rectangles (n, 4) as polygons."""
+    x1, y1, x2, y2 = corners.T
+    polygons = np.stack([x1, y1, x2, y1, x2, y2, x1, y2], 1).reshape(-1, 4, 2)
+    instances = Instances(corners, polygons, bbox_format="xyxy", normalized=False)
+    return {"img": np.zeros((64, 64, 3), np.uint8), "cls": np.zeros((len(corners), 1)), "instances": instances}
 
 
 def test_every_prediction_has_a_gradient_without_targets():

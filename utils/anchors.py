@@ -101,8 +101,7 @@ def anchor_fit(wh: Tensor, anchors: Tensor, thr: float) -> tuple[float, float]:
 
 def likeness(wh: Tensor, anchors: Tensor) -> Tensor:
     """Return (n, k) how alike sizes (n, 2) and anchors (k, 2) are: 1 is equal, 0.5 has a side of half the length."""
-    log_wh, log_anchors = (x.clamp(min=1e-6).log() for x in (wh, anchors.to(wh)))
-    return torch.cdist(log_wh, log_anchors, p=math.inf).neg().exp()
+    return torch.cdist(wh.log(), anchors.to(wh).log(), p=math.inf).neg().exp()
 
 
 def kmeans_anchors(wh: Tensor, n: int, imgsz: int, thr: float = 4.0, generations: int = 1000, seed: int = 0) -> Tensor:
