@@ -5,7 +5,7 @@ has its own random generator, seeded by the recipe, its split and its number: th
 the same labels on every run. It is learnt in minutes: a demonstration, not a benchmark.
 
     <root>/images/{train,val,test}/0000.jpg    160×160 pixels, 2 to 5 objects, every 24th picture without any
-    <root>/labels/{train,val,test}/0000.txt    YOLO rows: class, centre x, centre y, width, height, as parts of the side
+    <root>/labels/{train,val,test}/0000.txt    YOLO rows: class and outline, x1 y1 x2 y2 …, as parts of the side
     <root>/shapes.mp4                          the same objects in motion, 320×320
     <root>/shapes.json                         the recipe; written last, it says that the set is complete
 """
@@ -48,18 +48,16 @@ PALETTE = (  # RGB
     (0xEC, 0x48, 0x99),
 )
 WHITE, INK = (255, 255, 255), (40, 32, 32)  # BGR of the two outlines
-SUPERSAMPLING = 4  # masks are drawn this much larger, then averaged: smooth edges and boxes to a quarter of a pixel
+SUPERSAMPLING = 4  # masks are drawn this much larger, then averaged: smooth edges
 MANIFEST, FILM = "shapes.json", "shapes.mp4"
 LEFTOVER_AGE = 3600.0  # seconds after which a temporary folder belongs to a killed process
-
-Box = tuple[float, float, float, float]  # left, top, right, bottom in pixels
 
 
 @dataclass(frozen=True)
 class Recipe:
     """Everything the set depends on; when any of it changes, the set is made again."""
 
-    version: int = 6  # of the drawing below
+    version: int = 7  # of the drawing below
     seed: int = 20
     side: int = 160  # pixels
     train: int = 384  # pictures
@@ -126,8 +124,24 @@ def mask(shape: Shape, frame: tuple[int, int, int, int], scale: float = 1.0) -> 
     return cv2.fillPoly(covered, [points], 255)
 
 
-def draw(picture: np.ndarray, shape: Shape) -> Box | None:
-    """Draw `shape` into `picture` (H, W, 3 uint8 BGR) and return the box of its pixels, None if all lie outside."""
+def contour(shape: Shape, height: int, width: int) -> np.ndarray:
+    """Return the polygon around the part of `shape` inside of a picture, (points, 2), in pixels.
+
+    This is Sutherland and Hodgman's clipping (1974): where the shape leaves the picture, the polygon follows its edge.
+    """
+    points = corners(shape)
+    for axis, limit, towards in ((0, 0, 1), (0, width, -1), (1, 0, 1), (1, height, -1)):
+        depth = (points[:, axis] - limit) * towards  # how far inside of this edge of the picture
+        following, next_depth = np.roll(points, -1, axis=0), np.roll(depth, -1)
+        crosses = (depth >= 0) != (next_depth >= 0)
+        part = (depth / np.where(crosses, depth - next_depth, 1))[:, None]  # of the way to the following point
+        both = np.stack([points, points + part * (following - points)], 1)
+        points = both[np.stack([depth >= 0, crosses], 1)]
+    return points
+
+
+def draw(picture: np.ndarray, shape: Shape) -> np.ndarray | None:
+    """Draw `shape` into `picture` (H, W, 3 uint8 BGR) and return its `contour`, None if all of it lies outside."""
     frame = left, top, right, bottom = window(shape, picture)
     if left >= right or top >= bottom:
         return None
@@ -141,8 +155,7 @@ def draw(picture: np.ndarray, shape: Shape) -> Box | None:
         light = np.linspace(1.1, 0.86, bottom - top, dtype=np.float32)[:, None, None]  # from above
         paint = np.clip(np.array(colour, np.float32) * light, 0, 255)
         region[:] = np.rint(region * (1 - alpha) + paint * alpha)
-    x, y, w, h = (v / SUPERSAMPLING for v in cv2.boundingRect(whole))
-    return (left + x, top + y, left + x + w, top + y + h) if w and h else None
+    return contour(shape, *picture.shape[:2]) if whole.any() else None
 
 
 # Composing ----------
@@ -193,10 +206,9 @@ def crop(photos: list[np.ndarray], rng: np.random.Generator, side: int) -> np.nd
     )
 
 
-def label_row(kind: int, box: Box, side: int) -> str:
-    """Return the YOLO row of a box: class and centre x, centre y, width, height as parts of `side`."""
-    left, top, right, bottom = (v / side for v in box)
-    return f"{kind} {(left + right) / 2:.6f} {(top + bottom) / 2:.6f} {right - left:.6f} {bottom - top:.6f}\n"
+def label_row(kind: int, points: np.ndarray, side: int) -> str:
+    """Return the YOLO row of a polygon: class and x1 y1 x2 y2 … as parts of `side`."""
+    return f"{kind} {' '.join(f'{value / side:.5f}' for value in points.ravel())}\n"
 
 
 def picture(photos: list[np.ndarray], recipe: Recipe, split: str, number: int) -> tuple[np.ndarray, str]:
@@ -205,8 +217,8 @@ def picture(photos: list[np.ndarray], recipe: Recipe, split: str, number: int) -
     canvas = crop(photos, rng, recipe.side)
     empty = number % recipe.background_every == recipe.background_every - 1
     shapes = [] if empty else scene(rng, recipe.side, recipe.side, int(rng.integers(1, 4)))
-    boxes = [(shape.kind, draw(canvas, shape)) for shape in shapes]
-    return canvas, "".join(label_row(kind, box, recipe.side) for kind, box in boxes if box)
+    contours = [(shape.kind, draw(canvas, shape)) for shape in shapes]
+    return canvas, "".join(label_row(kind, points, recipe.side) for kind, points in contours if points is not None)
 
 
 def bounce(start: float, speed: float, low: float, high: float, moment: int) -> float:
