@@ -110,15 +110,37 @@ def test_lists_of_folders_and_list_files(folder):
     (folder / "few.txt").write_text("./images/train/a.jpg\nimages/train/b.jpg\n\n")
     data = load_dataset(write_yaml(folder, train=["images/train", "few.txt"], names=["cat", "dog"], nc=2))
     assert data["train"] == [str(folder / "images" / "train"), str(folder / "few.txt")]
-    assert [Path(path).name for path in list_images(data["train"])] == [
-        "a.jpg",
-        "a.jpg",
-        "b.jpg",
-        "b.jpg",
-        "c.jpg",
-        "d.jpg",
-    ]
+    assert [Path(path).stem for path in list_images(data["train"])] == list("aabbcd")
     check_images(data)
+
+
+LISTS = {
+    "relative to the list": ("images", "train/{}.jpg"),
+    "relative to the list, YOLOv5's way": ("images", "./train/{}.jpg"),
+    "relative to the data set": ("lists", "images/train/{}.jpg"),
+    "relative to the current folder": ("lists", "set/images/train/{}.jpg"),
+    "absolute": ("lists", "{root}/images/train/{}.jpg"),
+}
+
+
+@pytest.mark.parametrize(("where", "line"), LISTS.values(), ids=LISTS)
+def test_pictures_of_a_list(folder, tmp_path, monkeypatch, where, line):
+    monkeypatch.chdir(tmp_path)
+    (folder / where).mkdir(exist_ok=True)
+    (folder / where / "train.txt").write_text("".join(line.format(name, root=folder) + "\r\n" for name in "ca"))
+    data = load_dataset(write_yaml(folder, train=f"{where}/train.txt"))
+    check_images(data)
+    dataset = build_dataset(options(), data["train"], 2, data)
+    assert dataset.rejected == []
+    assert [Path(path).resolve() for path in dataset.im_files] == [folder / f"images/train/{n}.jpg" for n in "ac"]
+    assert [len(label["cls"]) for label in dataset.labels] == [1, 1]
+
+
+def test_pictures_of_a_list_that_are_not_there_are_named(folder):
+    (folder / "train.txt").write_text("images/train/a.jpg\nimages/train/gone.jpg\n")
+    data = load_dataset(write_yaml(folder, train="train.txt"))
+    rejected = build_dataset(options(), data["train"], 2, data).rejected
+    assert rejected == [("images/train/gone.jpg", "there is no such file")]
 
 
 @pytest.mark.parametrize("path", ["set", None], ids=["path from the working folder", "no path"])
@@ -382,7 +404,10 @@ def test_no_usable_picture_is_an_error(folder):
 
 BAD_LABELS = {
     "0 0.5 0.5 0.5": "line 1 has 4 columns instead of the 5",
-    "0 0.5 0.5 0.5 0.5 0.9": "line 1 has 6 columns",
+    "0 0.5 0.5 0.5 0.5 0.9": "line 1 has 6 columns: class x y w h are 5, and a polygon of 3 points and its class are 7",
+    "0 .1 .1 .2 .2 .3 .3\n0 .1 .1 .2 .2 .3 .3 .4": "line 2 has a polygon with an odd number of coordinates, 7",
+    "0 .1 .1 .2 .2 .3 1.3": "line 1 has coordinates that are not from 0 to 1",
+    "0 .1 .1 .2 .2 .3 nan": "line 1 has coordinates that are not from 0 to 1",
     "0 0.5 0.5 0.5 0.5\n\n0 a 0.5 0.5 0.5": "line 3 holds something that is not a number",
     "0.5 0.5 0.5 0.5 0.5": "class 0.5, which is no class number",
     "-1 0.5 0.5 0.5 0.5": "class -1, which is no class number",
@@ -392,7 +417,6 @@ BAD_LABELS = {
     "0 0.5 nan 0.5 0.5": "coordinates that are not from 0 to 1",
     "0 0.5 0.5 0.5 inf": "coordinates that are not from 0 to 1",
     "0 0.5 0.5 -0.005 0.5": "negative width or height",
-    "0 0.5 0.5 0.5 0.5\n0 0 0 0 1 1 1": "boxes and rows with polygons are mixed",
 }
 
 
@@ -417,6 +441,13 @@ def test_polygons_become_boxes():
     assert np.allclose(segments[0], [[0.1, 0.2], [0.5, 0.2], [0.5, 0.8]])
 
 
+def test_boxes_and_polygons_are_mixed():
+    rows, segments, note = datasets.parse_labels("2 .5 .5 .2 .4\n1 .1 .2 .5 .2 .5 .8\n0 .5 .5 0 .1\n", SETTINGS)
+    assert np.allclose(rows, [[2, 0.5, 0.5, 0.2, 0.4], [1, 0.3, 0.5, 0.4, 0.6]])
+    assert [segment.shape for segment in segments] == [(0, 2), (3, 2)]
+    assert note == "1 boxes without area left out"
+
+
 def test_keypoints_are_skipped_and_one_class_takes_all():
     posed = datasets.Settings(nc=1, channels=3, single_cls=True, keypoint_columns=6)
     rows, _, _ = datasets.parse_labels("7 .5 .5 .2 .2 0 0 1 0 0 1", posed)
@@ -429,7 +460,7 @@ def test_bad_label_rejects_its_picture(folder):
     (folder / "labels" / "train" / "d.txt").mkdir()
     reasons = {Path(path).name: reason for path, reason in build(folder).rejected}
     assert reasons == {
-        "c.jpg": "line 1 has the class 9, but the classes are 0 to 1",
+        "c.jpg": "c.txt, line 1 has the class 9, but the classes are 0 to 1",
         "d.jpg": "its label file cannot be read: Is a directory",
     }
 
@@ -445,12 +476,16 @@ class Evil:
         return Path.touch, (self.marker,)
 
 
-def test_pickled_cache_beside_the_labels_is_not_loaded(folder, tmp_path):
+def test_yolov5s_pickled_caches_are_neither_loaded_nor_changed(folder, tmp_path):
     marker = tmp_path / "marker"
     np.save(tmp_path / "evil.npy", np.array(Evil(marker)), allow_pickle=True)
-    for place in (folder / "labels" / "train.cache", folder / "images" / "train.cache"):
-        place.write_bytes((tmp_path / "evil.npy").read_bytes())
-    assert len(build(folder)) == 4
+    (folder / "train.txt").write_text("./images/train/a.jpg\n")
+    for place in ("labels/train.cache", "labels/train/labels.cache", "images/train.cache", "train.cache"):
+        (folder / place).write_bytes((tmp_path / "evil.npy").read_bytes())
+    data = load_dataset(write_yaml(folder, train=["images/train", "train.txt"]))
+    before = digest(folder)
+    assert len(build_dataset(options(), data["train"], 2, data)) == 5
+    assert digest(folder) == before
     assert not marker.exists()
     np.load(tmp_path / "evil.npy", allow_pickle=True)
     assert marker.exists()  # the trap works
@@ -605,15 +640,49 @@ def test_fraction_takes_the_first_pictures(folder):
 
 
 def test_one_class_for_all(folder):
-    assert not any(label["cls"].any() for label in build(folder, single_cls=True).labels)
+    write_label(folder, "train/a", "7 0.5 0.5 0.5 0.5")
+    for split, mode in (("train", "train"), ("val", "val")):
+        dataset = build(folder, split, mode, single_cls=True)
+        assert dataset.rejected == []
+        assert not any(label["cls"].any() for label in dataset.labels)
 
 
-def test_segmentation_needs_polygons(folder):
-    with pytest.raises(UserError, match="segmentation needs a polygon"):
-        build(folder, task="segment")
+POLYGON = "{} .1 .1 .9 .1 .9 .9 .1 .8\n"
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_segmentation_needs_polygons(folder, split):
+    with pytest.raises(UserError, match=rf"needs polygons, .*images/{split} are boxes only") as caught:
+        build(folder, split, split, task="segment")
+    assert "\n" not in str(caught.value)
+
+
+def test_polygons_become_masks(folder):
     for i, name in enumerate("abcd"):
-        write_label(folder, f"train/{name}", f"{i % 2} .1 .1 .9 .1 .9 .9 .1 .8\n")
+        write_label(folder, f"train/{name}", POLYGON.format(i % 2))
     assert build(folder, task="segment")[0]["masks"].any()
+    sample = build(folder, mode="val", task="segment")[0]
+    assert sample["masks"].shape == (1, 16, 16)  # of the letterboxed picture, a quarter of its size
+    assert sample["masks"].sum() == pytest.approx(0.8 * 16 * 0.75 * 12, rel=0.2)
+    separate = build(folder, mode="val", task="segment", overlap_mask=False, mask_ratio=1)[0]
+    assert separate["masks"].shape == (1, 64, 64)
+
+
+def test_a_box_among_polygons_is_its_own_mask(folder, logged):
+    for i, name in enumerate("abcd"):
+        write_label(folder, f"train/{name}", POLYGON.format(i % 2))
+    write_label(folder, "train/a", "0 0.5 0.5 0.5 0.25\n" + POLYGON.format(1))
+    write_label(folder, "train/b", "0 0.5 0.5 0.5 0.25\n")
+    dataset = build(folder, mode="val", task="segment", mask_ratio=1)
+    assert [line for line in logged if "2 of 5 objects have no polygon" in line]
+    assert [len(label["segments"]) for label in dataset.labels] == [2, 1, 1, 1]
+    assert dataset[1]["masks"].sum() == pytest.approx(0.5 * 64 * 0.25 * 48, rel=0.15)
+
+
+def test_detection_uses_polygons_when_each_object_has_one(folder):
+    for i, name in enumerate("abcd"):
+        write_label(folder, f"train/{name}", POLYGON.format(i % 2))
+    assert all(len(label["segments"]) == 1 for label in build(folder).labels)
     write_label(folder, "train/a", "0 0.5 0.5 0.5 0.5")
     assert not any(label["segments"] for label in build(folder).labels)
 

@@ -237,15 +237,16 @@ def find_source(entry: str, key: str, roots: list[Path], file: Path, required: b
 
 
 # Pictures and labels on the disk --------------------------------------------------------------------------------------
-def list_images(source: str | Sequence[str]) -> list[str]:
+def list_images(source: str | Sequence[str], root: str | Path = "") -> list[str]:
     """Return the sorted paths of all pictures of a split.
 
     Args:
-        source: a folder, searched in depth; a `.txt` file with one path a line, relative to the current folder, or to
-            the list when it starts with `./` or is not there; or several of them.
+        source: a folder, searched in depth; a `.txt` file with one path a line, relative to the list, to the data set
+            or to the current folder; or several of them.
+        root: the data set's folder.
     """
     sources = [source] if isinstance(source, str) else source
-    files = (path for one in sources for path in (walk(one) if Path(one).is_dir() else read_list(Path(one))))
+    files = (path for one in sources for path in (walk(one) if Path(one).is_dir() else read_list(Path(one), root)))
     images = sorted(path for path in files if path.rpartition(".")[2].lower() in IMG_FORMATS)
     if not images:
         raise UserError(f"there are no pictures in {', '.join(sources)} (looked for {', '.join(sorted(IMG_FORMATS))})")
@@ -265,15 +266,19 @@ def walk(folder: str) -> Iterable[str]:
         yield from (os.path.join(parent, name) for name in files if not name.startswith("."))  # noqa: PTH118
 
 
-def read_list(file: Path) -> Iterable[str]:
-    """Yield the paths that a list of pictures names."""
+def read_list(file: Path, root: str | Path) -> Iterable[str]:
+    """Yield the paths that a list of pictures names; where none of the folders has one, that of the current folder.
+
+    Those that begin with `./` are relative to the list, as in YOLOv5.
+    """
     try:
         lines = file.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"the list of pictures {file} cannot be read: {error}") from error
     for line in filter(None, map(str.strip, lines)):
         beside = file.parent / line
-        yield str(beside if line.startswith("./") or (not Path(line).exists() and beside.exists()) else line)
+        choices = (Path(line), beside, Path(root) / line)
+        yield str(beside if line.startswith("./") else next((path for path in choices if path.exists()), line))
 
 
 def check_images(data: dict[str, Any], splits: Iterable[str] = ("train", "val")) -> None:
@@ -286,7 +291,7 @@ def check_images(data: dict[str, Any], splits: Iterable[str] = ("train", "val"))
     for split in splits:
         if not data.get(split):
             raise UserError(f"{data['yaml_file']} describes no {split} split")
-        labels = img2label_paths(list_images(data[split]))
+        labels = img2label_paths(list_images(data[split], data["path"]))
         if not any(map(os.path.isfile, labels)):
             more = f" and {len(labels) - 1} more" if len(labels) > 1 else ""
             raise UserError(f"no labels found for the {split} split: looked for {labels[0]}{more}")
@@ -302,7 +307,7 @@ class Record:
     state: str = "labelled"  # or 'empty' (label file without rows), 'missing' (no label file), 'rejected'
     shape: tuple[int, int] = (0, 0)  # height, width as decoded
     rows: np.ndarray = field(default_factory=lambda: np.zeros((0, 5), np.float32))  # class, x, y, w, h in [0, 1]
-    segments: list[np.ndarray] = field(default_factory=list)  # (points, 2) each; as many as rows, or none
+    segments: list[np.ndarray] = field(default_factory=list)  # (points, 2) each; as many as rows, 0 points for a box
     note: str = ""  # why it was rejected, or what was left out
 
 
@@ -379,8 +384,20 @@ def decoder_flag(channels: int) -> int:
     return {1: cv2.IMREAD_GRAYSCALE, 3: cv2.IMREAD_COLOR}.get(channels, cv2.IMREAD_UNCHANGED)
 
 
+def read_labels(file: Path, settings: Settings) -> tuple[np.ndarray, list[np.ndarray], str]:
+    """Return what `parse_labels` finds in `file`; ValueError names the file and the line."""
+    text = file.read_text(encoding="utf-8-sig")
+    try:
+        return parse_labels(text, settings)
+    except ValueError as error:
+        raise ValueError(f"{file.name}, {error}") from error
+
+
 def parse_labels(text: str, settings: Settings) -> tuple[np.ndarray, list[np.ndarray], str]:
-    """Return the rows (n, 5) `class x y w h`, the polygons when rows are polygons, and a note on what was left out.
+    """Return the rows (n, 5) `class x y w h`, the polygons if there are any, and a note on what was left out.
+
+    A row holds a box or a polygon, each as it likes. There are as many polygons as rows, those of boxes being empty,
+    or none at all.
 
     Raises:
         ValueError: a row is malformed; the message names the line.
@@ -388,14 +405,10 @@ def parse_labels(text: str, settings: Settings) -> tuple[np.ndarray, list[np.nda
     numbered = [(number, line.split()) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
     parsed = [parse_row(words, number, settings) for number, words in numbered]
     unique = list(dict.fromkeys(parsed))
-    polygons = [len(row) > 5 for row in unique]
-    if any(polygons) and not all(polygons):
-        raise ValueError("rows with boxes and rows with polygons are mixed")
-    segments = [np.array(row[1:], np.float32).reshape(-1, 2) for row in unique] if any(polygons) else []
-    classes = np.array([row[0] for row in unique], np.float32).reshape(-1, 1)
-    boxes = segments2boxes(segments) if segments else np.array([row[1:] for row in unique], np.float32).reshape(-1, 4)
-    kept = np.flatnonzero((boxes[:, 2:] > 0).all(1))
-    rows = np.concatenate([classes, boxes], 1).astype(np.float32)[kept]
+    segments = [np.array(row[1:] if len(row) > 5 else (), np.float32).reshape(-1, 2) for row in unique]
+    boxes = [segments2boxes([s])[0] if len(s) else row[1:] for row, s in zip(unique, segments, strict=True)]
+    rows = np.array([(row[0], *box) for row, box in zip(unique, boxes, strict=True)], np.float32).reshape(-1, 5)
+    kept = np.flatnonzero((rows[:, 3:] > 0).all(1))
     notes = [
         f"{count} {what} left out"
         for count, what in (
@@ -404,15 +417,14 @@ def parse_labels(text: str, settings: Settings) -> tuple[np.ndarray, list[np.nda
         )
         if count
     ]
-    return rows, [segments[i] for i in kept] if segments else [], ", ".join(notes)
+    return rows[kept], [segments[i] for i in kept] if any(map(len, segments)) else [], ", ".join(notes)
 
 
 def parse_row(words: list[str], number: int, settings: Settings) -> tuple[float, ...]:
     """Return the numbers of one row: class and box (5), or class and polygon (7, 9, …)."""
     if settings.keypoint_columns and len(words) == 5 + settings.keypoint_columns:
         words = words[:5]
-    if len(words) != 5 and (len(words) < 7 or len(words) % 2 == 0):
-        raise ValueError(f"line {number} has {len(words)} columns instead of the 5 of class x y w h")
+    check_columns(len(words), number)
     try:
         kind, *coordinates = map(float, words)
     except ValueError as error:
@@ -428,6 +440,18 @@ def parse_row(words: list[str], number: int, settings: Settings) -> tuple[float,
     return kind, *coordinates
 
 
+def check_columns(count: int, number: int) -> None:
+    """Raise ValueError for a row that is neither a box nor a polygon."""
+    if count < 5:
+        raise ValueError(f"line {number} has {count} columns instead of the 5 of class x y w h")
+    if count == 6:
+        raise ValueError(
+            f"line {number} has 6 columns: class x y w h are 5, and a polygon of 3 points and its class are 7"
+        )
+    if count % 2 == 0:
+        raise ValueError(f"line {number} has a polygon with an odd number of coordinates, {count - 1}")
+
+
 def examine(image: str, label: str, stamp: tuple[int, int, int, int], settings: Settings) -> Record:
     """Look at one picture and its label file."""
     record = Record(image, stamp)
@@ -438,8 +462,7 @@ def examine(image: str, label: str, stamp: tuple[int, int, int, int], settings: 
         if stamp[2] < 0:
             record.state = "missing"
             return record
-        text = Path(label).read_text(encoding="utf-8-sig")
-        record.rows, record.segments, record.note = parse_labels(text, settings)
+        record.rows, record.segments, record.note = read_labels(Path(label), settings)
         record.state = "labelled" if len(record.rows) else "empty"
     except OSError as error:
         record.state, record.note = "rejected", f"its label file cannot be read: {error.strerror}"
@@ -566,7 +589,7 @@ class SafeYOLODataset(YOLODataset):
 
     def get_img_files(self, img_path: str | list[str]) -> list[str]:
         """Return the pictures of the split, or the first ones when only a fraction or a number is wanted."""
-        images = list_images(img_path)
+        images = list_images(img_path, self.data["path"])
         count = self.fraction if isinstance(self.fraction, int) else max(1, round(len(images) * self.fraction))
         return images[:count]
 
@@ -585,18 +608,21 @@ class SafeYOLODataset(YOLODataset):
             path, reason = self.rejected[0]
             raise UserError(f"none of the {len(records)} pictures can be used: {path}: {reason}, and so on")
         self.im_files = [r.path for r in used]
-        labels = [label_dict(r) for r in used]
-        self.keep_all_segments_or_none(labels)
-        return labels
+        keep_segments = self.all_have_polygons(used) or self.use_segments
+        return [label_dict(r, keep_segments) for r in used]
 
-    def keep_all_segments_or_none(self, labels: list[dict[str, Any]]) -> None:
-        """Drop the polygons when some objects have only boxes; segmentation cannot do without."""
-        if sum(len(label["segments"]) for label in labels) == sum(len(label["cls"]) for label in labels):
-            return
-        if self.use_segments:
-            raise UserError(f"{self.data['yaml_file']}: segmentation needs a polygon for each object, some have boxes")
-        for label in labels:
-            label["segments"] = []
+    def all_have_polygons(self, records: list[Record]) -> bool:
+        """Return whether each object has a polygon; segmentation makes do with some, and cannot do without any."""
+        objects = sum(len(r.rows) for r in records)
+        boxes = objects - sum(len(segment) > 0 for r in records for segment in r.segments)
+        if boxes and self.use_segments:
+            if boxes == objects:
+                raise UserError(
+                    f"segmentation needs polygons, rows of class x1 y1 x2 y2 x3 y3 …, but the labels of "
+                    f"{self.img_path} are boxes only"
+                )
+            LOGGER.warning(f"{self.prefix}{boxes} of {objects} objects have no polygon, their mask is their box")
+        return not boxes
 
     def load_image(
         self, i: int, rect_mode: bool = True, resize_short: bool = False
@@ -631,18 +657,31 @@ class SafeYOLODataset(YOLODataset):
         return False
 
 
-def label_dict(record: Record) -> dict[str, Any]:
-    """Return a record as the dictionary that ultralytics' augmentations take."""
+def label_dict(record: Record, with_segments: bool) -> dict[str, Any]:
+    """Return a record as the dictionary that ultralytics' augmentations take, where all objects or none have polygons.
+
+    Args:
+        record: what the scan found out about the picture.
+        with_segments: give the polygons, which are their corners for boxes.
+    """
+    segments = record.segments or [np.zeros((0, 2), np.float32)] * len(record.rows)
+    polygons = [s if len(s) else box_corners(row[1:]) for s, row in zip(segments, record.rows, strict=True)]
     return {
         "im_file": record.path,
         "shape": record.shape,
         "cls": record.rows[:, :1].copy(),
         "bboxes": record.rows[:, 1:].copy(),
-        "segments": record.segments,
+        "segments": polygons if with_segments else [],
         "keypoints": None,
         "normalized": True,
         "bbox_format": "xywh",
     }
+
+
+def box_corners(box: np.ndarray) -> np.ndarray:
+    """Return the corners, (4, 2), of a box `x y w h`."""
+    x, y, w, h = box
+    return np.array([(x - w / 2, y - h / 2), (x + w / 2, y - h / 2), (x + w / 2, y + h / 2), (x - w / 2, y + h / 2)])
 
 
 def report(records: list[Record], prefix: str) -> None:

@@ -280,8 +280,9 @@ def resume_options(last: Path) -> dict[str, Any]:
 
 def write_data_yaml(data: dict[str, Any], path: Path) -> None:
     """Write a checked data set with absolute paths, in the form that ultralytics' validator reads."""
-    keys = ("train", "val", "test", "nc", "names", "channels")
-    path.write_text(yaml.safe_dump({key: data[key] for key in keys if data.get(key) is not None}, sort_keys=False))
+    keys = ("train", "val", "test", "nc", "names", "channels", "kpt_shape")
+    described = {"path": str(data["path"]), **{key: data[key] for key in keys if data.get(key) is not None}}
+    path.write_text(yaml.safe_dump(described, sort_keys=False))
 
 
 def transfer(source: DetectionModel, target: DetectionModel) -> None:
