@@ -1,4 +1,4 @@
-"""Find objects in pictures and videos with trained or exported weights.
+"""Find objects, and their masks, in pictures and videos with trained or exported weights.
 
     python detect.py                                                     # newest training, two real photographs
     python detect.py --weights runs/train/exp/weights/best.pt --source photo.jpg
@@ -12,6 +12,7 @@
 
 Weights are .pt (ours), .onnx or .torchscript. Written to runs/detect/exp, exp2, …: pictures as .jpg, videos as .mp4,
 labels/<name>.txt, crops/<class>/<name>.jpg, predictions.csv. In Python: detect.run(source="photo.jpg").
+Weights that segment have masks drawn and polygons for labels.
 The exit code is 1 when a file could not be read (the others are done), 2 when the input was wrong.
 """
 
@@ -25,7 +26,7 @@ import utils.environment  # noqa: F401
 from models.plugins import load_plugins
 from utils import cli
 from utils.outputs import Outputs, Wanted
-from utils.predictor import Predictor, predict
+from utils.predictor import Predictor, create_predictor, predict
 from utils.sources import Files, Live, has_pictures, open_source
 
 # isort: split
@@ -47,7 +48,7 @@ def make_parser() -> cli.Parser:
     add("--device", type=cli.device, default="", help="cpu, mps, or CUDA number; default: the first GPU, else the CPU")
     add("--view-img", **flag, help="show the results in a window; q ends")
     add("--save-txt", **flag, help="write labels/<name>.txt")
-    add("--save-format", type=int, choices=(0, 1), default=0, help="labels as 0: cx cy w h, 1: x1 y1 x2 y2")
+    add("--save-format", type=int, choices=(0, 1), default=0, help="0: cx cy w h, or a mask's outline; 1: x1 y1 x2 y2")
     add("--save-conf", **flag, help="add the confidence to the labels")
     add("--save-crop", **flag, help="write each box as a picture")
     add("--save-csv", **flag, help="write predictions.csv")
@@ -61,6 +62,7 @@ def make_parser() -> cli.Parser:
     add("--line-thickness", type=cli.positive_int, help="of boxes and letters, in pixels; default: fits the picture")
     add("--hide-labels", **flag, help="draw boxes only")
     add("--hide-conf", **flag, help="draw names without confidences")
+    add("--retina-masks", **flag, help="masks as fine as the picture, not as the network's input")
     add("--half", **flag, help="compute in float16, on a GPU")
     add("--vid-stride", type=cli.positive_int, default=1, help="take every n-th frame of a video")
     cli.add_plugins(parser)
@@ -84,7 +86,7 @@ def main(args: argparse.Namespace) -> int:
     cli.log_options("detect", args)
     load_plugins(args.plugins)
     source = open_source(args.source or default_source(), args.vid_stride)
-    predictor = Predictor(
+    predictor = create_predictor(
         cli.find_weights(args.weights),
         imgsz=args.imgsz,
         conf_thres=args.conf_thres,
@@ -96,6 +98,7 @@ def main(args: argparse.Namespace) -> int:
         half=args.half,
         device=args.device,
         data=cli.find_file(args.data, "data") if args.data else None,
+        retina_masks=args.retina_masks,
     )
     wanted = wanted_files(args)
     folder = cli.increment_path(args.project, args.name, args.exist_ok) if wanted.anything else Path()

@@ -502,7 +502,9 @@ def test_exports_run(run, log, exports, tmp_path, suffix):
         ({"names": "-" * 200_000}, "cannot be understood"),
         ({"names": "__import__('os')"}, "cannot be understood"),
         ({"imgsz": [100_000, 100_000]}, "cannot be understood"),
-        ({"task": "segment"}, "the task segment"),
+        ({"task": "pose"}, "the task pose, not for detect or segment"),
+        ({"task": "segment"}, r"gives \(1, 7, 126\) where its 3 classes need .* and \(1, masks, 16, 24\)"),
+        ({"end2end": True}, r"gives \(1, 7, 126\) where its 3 classes need \(1, boxes, 6\)"),
     ],
 )
 def test_hostile_metadata(run, exports, tmp_path, suffix, changes, message):
@@ -521,6 +523,116 @@ def test_names_from_data_when_the_weights_hold_none(run, log, exports, tmp_path)
 def test_torchscript_for_another_size_than_it_says(run, exports, tmp_path):
     with pytest.raises(UserError, match="does not run on a picture of 128x128"):
         run(weights=exports("torchscript", imgsz=[128, 128]), source=picture(tmp_path / "a.jpg"))
+
+
+# Masks ----------------------------------------------------------------------------------------------------------------
+class Disc(torch.nn.Module):
+    """A network that sees a disc in the middle of 64x96 pixels, and a line too thin to have an outline."""
+
+    def __init__(self, end2end=False, masks=True):
+        super().__init__()
+        y, x = torch.meshgrid(torch.arange(2.0, 64, 4), torch.arange(2.0, 96, 4), indexing="ij")
+        proto = torch.stack([24 - ((x - 48) ** 2 + (y - 32) ** 2).sqrt(), torch.ones(16, 24)])[None]
+        if end2end:  # x1 y1 x2 y2 score class, then a coefficient of each prototype
+            found = torch.tensor([[[24, 8, 72, 56, 0.9, 1, 1, 0], [22, 9, 23, 11, 0.6, 2, 0, 1]]])
+        else:  # cx cy w h, scores
+            found = torch.tensor([[[48, 32, 48, 48, 0, 0.9, 0, 1, 0], [22.5, 10, 1, 2, 0, 0, 0.6, 0, 1]]]).mT
+        self.register_buffer("found", found if masks else found[..., :6] if end2end else found[:, :7])
+        self.register_buffer("proto", proto)
+        self.masks = masks
+
+    def forward(self, x):
+        nothing = 0 * x.mean()
+        return (self.found + nothing, self.proto + nothing) if self.masks else self.found + nothing
+
+
+@pytest.fixture(scope="module")
+def write_export(tmp_path_factory):
+    """A function that writes a network for 64x96 pixels as ONNX or TorchScript."""
+
+    def write(network, suffix, **changes):
+        path = tmp_path_factory.mktemp("disc") / f"disc.{suffix}"
+        metadata = METADATA | {"task": "segment"} | changes
+        example = torch.zeros(1, 3, 64, 96)
+        if suffix == "torchscript":
+            scripted = torch.jit.trace(network, example, check_trace=False)
+            scripted.save(str(path), _extra_files={"config.txt": json.dumps(metadata)})
+            return path
+        torch.onnx.export(network, (example,), path, opset_version=17, dynamo=False)
+        graph = onnx.load(path)
+        for key, value in metadata.items():
+            graph.metadata_props.add(key=key, value=str(value))
+        onnx.save(graph, path)
+        return path
+
+    return write
+
+
+@pytest.mark.parametrize("end2end", [False, True])
+@pytest.mark.parametrize("suffix", ["onnx", "torchscript"])
+def test_masks_of_an_export(run, log, write_export, tmp_path, suffix, end2end):
+    image = picture(tmp_path / "a.jpg", 48, 64)
+    weights = write_export(Disc(end2end), suffix, end2end=end2end)
+    options = {"weights": weights, "source": image, "save_txt": True, "save_conf": True}
+    assert run(**options, save_crop=True, save_csv=True) == 0
+    assert any("a.jpg: 64x96 1 square, 1 star, " in line for line in log)
+    assert files_below("runs/detect/exp") == [
+        "a.jpg",
+        "crops/square/a.jpg",
+        "crops/star/a.jpg",
+        "labels/a.txt",
+        "predictions.csv",
+    ]
+    disc, dot = (line.split() for line in Path("runs/detect/exp/labels/a.txt").read_text().splitlines())
+    assert disc[0] == "1" and float(disc[-1]) == pytest.approx(0.9) and dot[0] == "2" and len(dot) == 10
+    points = np.array(disc[1:-1], float).reshape(-1, 2) * (64, 48)
+    assert len(points) > 8 and np.allclose(np.linalg.norm(points - (32, 24), axis=1), 24 / (64 / 48), atol=1.5)
+    run(**options, save_format=1)
+    corners = np.loadtxt("runs/detect/exp2/labels/a.txt", ndmin=2)
+    assert np.allclose(corners[0, 1:5] * (64, 48, 64, 48), [14, 6, 50, 42], atol=0.6)
+
+
+def test_masks_are_drawn_and_finer_when_asked_for(run, write_export, tmp_path):
+    image = tmp_path / "a.png"
+    cv2.imwrite(str(image), np.zeros((480, 640, 3), np.uint8))
+    weights = write_export(Disc(), "torchscript")
+    inside = {}
+    for name in ("coarse", "fine"):
+        run(weights=weights, source=image, hide_labels=True, name=name, retina_masks=name == "fine", save_txt=True)
+        drawn = cv2.imread(f"runs/detect/{name}/a.jpg")
+        assert drawn[240, 320].max() > 50 and drawn[70, 150].max() < 20  # in the disc; in its box, but not in the disc
+        line = Path(f"runs/detect/{name}/labels/a.txt").read_text().splitlines()[0]
+        inside[name] = len(line.split())
+    assert inside["fine"] > 1.5 * inside["coarse"]
+
+
+def test_retina_masks_of_a_detector_are_of_no_use_and_said_so(run, log, tmp_path):
+    run(source=picture(tmp_path / "a.jpg"), nosave=True, retina_masks=True)
+    assert any("--retina-masks is of no use: best.pt finds boxes, not masks" in line for line in log)
+
+
+@pytest.mark.parametrize("suffix", ["onnx", "torchscript"])
+def test_boxes_without_nms_of_an_export(run, log, write_export, tmp_path, suffix):
+    weights = write_export(Disc(end2end=True, masks=False), suffix, task="detect", end2end=True)
+    run(weights=weights, source=picture(tmp_path / "a.jpg", 48, 64), save_txt=True)
+    assert any("a.jpg: 64x96 1 square, 1 star, " in line for line in log)
+    square, star = np.loadtxt("runs/detect/exp/labels/a.txt", ndmin=2)
+    assert np.allclose(square, [1, 0.5, 0.5, 0.5625, 0.75], atol=0.01) and star[0] == 2
+
+
+@pytest.mark.parametrize(
+    ("network", "changes", "message"),
+    [
+        (Disc(masks=False), {}, r"gives \(1, 7, 2\) where its 3 classes need \(1, 7, boxes\) and \(1, masks, 16, 24\)"),
+        (Disc(), {"task": "detect"}, r"and \(1, 2, 16, 24\) where its 3 classes need \(1, 7, boxes\)"),
+        (Disc(), {"names": {0: "a"}}, r"gives \(1, 9, 2\) and .* its 1 classes need \(1, 7, boxes\)"),
+        (Disc(), {"end2end": True}, r"gives \(1, 9, 2\) and .* need \(1, boxes, 8\) and \(1, 2, 16, 24\)"),
+    ],
+)
+def test_outputs_that_are_not_those_of_the_task(run, write_export, tmp_path, network, changes, message):
+    with pytest.raises(UserError, match=message) as caught:
+        run(weights=write_export(network, "torchscript", **changes), source=picture(tmp_path / "a.jpg"))
+    assert "\n" not in str(caught.value)
 
 
 # The loop -------------------------------------------------------------------------------------------------------------

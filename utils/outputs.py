@@ -40,7 +40,7 @@ class Wanted:
     crops: bool = False
     table: bool = False
     confidence: bool = False  # a sixth column in the labels
-    corners: bool = False  # labels as x1 y1 x2 y2 instead of centre, width and height
+    corners: bool = False  # labels as x1 y1 x2 y2, not as centre, width and height, or as the outlines of masks
     line_width: int | None = None  # pixels; None goes with the size of the picture
     draw_names: bool = True
     draw_confidence: bool = True
@@ -201,7 +201,7 @@ class Table:
 
 
 def draw(result: Results, wanted: Wanted) -> np.ndarray:
-    """Return the picture with its boxes, as (H, W, 3) uint8 in BGR."""
+    """Return the picture with its boxes and masks, as (H, W, 3) uint8 in BGR."""
     fitting = max(round(0.0015 * sum(result.orig_shape)), 1)  # 3 for a photograph of 1080x810, 1 for a thumbnail
     return result.plot(
         line_width=wanted.line_width or fitting,
@@ -211,12 +211,23 @@ def draw(result: Results, wanted: Wanted) -> np.ndarray:
 
 
 def label_lines(result: Results, confidence: bool = False, corners: bool = False) -> list[str]:
-    """Return `class cx cy w h [confidence]` for each box, or `class x1 y1 x2 y2 …`, as fractions of the picture."""
+    """Return a line for each object, as fractions of the picture.
+
+    `class cx cy w h [confidence]`, with `corners` `class x1 y1 x2 y2 [confidence]`; for masks their outlines,
+    `class x1 y1 x2 y2 x3 y3 … [confidence]`.
+    """
     boxes = result.boxes
-    columns = [boxes.cls[:, None], boxes.xyxyn if corners else boxes.xywhn]
-    if confidence:
-        columns.append(boxes.conf[:, None])
-    return [" ".join(f"{x:g}" for x in row) for row in np.concatenate(columns, axis=1)]
+    places = boxes.xyxyn if corners else outlines(result) if result.masks is not None else boxes.xywhn
+    ends = boxes.conf[:, None] if confidence else np.empty((len(boxes), 0))
+    rows = ((kind, *place, *end) for kind, place, end in zip(boxes.cls, places, ends, strict=True))
+    return [" ".join(f"{x:g}" for x in row) for row in rows]
+
+
+def outlines(result: Results) -> list[np.ndarray]:
+    """Return x1 y1 x2 y2 … around each mask; around the box where a mask is too small to have three points."""
+    corners = result.boxes.xyxyn[:, [0, 1, 2, 1, 2, 3, 0, 3]]
+    polygons = (polygon.ravel() for polygon in result.masks.xyn)
+    return [p if len(p) >= 6 else box for p, box in zip(polygons, corners, strict=True)]
 
 
 def write_image(path: Path, image: np.ndarray) -> None:

@@ -1,4 +1,4 @@
-"""From a picture to boxes: ultralytics' DetectionPredictor on our checkpoints and exports, and the loop around it.
+"""From a picture to boxes and masks: ultralytics' predictors on our checkpoints and exports, and the loop around them.
 
 The loop reads, computes and writes on three threads, one frame ahead and a few behind, so that the time goes into the
 network: torch leaves one core free for the other two.
@@ -25,8 +25,10 @@ from utils.sources import Files, Frame, Live, prefetch
 # isort: split
 import cv2
 import torch
+from torch import nn
 from ultralytics.data.loaders import SourceTypes
 from ultralytics.engine.results import Results
+from ultralytics.models.yolo import segment
 from ultralytics.models.yolo.detect import DetectionPredictor
 from ultralytics.nn.backends.base import BaseBackend
 from ultralytics.utils import LOGGER, ops
@@ -34,14 +36,17 @@ from ultralytics.utils import LOGGER, ops
 EXPORTS = (".onnx", ".torchscript")
 BACKLOG = 8  # frames that may wait to be written; bounds the memory
 MAX_METADATA = 100_000  # characters of one entry
+Shape = tuple[int | str, ...]  # a word stands for any number
+UNNAMED = 999  # classes that ultralytics gives to weights without names
 LITERALS = ("imgsz", "names", "args", "end2end")  # metadata that ultralytics reads as Python literals
 
 
 class Predictor(DetectionPredictor):
-    """Finds the boxes in one frame at a time.
+    """Finds the boxes in one frame at a time. `create_predictor` makes the one for the task of some weights.
 
     Args:
-        weights: .pt (ours), .onnx or .torchscript.
+        weights: .pt (ours), .onnx or .torchscript; for messages.
+        network: what `open_weights` gave for them.
         imgsz: one side, or height and width, in pixels; None takes the size of training or export.
         conf_thres: boxes below this confidence are dropped, 0 to 1.
         iou_thres: of two boxes of a class that overlap more than this, the less confident is dropped, 0 to 1.
@@ -52,6 +57,7 @@ class Predictor(DetectionPredictor):
         half: float16, on a GPU.
         device: '', cpu, mps, or CUDA numbers.
         data: a dataset YAML, read for the class names when the weights hold none.
+        retina_masks: masks as fine as the picture, not as the network's input.
 
     Attributes:
         names: class number → name.
@@ -63,9 +69,12 @@ class Predictor(DetectionPredictor):
         UserError: an option does not go with these weights.
     """
 
+    task = "detect"
+
     def __init__(
         self,
         weights: Path,
+        network: nn.Module | str,
         *,
         imgsz: list[int] | None = None,
         conf_thres: float = 0.25,
@@ -77,18 +86,27 @@ class Predictor(DetectionPredictor):
         half: bool = False,
         device: str = "",
         data: Path | None = None,
+        retina_masks: bool = False,
     ) -> None:
-        options: dict[str, Any] = {"task": "detect", "mode": "predict", "batch": 1, "rect": True, "device": device}
+        options: dict[str, Any] = {"task": self.task, "mode": "predict", "batch": 1, "rect": True, "device": device}
         options |= {"conf": conf_thres, "iou": iou_thres, "max_det": max_det, "classes": classes, "augment": augment}
         options |= {"agnostic_nms": agnostic_nms, "data": str(data or ""), "quantize": 16 if half else None}
-        super().__init__(overrides=options | {"save": False, "verbose": False, "save_dir": "."})  # we write and print
+        options |= {
+            "retina_masks": retina_masks,
+            "save": False,
+            "verbose": False,
+            "save_dir": ".",
+        }  # we write and print
+        super().__init__(overrides=options)
         if augment and weights.suffix in EXPORTS:
             raise UserError(f"--augment needs PyTorch weights (.pt), not {weights.name}")
-        own_size, fixed = self._load(weights)
-        self.names = self.model.names
+        if retina_masks and self.task != "segment":
+            LOGGER.warning(f"--retina-masks is of no use: {weights.name} finds boxes, not masks")
+        own_size, fixed = self._load(weights, network)
         self.imgsz = self._choose_imgsz(weights, imgsz, own_size, fixed)
         if weights.suffix in EXPORTS:
             self._try_out(weights)
+        self.names = self.model.names
         if classes and max(classes) >= len(self.names):
             raise UserError(f"--classes {max(classes)} does not exist: {weights.name} knows 0 to {len(self.names) - 1}")
         if half and not self.model.fp16:
@@ -99,20 +117,17 @@ class Predictor(DetectionPredictor):
         self.timers = [ops.Profile(device=self.device) for _ in range(3)]  # preparing, network, NMS
         self.shape: tuple[int, ...] = ()  # of the last input, (B, C, H, W)
 
-    def _load(self, weights: Path) -> tuple[Any, bool]:
-        """Load the network; return the image size that it was made with, if known, and whether it takes no other."""
-        if weights.suffix == ".pt":
-            network = load_checkpoint(weights)
+    def _load(self, weights: Path, network: nn.Module | str) -> tuple[Any, bool]:
+        """Set the network up; return the image size that it was made with, if known, and whether it takes no other."""
+        if not isinstance(network, str):
             self.args.rect = not network.wants_one_canvas
+            self.args.nms = False if network.end2end else None  # ultralytics would take the branch that needs it
             self.setup_model(network)
             return getattr(network, "imgsz", None), False
-        if weights.suffix not in EXPORTS:
-            raise WeightsError(f"{weights} is none of .pt, {', '.join(EXPORTS)}")
-        check_metadata(weights)
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", FutureWarning)  # torch.jit is deprecated, and loads
-                self.setup_model(str(weights))
+                self.setup_model(network)
         except load_errors() as error:
             raise WeightsError(f"{weights} is damaged, or no {weights.suffix[1:]} file that runs here") from error
         own = getattr(self.model, "imgsz", None)
@@ -131,18 +146,32 @@ class Predictor(DetectionPredictor):
 
     @torch.inference_mode()
     def _try_out(self, weights: Path) -> None:
-        """Run an export once; WeightsError when it cannot, or when it gives other classes than it names."""
+        """Run an export once; WeightsError when it cannot, or when its outputs are not those of its classes."""
         try:
             raw = self.model(torch.zeros(1, 3, *self.imgsz, device=self.device))
         except load_errors() as error:
             raise WeightsError(
                 f"{weights} does not run on a picture of {self.imgsz[0]}x{self.imgsz[1]} pixels"
             ) from error
-        shape = (raw[0] if isinstance(raw, (list, tuple)) else raw).shape
-        named = len(self.names)
-        unnamed = named == 999  # ultralytics' word for it
-        if not (self.model.end2end or unnamed) and (len(shape) != 3 or shape[1] != 4 + named):
-            raise WeightsError(f"{weights} gives {tuple(shape)} where its {named} classes need (1, {4 + named}, boxes)")
+        given = [tuple(getattr(output, "shape", ())) for output in (raw if isinstance(raw, (list, tuple)) else [raw])]
+        needed = self._needed(given)
+        if len(given) != len(needed) or not all(map(fits, given, needed)):
+            what = f"its {len(self.model.names)} classes need" if self._is_named() else f"the task {self.task} needs"
+            raise WeightsError(f"{weights} gives {shapes_text(given)} where {what} {shapes_text(needed)}")
+
+    def _needed(self, given: list[Shape]) -> list[Shape]:  # noqa: ARG002
+        """Return the shapes that the outputs of an export must have, where these were given."""
+        return [self._boxes_needed()]
+
+    def _boxes_needed(self, masks: int = 0) -> Shape:
+        """Return the shape of the boxes, each with so many mask coefficients."""
+        if self.model.end2end:
+            return 1, "boxes", 6 + masks
+        return 1, 4 + len(self.model.names) + masks if self._is_named() else "4 + classes", "boxes"
+
+    def _is_named(self) -> bool:
+        """Return whether the classes have names, be it that ultralytics made them up from the outputs."""
+        return len(self.model.names) != UNNAMED
 
     @torch.inference_mode()
     def detect(self, frame: Frame) -> Results:
@@ -167,6 +196,38 @@ class Predictor(DetectionPredictor):
             f"Speed: {before:.1f}ms pre-process, {network:.1f}ms inference, {after:.1f}ms NMS per image "
             f"at shape {self.shape}"
         )
+
+
+class SegmentationPredictor(Predictor, segment.SegmentationPredictor):
+    """Finds boxes and masks; a `Predictor` in all else."""
+
+    task = "segment"
+
+    def _needed(self, given: list[Shape]) -> list[Shape]:
+        masks = given[1][1] if len(given) == 2 and len(given[1]) == 4 else "masks"
+        height, width = self.imgsz
+        boxes = self._boxes_needed(masks if isinstance(masks, int) else 0)
+        return [boxes, (1, masks, height // 4, width // 4)]
+
+
+def create_predictor(weights: Path, **options: Any) -> Predictor:
+    """Return the predictor for the task of `weights`; options and errors are those of `Predictor`."""
+    task, network = open_weights(weights)
+    return PREDICTORS[task](weights, network, **options)
+
+
+def open_weights(weights: Path) -> tuple[str, Any]:
+    """Return the task of weights, and their network as ultralytics takes it: a model, or the path of an export.
+
+    Raises:
+        WeightsError: the file is not one of ours, or damaged; an export was not run yet.
+    """
+    if weights.suffix == ".pt":
+        network = load_checkpoint(weights)
+        return network.task, network
+    if weights.suffix not in EXPORTS:
+        raise WeightsError(f"{weights} is none of .pt, {', '.join(EXPORTS)}")
+    return check_metadata(weights), str(weights)
 
 
 # The loop -------------------------------------------------------------------------------------------------------------
@@ -227,8 +288,12 @@ def display(frame: Frame, image: Any) -> bool:
 
 
 # Exports come from strangers ------------------------------------------------------------------------------------------
-def check_metadata(path: Path) -> None:
-    """Raise WeightsError for metadata in an export that would upset the program: ultralytics sets all as attributes."""
+def check_metadata(path: Path) -> str:
+    """Return the task in the metadata of an export.
+
+    Raises:
+        WeightsError: something in it would upset the program, as ultralytics sets all of it as attributes.
+    """
     metadata = BaseBackend.read_metadata(path)
     try:
         values = {k: _literal(v) if k in LITERALS else v for k, v in metadata.items()}
@@ -244,13 +309,25 @@ def check_metadata(path: Path) -> None:
         raise WeightsError(f"{path} does not number its class names 0, 1, …")
     if not (1 <= stride <= 1024 and 1 <= batch <= 1024 and channels == 3):
         raise WeightsError(f"{path} is for stride {stride}, batch {batch} and {channels} channels, which cannot run")
-    if task != "detect":
-        raise WeightsError(f"{path} was made for the task {task}, not for detect")
+    if task not in PREDICTORS:
+        raise WeightsError(f"{path} was made for the task {task}, not for {' or '.join(PREDICTORS)}")
     foreign = sorted(k for k in values if hasattr(BaseBackend, k) or k.startswith("_") or k in RESERVED)
     if foreign:
         raise WeightsError(f"{path} holds metadata under a name of the program's own: {foreign[0]}")
+    return task
 
 
+def fits(given: Shape, needed: Shape) -> bool:
+    """Return whether a shape is one that is needed."""
+    return len(given) == len(needed) and all(isinstance(n, str) or n == g for g, n in zip(given, needed, strict=True))
+
+
+def shapes_text(shapes: list[Shape]) -> str:
+    """Return shapes for a message: `(1, 7, boxes) and (1, 32, 16, 16)`."""
+    return " and ".join(f"({', '.join(map(str, shape))})" for shape in shapes) or "nothing"
+
+
+PREDICTORS = {kind.task: kind for kind in (Predictor, SegmentationPredictor)}
 RESERVED = ("device", "fp16", "nhwc", "model", "metadata", "format", "session", "output_names", "base_model")
 
 
