@@ -13,6 +13,10 @@ Other backbones, a start from earlier weights, and a run that was interrupted:
     python train.py --cfg timm-yolo.yaml
     python train.py --weights runs/train/exp/weights/best.pt --data my-data.yaml --freeze backbone
     python train.py --resume runs/train/exp/weights/last.pt
+
+A YAML whose head is Segment trains masks as well as boxes, from labels that are polygons:
+
+    python train.py --cfg yolov5n-seg.yaml
 """
 
 from __future__ import annotations
@@ -68,6 +72,9 @@ def make_parser() -> cli.Parser:
     add("--cache", nargs="?", const="ram", choices=["ram"], help="keep pictures in memory")
     add("--device", type=cli.device, default="", help="cpu, 0, 0,1 or mps; empty: the first GPU or the CPU")
     add("--multi-scale", action="store_true", help="vary the image size by +/- 50 %%")
+    add("--task", choices=("detect", "segment"), help="that of the YAML's head; another one is an error")
+    add("--mask-ratio", type=cli.positive_int, default=4, help="masks are learnt at this part of the picture's size")
+    add("--no-overlap", action="store_true", help="masks may overlap, which takes more memory; else small ones win")
     add("--single-cls", action="store_true", help="treat all classes as one, 'item'")
     add("--optimizer", choices=OPTIMIZERS, help="of the recipe when not given")
     add("--workers", type=cli.non_negative_int, default=8, help="loader processes on a GPU")
@@ -124,6 +131,7 @@ def find_last(args: argparse.Namespace) -> Path:
 def new_options(args: argparse.Namespace) -> dict[str, Any]:
     """Return the trainer's options of a new run, and make its folder."""
     spec = read_model(args)
+    check_task(args.task, spec)
     recipe = read_recipe(args)
     if args.label_smoothing is not None:
         recipe["anchor_gains"]["label_smoothing"] = args.label_smoothing
@@ -135,6 +143,9 @@ def new_options(args: argparse.Namespace) -> dict[str, Any]:
     return {
         **recipe,
         **given,
+        "task": spec.task,
+        "mask_ratio": args.mask_ratio,
+        "overlap_mask": not args.no_overlap,
         "model": str(keep_model(spec, "" if args.allow_partial else args.cfg, save_dir)),
         "pretrained": args.weights or False,
         "data": args.data or DEMO_DATA,
@@ -172,6 +183,12 @@ def read_model(args: argparse.Namespace) -> ModelSpec:
         load_checkpoint(args.weights)  # so that a wrong file is said before anything is written
     spec = load_spec(args.cfg)
     return spec.with_option("allow_partial", True) if args.allow_partial else spec
+
+
+def check_task(task: str | None, spec: ModelSpec) -> None:
+    """Raise UserError when `--task` is not what the head of the YAML does."""
+    if task not in (None, spec.task):
+        raise UserError(f"--task {task} does not go with {spec.name}, whose head is for the task {spec.task}")
 
 
 def keep_model(spec: ModelSpec, cfg: str, save_dir: Path) -> Path:
@@ -223,7 +240,13 @@ def freeze(words: list[str]) -> list[int] | int | str | None:
 def report(trainer: Trainer, seconds: float) -> None:
     """Say how long it took, how good it is, where everything is, and what to do next."""
     metrics = trainer.metrics
-    accuracy = f"mAP50 {metrics['metrics/mAP50(B)']:.3f}, mAP50-95 {metrics['metrics/mAP50-95(B)']:.3f}"
+    kinds = {"B": "", "M": "mask "}
+    accuracy = ", ".join(
+        f"{kinds[kind]}{name} {metrics[key]:.3f}"
+        for kind in kinds
+        for name in ("mAP50", "mAP50-95")
+        if (key := f"metrics/{name}({kind})") in metrics
+    )
     LOGGER.info(
         f"\nTrained in {seconds / 60:.1f} minutes: {accuracy}"
         f"\nResults saved to {trainer.save_dir}"

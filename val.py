@@ -1,11 +1,11 @@
-"""Measure how well weights detect the pictures of a data set: precision, recall, mAP50 and mAP50-95 per class.
+"""Measure how well weights detect the objects of a data set: precision, recall, mAP50 and mAP50-95 per class.
 
     python val.py                                      # the newest weights of runs/train on the built-in data set
     python val.py --weights best.pt --data my-data.yaml --task test
     python val.py --weights best.onnx --data my-data.yaml
 
 A `.pt` file is fused first, as it is for detection. `.onnx` and `.torchscript` files run at the size they were exported
-with.
+with. Weights that segment have their masks measured as well as their boxes.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from utils import cli
 # isort: split
 
 from models.plugins import load_plugins
-from utils.checkpoint import load_checkpoint
 from utils.datasets import check_images, load_dataset
-from utils.trainer import Validator, write_data_yaml
+from utils.predictor import open_weights
+from utils.trainer import VALIDATORS, write_data_yaml
 
 
 def make_parser() -> cli.Parser:
@@ -42,7 +42,7 @@ def make_parser() -> cli.Parser:
     add("--single-cls", action="store_true", help="treat all classes as one")
     add("--augment", action="store_true", help="test-time augmentation: three scales, mirrored")
     add("--verbose", action="store_true", help="accepted; classes are always listed")
-    add("--save-txt", action="store_true", help="write boxes to labels/*.txt")
+    add("--save-txt", action="store_true", help="write boxes, or outlines of masks, to labels/*.txt")
     add("--save-conf", action="store_true", help="with the score, in --save-txt files")
     add("--save-json", action="store_true", help="write predictions.json in COCO's form")
     add("--half", action="store_true", help="16-bit floats on a GPU")
@@ -57,13 +57,12 @@ def main(args: argparse.Namespace) -> dict[str, float]:
     """Validate as `args` say and return the metrics."""
     cli.log_options("val", args)
     load_plugins(args.plugins)
-    weights = cli.find_weights(args.weights)
-    model: Any = load_checkpoint(weights) if weights.suffix == ".pt" else str(weights)
+    task, model = open_weights(cli.find_weights(args.weights))
     data = load_dataset(args.data, split=args.task)
     check_images(data, (args.task,))
     save_dir = cli.increment_path(args.project, args.name, args.exist_ok)
     write_data_yaml(data, save_dir / "data.yaml")
-    validator = Validator(save_dir=save_dir, args=validator_options(args, model, save_dir))
+    validator = VALIDATORS[task](save_dir=save_dir, args=validator_options(args, task, model, save_dir))
     return validator(model=model)
 
 
@@ -72,12 +71,12 @@ def run(**options: Any) -> dict[str, float]:
     return main(make_parser().from_keywords(**options))
 
 
-def validator_options(args: argparse.Namespace, model: Any, save_dir: Path) -> dict[str, Any]:
+def validator_options(args: argparse.Namespace, task: str, model: Any, save_dir: Path) -> dict[str, Any]:
     """Return ultralytics' options of this validation."""
     imgsz = args.imgsz or getattr(model, "imgsz", 640)
     return {
         "mode": "val",
-        "task": "detect",
+        "task": task,
         "data": str(save_dir / "data.yaml"),
         "split": args.task,
         "batch": args.batch_size,

@@ -19,6 +19,7 @@ import yaml
 from torch import nn
 from torch.utils._pytree import tree_leaves
 from ultralytics.engine import trainer as engine
+from ultralytics.models.yolo import segment
 from ultralytics.models.yolo.detect import DetectionTrainer, DetectionValidator
 from ultralytics.utils import LOGGER, RANK
 from ultralytics.utils.torch_utils import ModelEMA, autocast, init_seeds, unwrap_model
@@ -122,7 +123,8 @@ class Trainer(DetectionTrainer):
         args.data = str(self.save_dir / "data.yaml")
         for name in OWN_OPTIONS:
             delattr(args, name)
-        return Validator(self.test_loader, save_dir=self.save_dir, args=args, _callbacks=self.callbacks)
+        validator = VALIDATORS[args.task]
+        return validator(self.test_loader, save_dir=self.save_dir, args=args, _callbacks=self.callbacks)
 
     def build_optimizer(self, model: nn.Module, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
         """Return ultralytics' optimizer, without weight decay for layer scales and other factors per channel.
@@ -258,6 +260,29 @@ class Validator(DetectionValidator):
         """Return the data set of one split, grouped by shape."""
         stride = max(int(self.stride), 32)
         return build_dataset(self.args, img_path, batch, self.data, mode=mode, rect=self.args.rect, stride=stride)
+
+    def get_model(self, model: Any = None, trainer: Any = None, **kwargs: Any) -> Any:
+        """Return the model to validate, by its head without NMS where it has one: ultralytics asks for the other."""
+        model = super().get_model(model, trainer, **kwargs)
+        self.args.nms = False if getattr(model, "end2end", False) else None
+        return model
+
+    def init_metrics(self, model: Any) -> None:
+        """Start to measure; UserError when the weights know other classes than the data set."""
+        known, described = len(model.names), len(self.data["names"])
+        if known != described and not self.args.single_cls:
+            raise UserError(
+                f"the weights know {known} classes and the data set has {described}: name the data set that they were "
+                f"trained on, or treat all classes as one with --single-cls"
+            )
+        super().init_metrics(model)
+
+
+class SegmentationValidator(Validator, segment.SegmentationValidator):
+    """Measures masks as well as boxes; a `Validator` in all else."""
+
+
+VALIDATORS = {"detect": Validator, "segment": SegmentationValidator}
 
 
 def resume_options(last: Path) -> dict[str, Any]:
