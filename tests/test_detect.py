@@ -20,6 +20,7 @@ import torch
 import detect
 from models import DetectionModel
 from models.errors import UserError
+from tests.networks import NAMES, Disc, write_export
 from utils import cli, outputs, predictor, sources
 from utils.checkpoint import pack_model, save_checkpoint
 
@@ -27,7 +28,6 @@ from utils.checkpoint import pack_model, save_checkpoint
 from ultralytics.engine.results import Results
 from ultralytics.utils import ASSETS, LOGGER
 
-NAMES = {0: "circle", 1: "square", 2: "star"}
 NOT_UTF8 = os.fsdecode(b"caf\xe9")
 
 
@@ -526,53 +526,11 @@ def test_torchscript_for_another_size_than_it_says(run, exports, tmp_path):
 
 
 # Masks ----------------------------------------------------------------------------------------------------------------
-class Disc(torch.nn.Module):
-    """A network that sees a disc in the middle of 64x96 pixels, and a line too thin to have an outline."""
-
-    def __init__(self, end2end=False, masks=True):
-        super().__init__()
-        y, x = torch.meshgrid(torch.arange(2.0, 64, 4), torch.arange(2.0, 96, 4), indexing="ij")
-        proto = torch.stack([24 - ((x - 48) ** 2 + (y - 32) ** 2).sqrt(), torch.ones(16, 24)])[None]
-        if end2end:  # x1 y1 x2 y2 score class, then a coefficient of each prototype
-            found = torch.tensor([[[24, 8, 72, 56, 0.9, 1, 1, 0], [22, 9, 23, 11, 0.6, 2, 0, 1]]])
-        else:  # cx cy w h, scores
-            found = torch.tensor([[[48, 32, 48, 48, 0, 0.9, 0, 1, 0], [22.5, 10, 1, 2, 0, 0, 0.6, 0, 1]]]).mT
-        self.register_buffer("found", found if masks else found[..., :6] if end2end else found[:, :7])
-        self.register_buffer("proto", proto)
-        self.masks = masks
-
-    def forward(self, x):
-        nothing = 0 * x.mean()
-        return (self.found + nothing, self.proto + nothing) if self.masks else self.found + nothing
-
-
-@pytest.fixture(scope="module")
-def write_export(tmp_path_factory):
-    """A function that writes a network for 64x96 pixels as ONNX or TorchScript."""
-
-    def write(network, suffix, **changes):
-        path = tmp_path_factory.mktemp("disc") / f"disc.{suffix}"
-        metadata = METADATA | {"task": "segment"} | changes
-        example = torch.zeros(1, 3, 64, 96)
-        if suffix == "torchscript":
-            scripted = torch.jit.trace(network, example, check_trace=False)
-            scripted.save(str(path), _extra_files={"config.txt": json.dumps(metadata)})
-            return path
-        torch.onnx.export(network, (example,), path, opset_version=17, dynamo=False)
-        graph = onnx.load(path)
-        for key, value in metadata.items():
-            graph.metadata_props.add(key=key, value=str(value))
-        onnx.save(graph, path)
-        return path
-
-    return write
-
-
 @pytest.mark.parametrize("end2end", [False, True])
 @pytest.mark.parametrize("suffix", ["onnx", "torchscript"])
-def test_masks_of_an_export(run, log, write_export, tmp_path, suffix, end2end):
+def test_masks_of_an_export(run, log, tmp_path, suffix, end2end):
     image = picture(tmp_path / "a.jpg", 48, 64)
-    weights = write_export(Disc(end2end), suffix, end2end=end2end)
+    weights = write_export(tmp_path, Disc(end2end=end2end), suffix)
     options = {"weights": weights, "source": image, "save_txt": True, "save_conf": True}
     assert run(**options, save_crop=True, save_csv=True) == 0
     assert any("a.jpg: 64x96 1 square, 1 star, " in line for line in log)
@@ -592,10 +550,10 @@ def test_masks_of_an_export(run, log, write_export, tmp_path, suffix, end2end):
     assert np.allclose(corners[0, 1:5] * (64, 48, 64, 48), [14, 6, 50, 42], atol=0.6)
 
 
-def test_masks_are_drawn_and_finer_when_asked_for(run, write_export, tmp_path):
+def test_masks_are_drawn_and_finer_when_asked_for(run, tmp_path):
     image = tmp_path / "a.png"
     cv2.imwrite(str(image), np.zeros((480, 640, 3), np.uint8))
-    weights = write_export(Disc(), "torchscript")
+    weights = write_export(tmp_path, Disc(), "torchscript")
     inside = {}
     for name in ("coarse", "fine"):
         run(weights=weights, source=image, hide_labels=True, name=name, retina_masks=name == "fine", save_txt=True)
@@ -612,8 +570,8 @@ def test_retina_masks_of_a_detector_are_of_no_use_and_said_so(run, log, tmp_path
 
 
 @pytest.mark.parametrize("suffix", ["onnx", "torchscript"])
-def test_boxes_without_nms_of_an_export(run, log, write_export, tmp_path, suffix):
-    weights = write_export(Disc(end2end=True, masks=False), suffix, task="detect", end2end=True)
+def test_boxes_without_nms_of_an_export(run, log, tmp_path, suffix):
+    weights = write_export(tmp_path, Disc(end2end=True, masks=False), suffix)
     run(weights=weights, source=picture(tmp_path / "a.jpg", 48, 64), save_txt=True)
     assert any("a.jpg: 64x96 1 square, 1 star, " in line for line in log)
     square, star = np.loadtxt("runs/detect/exp/labels/a.txt", ndmin=2)
@@ -623,15 +581,19 @@ def test_boxes_without_nms_of_an_export(run, log, write_export, tmp_path, suffix
 @pytest.mark.parametrize(
     ("network", "changes", "message"),
     [
-        (Disc(masks=False), {}, r"gives \(1, 7, 2\) where its 3 classes need \(1, 7, boxes\) and \(1, masks, 16, 24\)"),
+        (
+            Disc(masks=False),
+            {"task": "segment"},
+            r"gives \(1, 7, 2\) where its 3 classes need \(1, 7, boxes\) and \(1, masks, 16, 24\)",
+        ),
         (Disc(), {"task": "detect"}, r"and \(1, 2, 16, 24\) where its 3 classes need \(1, 7, boxes\)"),
         (Disc(), {"names": {0: "a"}}, r"gives \(1, 9, 2\) and .* its 1 classes need \(1, 7, boxes\)"),
         (Disc(), {"end2end": True}, r"gives \(1, 9, 2\) and .* need \(1, boxes, 8\) and \(1, 2, 16, 24\)"),
     ],
 )
-def test_outputs_that_are_not_those_of_the_task(run, write_export, tmp_path, network, changes, message):
+def test_outputs_that_are_not_those_of_the_task(run, tmp_path, network, changes, message):
     with pytest.raises(UserError, match=message) as caught:
-        run(weights=write_export(network, "torchscript", **changes), source=picture(tmp_path / "a.jpg"))
+        run(weights=write_export(tmp_path, network, "torchscript", **changes), source=picture(tmp_path / "a.jpg"))
     assert "\n" not in str(caught.value)
 
 
