@@ -14,7 +14,8 @@ import train
 import val
 from models import DetectionModel
 from models.errors import UserError, WeightsError
-from tests.helpers import tiny, tiny_backbone
+from models.loss import AnchorGains
+from tests.helpers import TINY_HEAD, tiny, tiny_backbone
 from utils.checkpoint import load_checkpoint, read_checkpoint
 from utils.shapes import NAMES, Recipe, ensure_shapes
 from utils.trainer import Trainer, frozen_modules, transfer
@@ -107,6 +108,95 @@ def test_a_stopped_and_resumed_run_ends_with_the_same_bits(finished, folder, mon
         assert all(torch.equal(want[name], got[name]) for name in want)
     with (last.parent.parent / "results.csv").open() as f:
         assert [row["epoch"] for row in csv.DictReader(f)] == [str(i + 1) for i in range(EPOCHS)]
+
+
+HEADS = {  # the last row's module and arguments, further keys
+    "anchors": ("Detect", ["nc", 2], {}),
+    "without NMS": ("Detect", ["nc"], {"end2end": True}),
+    "masks": ("Segment", ["nc", 2, 8, 32], {}),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("head", HEADS)
+def test_every_head_trains_and_resumes_to_the_last_bit(head, folder, monkeypatch):
+    word, args, keys = HEADS[head]
+    backbone = [[-1, 1, "Conv", [32, 6, 4, 1]], [-1, 1, "Conv", [64, 3, 2]], [-1, 1, "C3", [64]]]
+    rows = [[-1, 1, "Conv", [64, 3, 2]], [[2, 3], 1, word, args]]
+    cfg = folder / f"{word}-{head}.yaml"
+    write(cfg, tiny(backbone=backbone, head=rows, **keys))
+    whole = train.run(**options(folder, f"whole-{head}", cfg=cfg))
+    with (whole / "results.csv").open() as f:
+        losses = [{k: float(v) for k, v in row.items() if "loss" in k} for row in csv.DictReader(f)]
+    assert all(math.isfinite(loss) for row in losses for loss in row.values())
+
+    def stop(trainer):
+        if trainer.epoch == 1:
+            raise KeyboardInterrupt
+
+    original = Trainer.__init__
+
+    def with_stop(self, *args, **kwargs):
+        original(self, *args, **kwargs)
+        self.add_callback("on_train_batch_end", stop)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Trainer, "__init__", with_stop)
+        with pytest.raises(KeyboardInterrupt):
+            train.run(**options(folder, f"stopped-{head}", cfg=cfg))
+    resumed = train.run(resume=folder / "runs" / f"stopped-{head}" / "weights/last.pt")
+    for key in ("model", "ema"):
+        want, got = (weights_of(run / "weights/last.pt", key) for run in (whole, resumed))
+        assert all(torch.equal(want[name], got[name]) for name in want)
+
+
+def test_anchors_are_fitted_to_the_objects_and_kept_with_the_weights(folder):
+    """Anchors that fit nothing are replaced, in the head and in the YAML inside the checkpoint, unless told not to."""
+    cfg = folder / "far.yaml"
+    write(cfg, tiny(head=[*TINY_HEAD, [[5, 3], 1, "Detect", ["nc", "anchors"]]], anchors=[[900, 900], [901, 901]]))
+    fitted = load_checkpoint(train.run(**options(folder, "fitted", cfg=cfg, epochs=1)) / "weights/best.pt")
+    kept = load_checkpoint(
+        train.run(**options(folder, "kept", cfg=cfg, epochs=1, noautoanchor=True)) / "weights/best.pt"
+    )
+    assert kept.model[-1].anchor_sizes.flatten(1).tolist() == [[900, 900], [901, 901]]
+    assert fitted.model[-1].anchor_sizes.max() < 100
+    assert torch.allclose(torch.tensor(fitted.spec.anchors), fitted.model[-1].anchor_sizes.flatten(1))
+
+
+RECIPES = {  # recipe: the gains with anchors, those without
+    "yolov5": (
+        {"lr0": 0.01, "box": 0.07, "cls": 0.3, "obj": 0.7, "anchor_t": 3.0, "iou_t": 0.2},
+        (0.07, 0.3, 7.5, 0.5),
+    ),
+    "both": ({"box": 0.07, "obj": 1.0, "anchor_free": {"box": 6.0, "cls": 0.4}}, (0.07, 0.5, 6.0, 0.4)),
+    "ultralytics": ({"box": 6.0, "cls": 0.4, "dfl": 1.0}, (0.05, 0.5, 6.0, 0.4)),
+}
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_gains_of_a_recipe_are_of_the_head_that_they_suit(name, folder):
+    content, wanted = RECIPES[name]
+    write(folder / f"{name}-hyp.yaml", content)
+    parser = train.make_parser()
+    recipe = train.read_recipe(parser.from_keywords(cfg=folder / "tiny.yaml", hyp=folder / f"{name}-hyp.yaml"))
+    gains = AnchorGains(**recipe["anchor_gains"])
+    assert (gains.box, gains.cls, recipe.get("box", 7.5), recipe.get("cls", 0.5)) == wanted
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ({"obj": 1.0, "anchor_t": 0.5}, "anchor_t must be a number of at least 1"),
+        ({"obj": 1.0, "anchor_free": 3}, "anchor_free must be a mapping"),
+        ({"obj": 1.0, "anchor_free": {"boxx": 3}}, "unknown hyper-parameter 'boxx'"),
+        ({"objj": 1.0}, "did you mean 'obj'"),
+    ],
+)
+def test_a_wrong_recipe_is_explained(content, said, folder):
+    write(folder / "wrong-hyp.yaml", content)
+    with pytest.raises(UserError, match=said):
+        train.run(**options(folder, "wrong", hyp=folder / "wrong-hyp.yaml"))
+    assert not (folder / "runs/wrong").exists()
 
 
 def test_the_interrupted_user_is_told_how_to_go_on(folder, monkeypatch, caplog):
@@ -223,7 +313,7 @@ def test_wrong_options_are_named_before_anything_is_written(folder, tmp_path, ch
     assert not list((tmp_path / "runs").rglob("*.pt"))
 
 
-def test_a_recipe_is_checked_and_yolov5s_loss_gains_are_left_out(folder, tmp_path, caplog):
+def test_a_recipe_is_checked_and_takes_yolov5s_names(folder, tmp_path, caplog):
     parser = train.make_parser()
     write(tmp_path / "typo.yaml", {"lr00": 0.1})
     with pytest.raises(UserError, match=r"unknown hyper-parameter .lr00. \(did you mean .lr0."):
@@ -231,11 +321,11 @@ def test_a_recipe_is_checked_and_yolov5s_loss_gains_are_left_out(folder, tmp_pat
     write(tmp_path / "text.yaml", {"lr0": "high"})
     with pytest.raises(UserError, match="lr0 must be a number"):
         train.read_recipe(parser.from_keywords(**options(folder, "x", hyp=tmp_path / "text.yaml")))
-    write(tmp_path / "v5.yaml", {"lr0": 0.01, "box": 0.05, "cls": 0.5, "obj": 1.0, "iou_t": 0.2, "fliplr": 0.5})
+    write(tmp_path / "v5.yaml", {"lr0": 0.01, "box": 0.05, "obj": 1.0, "iou_t": 0.2, "anchors": 3, "fliplr": 0.5})
     with caplog.at_level("WARNING", logger="ultralytics"):
         recipe = train.read_recipe(parser.from_keywords(**options(folder, "x", hyp=tmp_path / "v5.yaml")))
-    assert recipe == {"lr0": 0.01, "fliplr": 0.5}
-    assert "obj, iou_t, box, cls belong to the loss" in caplog.text
+    assert recipe == {"lr0": 0.01, "fliplr": 0.5, "anchor_gains": {"box": 0.05, "obj": 1.0}}
+    assert "anchors stand in the model YAML" in caplog.text
 
 
 def test_val_measures_weights_and_refuses_a_missing_split(finished, folder):

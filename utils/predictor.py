@@ -91,12 +91,8 @@ class Predictor(DetectionPredictor):
         options: dict[str, Any] = {"task": self.task, "mode": "predict", "batch": 1, "rect": True, "device": device}
         options |= {"conf": conf_thres, "iou": iou_thres, "max_det": max_det, "classes": classes, "augment": augment}
         options |= {"agnostic_nms": agnostic_nms, "data": str(data or ""), "quantize": 16 if half else None}
-        options |= {
-            "retina_masks": retina_masks,
-            "save": False,
-            "verbose": False,
-            "save_dir": ".",
-        }  # we write and print
+        options |= {"save": False, "verbose": False, "save_dir": "."}  # we write and print
+        options |= {"retina_masks": retina_masks}
         super().__init__(overrides=options)
         if augment and weights.suffix in EXPORTS:
             raise UserError(f"--augment needs PyTorch weights (.pt), not {weights.name}")
@@ -121,7 +117,6 @@ class Predictor(DetectionPredictor):
         """Set the network up; return the image size that it was made with, if known, and whether it takes no other."""
         if not isinstance(network, str):
             self.args.rect = not network.wants_one_canvas
-            self.args.nms = False if network.end2end else None  # ultralytics would take the branch that needs it
             self.setup_model(network)
             return getattr(network, "imgsz", None), False
         try:

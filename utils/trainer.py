@@ -261,12 +261,6 @@ class Validator(DetectionValidator):
         stride = max(int(self.stride), 32)
         return build_dataset(self.args, img_path, batch, self.data, mode=mode, rect=self.args.rect, stride=stride)
 
-    def get_model(self, model: Any = None, trainer: Any = None, **kwargs: Any) -> Any:
-        """Return the model to validate, by its head without NMS where it has one: ultralytics asks for the other."""
-        model = super().get_model(model, trainer, **kwargs)
-        self.args.nms = False if getattr(model, "end2end", False) else None
-        return model
-
     def init_metrics(self, model: Any) -> None:
         """Start to measure; UserError when the weights know other classes than the data set."""
         known, described = len(model.names), len(self.data["names"])
