@@ -124,11 +124,32 @@ class AnchorSegment(AnchorDetect):
 
 
 def build_anchor_free(
-    nc: int, channels: Sequence[int], strides: Sequence[float], masks: tuple[int, int] | None, end2end: bool
+    nc: int,
+    channels: Sequence[int],
+    strides: Sequence[float],
+    masks: tuple[int, int] | None,
+    end2end: bool,
+    reg_max: int = 16,
+    legacy: bool = False,
 ) -> Detect:
-    """Return ultralytics' head: `Detect`, or with `masks` (nm, npr) `Segment`; with `end2end` one that needs no NMS."""
-    options: dict[str, Any] = {"nc": nc, "end2end": end2end, "ch": tuple(channels)}
-    head = Detect(**options) if masks is None else Segment(nm=masks[0], npr=masks[1], **options)
+    """Return ultralytics' head: `Detect`, or with `masks` (nm, npr) `Segment`; with `end2end` one that needs no NMS.
+
+    Args:
+        nc: number of classes.
+        channels: of the feature maps.
+        strides: of the feature maps, ascending.
+        masks: mask coefficients of each box, and channels of the layers that make the prototypes.
+        end2end: whether one branch gives each object once.
+        reg_max: bins of the distribution over each side of a box; 1: the side itself.
+        legacy: whether plain convolutions lead to the class scores, as before YOLO11.
+    """
+    options: dict[str, Any] = {"nc": nc, "reg_max": reg_max, "end2end": end2end, "ch": tuple(channels)}
+    kind = Detect if masks is None else Segment
+    if masks is not None:
+        options.update(nm=masks[0], npr=masks[1])
+    head = kind.__new__(kind)
+    head.legacy = legacy  # of this head: the class's is that of the model which ultralytics built last
+    kind.__init__(head, **options)
     head.stride = torch.tensor(strides, dtype=torch.float32, device="cpu")  # has values on a meta device too
     if end2end:
         head.end2end = True  # and not the branch that NMS is for, which trains beside it

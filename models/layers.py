@@ -45,6 +45,7 @@ from ultralytics.nn.modules import (
     RepNCSPELAN4,
     SCDown,
 )
+from ultralytics.nn.modules import SPPF as UltralyticsSPPF
 from ultralytics.nn.modules import RepConv as UltralyticsRepConv
 from ultralytics.nn.modules.conv import autopad
 from ultralytics.utils.torch_utils import initialize_weights
@@ -61,6 +62,7 @@ from models.registry import Registry
 from models.spec import ModelSpec, Row
 
 KERNELS = (5, 9, 13)  # of YOLOv5's spatial pyramid pooling
+POOLINGS = 3  # one after another
 Kernels = tuple[Positive, ...]
 
 
@@ -414,11 +416,20 @@ def expand(site: Site, gain: Positive = 2) -> Layer:
 
 # Blocks ---------------------------------------------------------------------------------------------------------------
 @LAYERS.register("Bottleneck")
-def bottleneck(site: Site, c2: Positive, shortcut: bool = True, g: Positive = 1, e: float = 0.5) -> Layer:
-    """1x1 and 3x3 convolution with a residual connection, YOLOv5's."""
+def bottleneck(
+    site: Site,
+    c2: Positive,
+    shortcut: bool = True,
+    g: Positive = 1,
+    e: float = 0.5,
+    k: tuple[Positive, Positive] = (1, 3),
+) -> Layer:
+    """Two convolutions, 1x1 and 3x3 as YOLOv5's or `k` x `k` each, with a residual connection."""
     out = site.width(c2)
     site.inside(out * e)
-    return site.layer(Bottleneck(site.input.channels, out, shortcut, g, k=(1, 3), e=e), out)
+    for side in k:
+        site.check_window(side, 1)
+    return site.layer(Bottleneck(site.input.channels, out, shortcut, g, k=k, e=e), out)
 
 
 @LAYERS.register("GhostBottleneck")
@@ -510,12 +521,14 @@ def spp(site: Site, c2: Positive, k: Kernels = KERNELS) -> Layer:
 
 
 @LAYERS.register("SPPF")
-def sppf(site: Site, c2: Positive, k: Positive = 5) -> Layer:
-    """Spatial pyramid pooling, fast."""
+def sppf(site: Site, c2: Positive, k: Positive = 5, n: Positive | None = None, shortcut: bool = False) -> Layer:
+    """Spatial pyramid pooling, fast; with n or shortcut YOLO26's: n poolings, no activation before them."""
     out = site.width(c2)
     site.inside(site.input.channels / 2)
     _check_odd(site, (k,))
-    return site.layer(SPPF(site.input.channels, out, k), out)
+    if n is None and not shortcut:
+        return site.layer(SPPF(site.input.channels, out, k), out)
+    return site.layer(UltralyticsSPPF(site.input.channels, out, k, n or POOLINGS, shortcut), out)
 
 
 @LAYERS.register("SPPELAN")
@@ -635,17 +648,27 @@ def aifi(site: Site, cm: Positive = 2048, num_heads: Positive = 8) -> Layer:
 
 # Heads ----------------------------------------------------------------------------------------------------------------
 @LAYERS.register("Detect")
-def detect(site: Site, nc: int | str = "nc", anchors: Any = None) -> Layer:
-    """Boxes and class scores: with anchors YOLOv5's head, without them ultralytics'."""
+def detect(
+    site: Site, nc: int | str = "nc", anchors: Any = None, reg_max: Positive | None = None, legacy: bool = False
+) -> Layer:
+    """Boxes and class scores: with anchors YOLOv5's head, without them ultralytics', whose options the last two are."""
     channels, strides = _levels(site, nc)
     if anchors is None:
-        return _head(build_anchor_free(site.spec.nc, channels, strides, None, site.spec.end2end))
+        end2end = site.spec.end2end
+        return _head(build_anchor_free(site.spec.nc, channels, strides, None, end2end, reg_max or 16, legacy))
+    _check_no_options(site, reg_max, legacy)
     return _head(AnchorDetect(site.spec.nc, _anchors(site, anchors, strides), channels, strides))
 
 
 @LAYERS.register("Segment")
 def segment(
-    site: Site, nc: int | str = "nc", anchors: Any = None, nm: Positive | None = None, npr: Positive | None = None
+    site: Site,
+    nc: int | str = "nc",
+    anchors: Any = None,
+    nm: Positive | None = None,
+    npr: Positive | None = None,
+    reg_max: Positive | None = None,
+    legacy: bool = False,
 ) -> Layer:
     """Boxes, scores and masks by `nm` prototypes (32) of `npr` channels inside (256); without anchors [nc, nm, npr]."""
     if isinstance(anchors, int) and npr is None:
@@ -656,8 +679,16 @@ def segment(
         raise ConfigError(f"Segment makes its masks from a map of stride 8, but its finest has stride {strides[0]:g}")
     hidden = site.width(npr)
     if anchors is None:
-        return _head(build_anchor_free(site.spec.nc, channels, strides, (nm, hidden), site.spec.end2end))
+        end2end = site.spec.end2end
+        return _head(build_anchor_free(site.spec.nc, channels, strides, (nm, hidden), end2end, reg_max or 16, legacy))
+    _check_no_options(site, reg_max, legacy)
     return _head(AnchorSegment(site.spec.nc, _anchors(site, anchors, strides), channels, strides, nm, hidden))
+
+
+def _check_no_options(site: Site, reg_max: int | None, legacy: bool) -> None:
+    """Raise ConfigError for options of the head without anchors."""
+    if reg_max is not None or legacy:
+        raise ConfigError(f"reg_max and legacy are for the head without anchors, {site.word}, [nc]")
 
 
 def _levels(site: Site, nc: int | str) -> tuple[list[int], list[float]]:

@@ -270,7 +270,7 @@ WRONG = {  # name: (YAML, number of the row that is named, what the message says
     "nothing": (row(-1, 1, "", [8]), 3, ["unknown module ''"]),
     "torch's name": (row(-1, 1, "nn.Conv3d", [8]), 3, ["unknown module 'nn.Conv3d'", "did you mean 'nn.Conv2d'"]),
     "no argument": (row(-1, 1, "Conv", []), 3, ["Conv takes (c2, k=1, s=1", "'c2'"]),
-    "too many arguments": (row(-1, 1, "SPPF", [8, 5, 3]), 3, ["SPPF takes (c2, k=5)", "too many"]),
+    "too many arguments": (row(-1, 1, "C1", [8, 5]), 3, ["C1 takes (c2)", "too many"]),
     "unknown keyword": (row(-1, 1, "Conv", [8, {"kernel": 3}]), 3, ["Conv takes", "'kernel'"]),
     "argument twice": (row(-1, 1, "Conv", [8, {"c2": 8}]), 3, ["Conv takes", "'c2'"]),
     "channels 0": (row(-1, 1, "Conv", [0]), 3, ["c2 must be a whole number from 1", "got 0"]),
