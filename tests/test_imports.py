@@ -20,7 +20,7 @@ ORDER = [  # a module imports from its own line and the lines above
     ["models.summary", "models.yolo"],
     ["models"],
     ["utils"],
-    ["scripts", "models.inspect", "models.backbones.check"],  # the last two run as python -m models.inspect
+    ["scripts", "models.inspect", "models.backbones.check", "utils.convert"],  # the last run as python -m utils.convert
 ]
 ALONE = {"timm": ["models.backbones.from_timm"]}  # libraries that one module wraps
 NAMES = {"eval", "exec", "compile", "__import__"}
@@ -70,7 +70,7 @@ def test_there_is_something_to_check():
     assert {"models.yolo", "models.blocks.reparam", "utils.checkpoint", "train"} <= MODULES.keys()
     assert rank("models.blocks.reparam") < rank("models.yolo") < rank("models") < rank("utils.cli") < rank("train")
     assert rank("utils.environment") < rank("models.errors")
-    assert rank("models.inspect") == rank("models.backbones.check") == rank("train")
+    assert rank("models.inspect") == rank("models.backbones.check") == rank("utils.convert") == rank("train")
 
 
 @each_module

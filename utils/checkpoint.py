@@ -20,6 +20,8 @@ from models.backbones.weights import load_plain
 from models.errors import ConfigError, WeightsError
 from models.spec import load_spec
 from utils.cli import MAX_IMGSZ
+from utils.foreign import find_model
+from utils.unpickle import read_pickled
 
 FORMAT = "repyolo/1"
 
@@ -70,10 +72,26 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     Raises:
         WeightsError: no such file, or not a checkpoint of RepYOLO; the message says what it seems to be.
     """
-    content = load_plain(path)
+    try:
+        content = load_plain(path)
+    except WeightsError as e:
+        raise explain_foreign(path) or e from e
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise WeightsError(f"{path} is a file of tensors, but not a RepYOLO checkpoint (format {FORMAT})")
     return content
+
+
+def explain_foreign(path: str | Path) -> WeightsError | None:
+    """Return the error that says what to do with a checkpoint of YOLOv5 or ultralytics; None for any other file."""
+    try:
+        if find_model(read_pickled(path)) is None:
+            return None
+    except WeightsError:
+        return None
+    return WeightsError(
+        f"{path} is a checkpoint of YOLOv5 or ultralytics, which holds pickled code that is not loaded: "
+        f"python -m utils.convert {path} makes it usable here"
+    )
 
 
 def load_checkpoint(path: str | Path) -> DetectionModel:

@@ -190,7 +190,7 @@ def load_plain(file: str | Path) -> Any:
         if not path.is_file():
             raise WeightsError(f"there is no weights file {path}")
         if zipfile.is_zipfile(path):
-            _check_archive(path)
+            check_archive(path)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch's advice on pickles
             return torch.load(path, map_location="cpu", weights_only=True)
@@ -204,7 +204,7 @@ def load_plain(file: str | Path) -> Any:
         raise WeightsError(f"{path} is not a weights file: it is empty, damaged or another kind of file") from e
 
 
-def _check_archive(path: Path) -> None:
+def check_archive(path: Path) -> None:
     """Raise WeightsError for a zip file that would unpack to far more than its size, or has a flipped bit."""
     with zipfile.ZipFile(path) as archive:
         inflated = sum(entry.file_size for entry in archive.infolist())
