@@ -18,7 +18,8 @@ from models.loss import AnchorGains
 from tests.helpers import TINY_HEAD, tiny, tiny_backbone
 from utils.checkpoint import load_checkpoint, read_checkpoint
 from utils.shapes import NAMES, Recipe, ensure_shapes
-from utils.trainer import Trainer, frozen_modules, transfer
+from utils.trainer import Trainer, frozen_modules
+from utils.transfer import transfer
 
 EPOCHS = 3
 

@@ -35,8 +35,8 @@ from models.summary import backbone_card
 from utils.anchors import fit_anchors
 from utils.checkpoint import build_model, load_checkpoint, pack_model, plain, read_checkpoint, save_checkpoint
 from utils.datasets import build_dataset, check_images, load_dataset
+from utils.transfer import transfer
 
-MIN_TRANSFERRED = 0.5  # of the tensors; below it, first weights are of another network
 LOADER_SEED = 6148914691236517205  # ultralytics' own
 OWN_OPTIONS: dict[str, Any] = {  # beside ultralytics' options, with their defaults
     "custom_l2": False,
@@ -114,7 +114,7 @@ class Trainer(DetectionTrainer):
             model.info()
             LOGGER.info(f"\n{backbone_card(model)}\n")
         if weights is None and self.args.pretrained:
-            transfer(load_checkpoint(self.args.pretrained), model)
+            LOGGER.info(f"{transfer(load_checkpoint(self.args.pretrained), model)}\n")
         return model
 
     def get_validator(self) -> Validator:
@@ -302,23 +302,6 @@ def write_data_yaml(data: dict[str, Any], path: Path) -> None:
     keys = ("train", "val", "test", "nc", "names", "channels", "kpt_shape")
     described = {"path": str(data["path"]), **{key: data[key] for key in keys if data.get(key) is not None}}
     path.write_text(yaml.safe_dump(described, sort_keys=False))
-
-
-def transfer(source: DetectionModel, target: DetectionModel) -> None:
-    """Copy the tensors of `source` that `target` has by name and shape, and say how many.
-
-    Raises:
-        WeightsError: hardly any fit.
-    """
-    tensors, own = source.state_dict(), target.state_dict()
-    fitting = {k: v for k, v in tensors.items() if k in own and own[k].shape == v.shape}
-    if len(fitting) < MIN_TRANSFERRED * len(own):
-        raise WeightsError(
-            f"only {len(fitting)} of {len(own)} tensors of {target.spec.name} are in {source.pt_path}, "
-            f"which was trained from {source.spec.name}: leave --weights out, or name the same --cfg"
-        )
-    target.load_state_dict(fitting, strict=False)
-    LOGGER.info(f"Transferred {len(fitting)} of {len(own)} tensors from {source.pt_path}; the others start new")
 
 
 def check_trainable(model: DetectionModel) -> None:
