@@ -70,6 +70,7 @@ MORE = {
 }
 MORE |= {f"{name}.yaml": {} for name in "yolov6n yolo11n-seg yolo26n-p2 yolov3-tiny".split()}
 MORE |= {  # the rules for large models, at small widths
+    "yolov8s.yaml": {"scales": {"s": [0.33, 0.25, 1024]}, "scale": "s", "activation": "nn.LeakyReLU(0.1)"},
     "yolo11m.yaml": {"scales": {"m": [0.5, 0.25, 512]}, "scale": "m"},
     "yolo12l.yaml": {"scales": {"l": [0.5, 0.25, 512]}, "scale": "l"},
     "yolo26x.yaml": {"scales": {"x": [1.0, 0.25, 512]}, "scale": "x"},
@@ -249,11 +250,13 @@ def test_the_file_names_yolov5s_classes(yolov5):
     )
 
 
-def test_another_activation_is_noticed(tmp_path, monkeypatch):
+@pytest.mark.parametrize("own", [False, True], ids=["torch's", "YOLOv5's"])
+def test_another_activation_is_noticed(own, tmp_path, monkeypatch):
     model = create_model(tiny(**ANCHORED))
-    model.model[1].act = nn.LeakyReLU(0.1)  # which no YAML of the file says, as in YOLOv5's first versions
+    act = type("Hardswish", (nn.Module,), {"__module__": "models.common"})()  # as in YOLOv5's first versions
+    model.model[1].act = act if own else nn.Hardswish()
     file = save_as_yolov5(model, tmp_path / "old.pt", monkeypatch)
-    with pytest.raises(WeightsError, match=r"model\.1\.act is LeakyReLU there and SiLU here"):
+    with pytest.raises(WeightsError, match=r"model\.1\.act is Hardswish there and SiLU here"):
         convert.run(file)
     assert convert.run(file, allow_partial=True).is_file()
 
@@ -410,6 +413,13 @@ def zipped(path, pickled, **records):
     return path
 
 
+def legacy(path, pickled):
+    """Write what looks like a file of an old torch around a pickle, without any storage."""
+    parts = [pickle.dumps(value, 2) for value in (0x1950A86A20F9469CFC6C, 1001, {})]
+    path.write_bytes(b"".join([*parts, pickled, pickle.dumps([], 2)]))
+    return path
+
+
 def text(value):
     return b"X" + struct.pack("<I", len(value)) + value.encode()
 
@@ -532,10 +542,11 @@ sys.addaudithook(lambda event, args: seen.append(event) if seen is not None and 
 def watched(tmp_path):
     """Fail if code is run or modules are imported meanwhile; give the file that attacks would make."""
     global seen
-    zipped(tmp_path / "first.pt", b"\x80\x02N.")
-    read_pickled(tmp_path / "first.pt")
-    with pytest.raises(WeightsError):
-        convert.run(tmp_path / "first.pt")
+    for write in (zipped, legacy):  # what is imported or compiled once is, before anything is watched
+        write(tmp_path / "first.pt", b"\x80\x02N.")
+        for read in (convert.run, load_checkpoint):
+            with pytest.raises(WeightsError):
+                read(tmp_path / "first.pt")
     modules, seen = set(sys.modules), []
     yield tmp_path / "marker"
     events, seen = seen, None
@@ -565,6 +576,22 @@ def test_what_torch_does_not_write_is_refused(pickled, watched, tmp_path):
         assert tracemalloc.get_traced_memory()[1] < 3e7
     finally:
         tracemalloc.stop()
+
+
+@pytest.mark.parametrize("attack", HARMLESS.values(), ids=HARMLESS)
+def test_a_call_is_not_made_in_the_old_format(attack, watched, tmp_path):
+    path = legacy(tmp_path / "a.pt", b"\x80\x02}" + text("model") + attack(str(watched)) + b"s.")
+    for read in (convert.run, load_checkpoint):
+        with pytest.raises(WeightsError, match=r"model of YOLOv5|more than tensors|not a weights file"):
+            read(path)
+
+
+@pytest.mark.parametrize("count", [2, 2**40, 2**60])
+def test_a_storage_that_is_not_in_an_old_file_is_refused(count, watched, tmp_path):
+    assert read_pickled(legacy(tmp_path / "good.pt", b"\x80\x02}.")) == {}
+    path = legacy(tmp_path / "a.pt", b"\x80\x02" + tensor(count, 0, (count,), (1,)) + b".")
+    with pytest.raises(WeightsError, match="not a weights file"):
+        read_pickled(path)
 
 
 SLOW_TO_WALK = {

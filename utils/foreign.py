@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from models.errors import WeightsError
 from models.layers import LAYERS
 from utils.cli import MAX_IMGSZ
-from utils.unpickle import Global, Inert
+from utils.unpickle import Inert
 
 MAX_MODULES = 100_000
 MAX_LEVELS = 50  # of modules in each other
@@ -274,27 +274,22 @@ def _has_depthwise_classes(head: Inert) -> bool:
 def differences(model: nn.Module, modules: Mapping[str, Inert]) -> list[str]:
     """Return where a module of `model` computes something else than its counterpart in a file with equal tensors.
 
-    Settings such as strides, epsilons and residual connections are compared, and the classes of torch's own modules,
-    which are the activations above all.
+    Settings such as strides, epsilons and residual connections are compared, and where ours are torch's own modules the
+    names of the classes, which tells activations apart.
     """
     found = []
     for path, module in model.named_modules(remove_duplicate=False):  # one activation may stand in many places
         theirs = modules.get(path)
         if theirs is None:
             continue
-        if _is_torch(theirs) and type(module).__module__.startswith("torch.nn."):
-            ours, other = type(module).__name__, theirs.class_name
-            if ours != other:
-                found.append(f"{path} is {other} there and {ours} here")
+        ours, other = type(module).__name__, theirs.class_name
+        if type(module).__module__.startswith("torch.nn.") and ours != other:
+            found.append(f"{path} is {other} there and {ours} here")
         for key in SETTINGS & vars(module).keys():
             own, other = getattr(module, key), theirs.get(key)
             if other is not None and _is_plain(own) and _is_plain(other) and own != other:
                 found.append(f"{path} has {key}={other} there and {key}={own} here")
     return sorted(found)
-
-
-def _is_torch(module: Inert) -> bool:
-    return isinstance(module.kind, Global) and module.kind.module.startswith("torch.nn.")
 
 
 def _is_plain(value: Any) -> bool:

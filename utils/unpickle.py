@@ -136,10 +136,6 @@ def _read_zip(path: Path) -> Any:
 def _read_legacy(path: Path) -> Any:
     """Read the row of pickles: magic number, protocol, machine, object and storage keys; then the storages' bytes."""
     size = path.stat().st_size
-    with path.open("rb") as f:
-        if TORCH_MAGIC not in f.read(20):
-            raise DamagedPickle("not a file of torch's")
-    # the pickles have no length written before them: they are read as they come, from memory
     storages: dict[str, tuple[torch.dtype, bytearray]] = {}
     total = 0
 
@@ -153,10 +149,13 @@ def _read_legacy(path: Path) -> Any:
         return _as_tensor(storages[key][1], dtype, count)
 
     with path.open("rb") as f:
+        if TORCH_MAGIC not in f.read(20):
+            raise DamagedPickle("not a file of torch's")
+        f.seek(0)
         machine = Machine(make_storage)
         _, protocol, _, content, keys = (machine.run(f) for _ in range(5))
-        if protocol != LEGACY_PROTOCOL or not isinstance(keys, list):
-            raise DamagedPickle("another protocol")
+        if protocol != LEGACY_PROTOCOL or sorted(keys) != sorted(storages):
+            raise DamagedPickle("another protocol, or other storages than the tensors'")
         for key in keys:
             dtype, data = storages[key]
             (count,) = struct.unpack("<q", f.read(8))
