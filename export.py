@@ -145,10 +145,11 @@ def real_pictures(data: str) -> tuple[Path, ...]:
 def log_start(model: DetectionModel, path: Path, options: Options) -> None:
     """Log where the export starts from."""
     with torch.no_grad():
-        shape = tuple(model.eval()(torch.zeros(options.batch, model.spec.ch, *options.size))[0].shape)
+        outputs = model.eval()(torch.zeros(options.batch, model.spec.ch, *options.size))[0]
+    shapes = " and ".join(str(tuple(o.shape)) for o in (outputs if isinstance(outputs, tuple) else (outputs,)))
     fresh = path.suffix in (".yaml", ".yml")
     source, size = (f"fresh weights of {path.name}", "") if fresh else (path, f" ({_megabytes(path)})")
-    LOGGER.info(cli.printable(f"PyTorch: starting from {source} with output shape {shape}{size}"))
+    LOGGER.info(cli.printable(f"PyTorch: starting from {source} with output shape {shapes}{size}"))
 
 
 def log_result(report: Report, seconds: float) -> None:
