@@ -21,7 +21,7 @@ from utils import cli
 
 from models.plugins import load_plugins
 from utils.datasets import check_images, load_dataset
-from utils.predictor import open_weights
+from utils.predictor import EXPORTS, create_predictor, open_weights
 from utils.trainer import VALIDATORS, write_data_yaml
 
 
@@ -57,7 +57,10 @@ def main(args: argparse.Namespace) -> dict[str, float]:
     """Validate as `args` say and return the metrics."""
     cli.log_options("val", args)
     load_plugins(args.plugins)
-    task, model = open_weights(cli.find_weights(args.weights))
+    weights = cli.find_weights(args.weights)
+    task, model = open_weights(weights)
+    if weights.suffix in EXPORTS:
+        create_predictor(weights, device=args.device)  # so that a broken export is one sentence here too
     data = load_dataset(args.data, split=args.task)
     check_images(data, (args.task,))
     save_dir = cli.increment_path(args.project, args.name, args.exist_ok)

@@ -13,6 +13,7 @@ import torch
 import yaml
 
 import detect
+import export
 import train
 import val
 from models import create_model
@@ -182,6 +183,21 @@ def test_other_classes_than_the_data_sets_are_one_sentence(discs, folder, tmp_pa
     assert val.run(weights=weights, data=folder / "data.yaml", project=tmp_path / "val", single_cls=True)
 
 
+@pytest.mark.parametrize("suffix", ["onnx", "torchscript"])
+def test_broken_exports_are_one_sentence(discs, tmp_path, suffix):
+    (tmp_path / f"bad.{suffix}").write_bytes(b"no network at all")
+    wrong = write_export(tmp_path, Disc(64, 64), suffix, task="detect")
+    for weights, message in (
+        (tmp_path / f"bad.{suffix}", f"is damaged, or no {suffix} file"),
+        (wrong, r"gives .* where its 3 classes need \(1, 7, boxes\)"),
+        (tmp_path / "a.jpg", "does not exist"),
+    ):
+        with pytest.raises(UserError, match=message) as caught:
+            val.run(weights=weights, data=discs, project=tmp_path / "val")
+        assert "\n" not in str(caught.value)
+    assert not (tmp_path / "val").exists()
+
+
 # Detection ------------------------------------------------------------------------------------------------------------
 def test_detect_draws_the_masks_of_a_checkpoint(finished, folder, tmp_path):
     source = folder / "shapes/images/test/0000.jpg"
@@ -193,6 +209,20 @@ def test_detect_draws_the_masks_of_a_checkpoint(finished, folder, tmp_path):
     lines = [line.split() for line in (tmp_path / "exp/labels/0000.txt").read_text().splitlines()]
     assert lines
     assert all(len(words) >= 7 and len(words) % 2 == 1 for words in lines)
+
+
+def test_exports_find_what_the_checkpoint_finds(folder, tmp_path):
+    weights = train.run(**options(folder, "exported")) / "weights/best.pt"
+    assert export.run(weights=weights, imgsz=64) == 0
+    source = folder / "shapes/images/test/0000.jpg"
+    found = {}
+    for suffix in (".pt", ".onnx", ".torchscript"):
+        kwargs = {"weights": weights.with_suffix(suffix), "source": source, "conf_thres": 0.0001, "max_det": 5}
+        detect.run(**kwargs, save_txt=True, save_format=1, project=tmp_path, name=suffix[1:])
+        found[suffix] = np.loadtxt(tmp_path / suffix[1:] / "labels/0000.txt", ndmin=2)
+    assert len(found[".pt"]) > 0
+    for suffix in (".onnx", ".torchscript"):
+        assert np.allclose(found[suffix], found[".pt"], atol=1e-3)
 
 
 @pytest.mark.parametrize("task", ["detect", "segment"])

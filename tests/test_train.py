@@ -17,9 +17,13 @@ from models.errors import UserError, WeightsError
 from models.loss import AnchorGains
 from tests.helpers import TINY_HEAD, tiny, tiny_backbone
 from utils.checkpoint import load_checkpoint, read_checkpoint
+from utils.datasets import list_images, load_dataset
 from utils.shapes import NAMES, Recipe, ensure_shapes
-from utils.trainer import Trainer, frozen_modules
+from utils.trainer import Trainer, frozen_modules, write_data_yaml
 from utils.transfer import transfer
+
+# isort: split
+from ultralytics.data.utils import check_det_dataset
 
 EPOCHS = 3
 
@@ -327,6 +331,18 @@ def test_a_recipe_is_checked_and_takes_yolov5s_names(folder, tmp_path, caplog):
         recipe = train.read_recipe(parser.from_keywords(**options(folder, "x", hyp=tmp_path / "v5.yaml")))
     assert recipe == {"lr0": 0.01, "fliplr": 0.5, "anchor_gains": {"box": 0.05, "obj": 1.0}}
     assert "anchors stand in the model YAML" in caplog.text
+
+
+def test_validation_finds_what_training_does(folder):
+    (folder / "shapes" / "lists").mkdir()
+    (folder / "shapes" / "lists" / "val.txt").write_text("images/val/0001.jpg\n")  # relative to the data set
+    described = yaml.safe_load((folder / "data.yaml").read_text()) | {"val": "lists/val.txt", "kpt_shape": [4, 2]}
+    write(folder / "lists.yaml", described)
+    data = load_dataset(folder / "lists.yaml")
+    write_data_yaml(data, folder / "written.yaml")
+    again = check_det_dataset(str(folder / "written.yaml"))
+    assert list_images(again["val"], again["path"]) == [str(folder / "shapes/images/val/0001.jpg")]
+    assert again["kpt_shape"] == data["kpt_shape"]
 
 
 def test_val_measures_weights_and_refuses_a_missing_split(finished, folder):
