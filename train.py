@@ -35,6 +35,7 @@ import yaml
 from ultralytics.utils import LOGGER
 
 from models.errors import UserError, did_you_mean
+from models.layers import is_backbone
 from models.loss import AnchorGains
 from models.plugins import load_plugins
 from models.spec import ModelSpec, find_config, load_spec
@@ -182,7 +183,10 @@ def read_model(args: argparse.Namespace) -> ModelSpec:
     if args.weights:
         load_checkpoint(args.weights)  # so that a wrong file is said before anything is written
     spec = load_spec(args.cfg)
-    return spec.with_option("allow_partial", True) if args.allow_partial else spec
+    for row in spec.rows:
+        if args.allow_partial and is_backbone(row.module):
+            spec = spec.with_option(row.index, "allow_partial", True)
+    return spec
 
 
 def check_task(task: str | None, spec: ModelSpec) -> None:

@@ -255,19 +255,21 @@ def make_backbone(
 
 
 def read_yaml(name: str, args: argparse.Namespace, options: Mapping[str, Any]) -> Subject:
-    """Return the list backbone of a model YAML as the subject; the whole model where its rows are its backbone."""
+    """Return the first list backbone of a model YAML as the subject; the whole model where its rows are one."""
     spec = load_spec(cli.find_file(name, "models/configs"))
     options = {**options, **({"weights": args.weights, "allow_partial": args.allow_partial} if args.weights else {})}
-    if options and not is_backbone(spec.rows[0].module):
-        raise UserError(f"{spec.name} has no list backbone, so that it takes no {next(iter(options))}")
-    for key, value in options.items():
-        spec = spec.with_option(key, value)
-    model = create_model(spec).eval()
-    if not isinstance(model.model[0], Backbone):
+    index = next((row.index for row in spec.rows if is_backbone(row.module)), None)
+    if index is None:
+        if options:
+            raise UserError(f"{spec.name} has no list backbone, so that it takes no {next(iter(options))}")
+        model = create_model(spec).eval()
         return Subject(spec.name, model, None, model)
-    fresh = spec.without_pretrained()
-    build = partial(build_backbone, fresh, fresh.rows[0])
-    return Subject(spec.name, model.model[0], lambda strides: as_backbone(build(strides).module), model)
+    for key, value in options.items():
+        spec = spec.with_option(index, key, value)
+    model = create_model(spec).eval()
+    source = model.features[model.nodes[index].sources[0]]
+    build = partial(build_backbone, spec.rows[index].without_pretrained(), source)
+    return Subject(spec.name, model.model[index], lambda strides: as_backbone(build(strides).module), model)
 
 
 def as_backbone(module: nn.Module) -> Backbone:

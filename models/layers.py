@@ -61,6 +61,7 @@ from models.heads import HEADS, AnchorDetect, Anchors, AnchorSegment, build_anch
 from models.registry import Registry
 from models.spec import ModelSpec, Row
 
+MAX_REPEATS = 100  # of a row, depth_multiple included, and of what repeats inside of a block
 KERNELS = (5, 9, 13)  # of YOLOv5's spatial pyramid pooling
 POOLINGS = 3  # one after another
 Kernels = tuple[Positive, ...]
@@ -737,12 +738,13 @@ def build_layer(spec: ModelSpec, row: Row, inputs: tuple[Feature, ...]) -> Layer
         raise ConfigError(f"unknown module '{row.module}'{hint}: neither a word of RepYOLO nor a timm model")
     if row.module in READS_LIST and row.number > 1:
         raise ConfigError(f"{row.module} stands once, not {row.number} times in a row")
-    if row.module not in READS_MARGIN and any(any(feature.margin) for feature in inputs):
-        words = ", ".join(sorted(READS_MARGIN))
-        raise ConfigError(f"{row.module} reads a map that nn.ZeroPad2d made larger, which only {words} may read")
+    _check_margins(row, inputs)
     function = LAYERS[row.module]
     arguments = bind(row.module, function, row.args)
     number = spec.depth(row.number)
+    if number > MAX_REPEATS:
+        scaled = f" ({row.number} times depth_multiple)" if number != row.number else ""
+        raise ConfigError(f"{row.module} stands {number} times in a row{scaled}, expected at most {MAX_REPEATS}")
     if row.module in REPEATED_INSIDE or number == 1:
         layer = function(Site(row.module, inputs, number, spec), **arguments)
     else:
@@ -757,8 +759,8 @@ def build_layer(spec: ModelSpec, row: Row, inputs: tuple[Feature, ...]) -> Layer
     return layer
 
 
-def build_backbone(spec: ModelSpec, row: Row, out_strides: Sequence[int]) -> Layer:
-    """Build a list backbone row with the maps at `out_strides`.
+def build_backbone(row: Row, source: Feature, out_strides: Sequence[int]) -> Layer:
+    """Build a list backbone row that reads `source`, with the maps at `out_strides`, which count from there.
 
     Its arguments are an architecture and a trailing mapping of options. The published forks wrote `[False]` or `[True]`
     for "the default architecture, pretrained or not", which still means that; a bare timm name is its own architecture.
@@ -768,6 +770,7 @@ def build_backbone(spec: ModelSpec, row: Row, out_strides: Sequence[int]) -> Lay
     """
     if row.number > 1:
         raise ConfigError(f"{row.module} stands once, not {row.number} times in a row")
+    _check_margins(row, (source,))
     args = list(row.args)
     options = dict(args.pop()) if args and isinstance(args[-1], dict) else {}
     legacy = args.pop(0) if args and isinstance(args[0], bool) else False
@@ -785,8 +788,16 @@ def build_backbone(spec: ModelSpec, row: Row, out_strides: Sequence[int]) -> Lay
         options.setdefault("pretrained", True)
     elif legacy:
         raise ConfigError(f"{row.module} downloads no weights, name a file: [{{weights: FILE}}]")
-    module = create_backbone(name, arch, in_channels=spec.ch, out_strides=out_strides, **options)
-    return Layer(module, tuple(map(Feature, module.channels, module.strides)))
+    module = create_backbone(name, arch, in_channels=source.channels, out_strides=out_strides, **options)
+    strides = (stride * source.stride for stride in module.strides)
+    return Layer(module, tuple(map(Feature, module.channels, strides)))
+
+
+def _check_margins(row: Row, inputs: Sequence[Feature]) -> None:
+    """Raise ConfigError unless the row may read maps of these margins."""
+    if row.module not in READS_MARGIN and any(any(feature.margin) for feature in inputs):
+        words = ", ".join(sorted(READS_MARGIN))
+        raise ConfigError(f"{row.module} reads a map that nn.ZeroPad2d made larger, which only {words} may read")
 
 
 def check_grows(site: Site, k: int, s: int, p: int, output_padding: int = 0, d: int = 1) -> None:

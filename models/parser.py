@@ -1,27 +1,78 @@
 """`parse_model`: a spec becomes modules and wiring.
 
-Slots are the numbers by which rows read each other. A list backbone in row 0 fills slots 0 to 4 with its levels P1 to
-P5 by stride (level Pk has stride 2^k and stands in slot k - 1); every other row takes the next free one. The wiring is
-data beside the modules (`Node`), so it survives whatever happens to them: fusing, copying, loading.
+Slots are the numbers by which rows read each other. Every row takes the next free number. A list backbone takes five,
+one for each of P1 to P5: in row 0 these are 0 to 4, and the rows behind it are 5, 6, ...; behind a stem in row 0 they
+are 1 to 5; a second backbone right behind that takes 6 to 10. (So a row i behind one backbone is slot i + 4, as in the
+published forks.) What `from` may say:
+
+    -1, -2     the slot before, the one before that; before slot 0 is the picture
+    4          slot 4
+    picture    the input picture, from any row
+    P4         the map of stride 16 of the nearest list backbone before the row
+    backbone1.P4   that of the first list backbone of the file; backbone2.P4 of the second, ...
+
+Names go by the stride in the picture, numbers by a backbone's own: of the five, the k-th is the map that is 2^k times
+smaller than what the backbone reads, there or not. For a backbone that reads the picture these are the same, so that
+slot 3 is P4; behind a stem of stride 2 the fourth slot is P5. Levels outside of the five, such as P6, have a name only.
+
+The wiring is data beside the modules (`Node`), so it survives whatever happens to them: fusing, copying, loading.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
+import math
 import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from fractions import Fraction
+from functools import partial
+from typing import NamedTuple
 
+import torch
 from torch import nn
+from torch.nn.modules.module import register_module_module_registration_hook
 
-from models.backbones.base import MissingLevel
-from models.errors import ConfigError
+from models.backbones.base import Backbone, MissingLevel, select_strides
+from models.errors import ConfigError, did_you_mean
 from models.heads import HEADS
-from models.layers import READS_LIST, Feature, build_backbone, build_layer, is_backbone
+from models.layers import READS_LIST, Feature, Layer, build_backbone, build_layer, is_backbone
 from models.plugins import check_plugins
 from models.spec import ModelSpec, Row
 
 PICTURE = -1  # the slot of the input
 LEVELS = 5  # slots of a list backbone: P1 to P5
-Wire = tuple[tuple[int, ...], "int | None"]  # the slots that a row reads, and the one it writes; None: five levels
+MAX_POWER = 64  # log2 of any stride is below
+MAX_PARAMETERS = 500_000_000  # of a model: 2 GB in float32, and four times that while it trains
+MAX_MODULES = 100_000  # that one row is made of
+MAX_CHANNELS = 1_000_000  # of a map
+MIN_STRIDE = 1 / 16  # of a map; a finer one would take more memory than any picture
+MAX_SIDE = 1024  # pixels that every stride of a model divides; the smallest picture that it takes is no larger
+
+
+Construct = Callable[[Callable[[Row], Layer], Row], Layer]  # calls what builds a row, and returns its layer
+
+
+class Level(NamedTuple):
+    """A map that a row reads by its name: the backbone's row, and log2 of the stride in the picture."""
+
+    row: int
+    power: int
+
+
+class Wire(NamedTuple):
+    """What a row reads, the first slot that it takes, and whether it takes one for each of P1 to P5."""
+
+    sources: tuple[int | Level, ...]
+    slot: int
+    has_levels: bool
+
+    @property
+    def numbers(self) -> range:
+        """The slots that the row takes."""
+        return range(self.slot, self.slot + (LEVELS if self.has_levels else 1))
 
 
 @dataclass(frozen=True)
@@ -30,7 +81,8 @@ class Node:
 
     row: Row
     sources: tuple[int, ...]
-    slots: tuple[int, ...]  # one, or one per map of a list backbone
+    slots: tuple[int, ...]  # one, or one per map of a list backbone; below PICTURE: a level that has a name only
+    numbers: range  # the slots that it takes, of which a list backbone writes some
     last_use: tuple[int, ...]
     reads_list: bool
     writes_list: bool
@@ -51,35 +103,21 @@ class Graph:
 
 
 def parse_model(spec: ModelSpec) -> Graph:
-    """Build every row of `spec` and wire them. Runs no forward pass.
+    """Build every row of `spec` and wire them. Runs no forward pass on data.
+
+    All rows are built without data first, so that a model which is too large is refused before it takes memory.
 
     Raises:
         ConfigError: file, row number and text, what was expected and what came.
     """
     check_plugins(spec.plugins or (), spec.name)
     wires = resolve(spec)
-    features: dict[int, Feature] = {PICTURE: Feature(spec.ch, 1)}
-    modules, written = [], []
-    for row, (sources, slot) in zip(spec.rows, wires, strict=True):
-        try:
-            if slot is None:
-                wanted = sorted({2 ** (s + 1) for inputs, _ in wires for s in inputs if 0 <= s < LEVELS})
-                layer = build_backbone(spec, row, wanted)
-                slots = tuple(int(feature.stride).bit_length() - 2 for feature in layer.outputs)
-            else:
-                layer = build_layer(spec, row, tuple(features[s] for s in sources))
-                slots = (slot,)
-        except MissingLevel as e:
-            reader = next(r for r, (inputs, _) in zip(spec.rows, wires, strict=True) if e.slot in inputs)
-            raise spec.error(reader, e) from e
-        except (ValueError, RuntimeError) as e:  # ours, or torch's own complaint, for instance about groups
-            raise spec.error(row, e) from e
-        features.update(zip(slots, layer.outputs, strict=False))  # a head puts out no feature
-        modules.append(layer.module)
-        written.append(slots)
-    return Graph(tuple(modules), _nodes(spec.rows, wires, written), features)
+    with torch.random.fork_rng(devices=[]):
+        _build(spec, wires, _Scales())
+    return _build(spec, wires, lambda build, row: build(row))
 
 
+# What `from` means ----------------------------------------------------------------------------------------------------
 def resolve(spec: ModelSpec) -> list[Wire]:
     """Return the wire of each row.
 
@@ -87,59 +125,243 @@ def resolve(spec: ModelSpec) -> list[Wire]:
         ConfigError: a row reads itself, a later row, a slot or a level that does not exist; the last row is no head.
     """
     wires: list[Wire] = []
-    has_levels = is_backbone(spec.rows[0].module)
+    backbones: list[int] = []
+    slot = 0
     for row in spec.rows:
-        if is_backbone(row.module) and row.index > 0:
-            raise spec.error(row, f"{row.module} is a list backbone, which stands in row 0")
-        slot = LEVELS + row.index - 1 if has_levels else row.index
         try:
-            sources = tuple(_source(source, slot, has_levels) for source in row.sources)
+            sources = tuple(_source(source, slot, backbones) for source in row.sources)
         except ConfigError as e:
             raise spec.error(row, e) from e
         if row.module in HEADS and row is not spec.rows[-1]:
             raise spec.error(row, "a detection head must be the last row")
-        if has_levels and row.index == 0:
-            if row.sources != (-1,):
-                raise spec.error(row, "a list backbone reads the picture, so its 'from' is -1")
-            wires.append(((PICTURE,), None))
-        else:
-            wires.append((sources, slot))
+        wires.append(Wire(sources, slot, is_backbone(row.module)))
+        backbones += [row.index] * wires[-1].has_levels
+        slot = wires[-1].numbers.stop
     last = spec.rows[-1]
     if last.module not in HEADS:
         raise spec.error(last, "the last row must be a detection head, for instance [[17, 20, 23], 1, Detect, [nc]]")
     return wires
 
 
-def _source(source: int | str, slot: int, has_levels: bool) -> int:
-    """Return the slot that one entry of `from` means in the row that writes `slot`."""
+def _source(source: int | str, slot: int, backbones: Sequence[int]) -> int | Level:
+    """Return what one entry of `from` means in the row that takes `slot`, behind backbones in these rows."""
     if isinstance(source, str):
-        level = re.fullmatch(r"P([1-9])", source)
-        if level is None:
-            raise ConfigError(f"'from' names '{source}', expected a slot number or a level P1 to P{LEVELS}")
-        if not has_levels or int(level[1]) > LEVELS:
-            gives = f"the levels P1 to P{LEVELS}" if has_levels else "no level names without a list backbone in row 0"
-            raise ConfigError(f"'from' names the level {source}, but there are {gives}")
-        return int(level[1]) - 1
+        return PICTURE if source == "picture" else _level(source, backbones)
     absolute = source if source >= 0 else slot + source
-    if absolute == PICTURE and source < 0 and not has_levels:
+    if absolute == PICTURE and source < 0:
         return PICTURE
     if not 0 <= absolute < slot:
-        raise ConfigError(f"'from' names slot {source}, but only slots 0 to {slot - 1} come before")
+        before = f"only slots 0 to {slot - 1} come before" if slot else "nothing but the picture, -1, comes before"
+        raise ConfigError(f"'from' names slot {source}, but {before}")
     return absolute
 
 
-def _nodes(rows: tuple[Row, ...], wires: list[Wire], written: list[tuple[int, ...]]) -> tuple[Node, ...]:
-    """Return the nodes; a slot's last use is in the row after which nobody reads it."""
-    last_row = {slot: i for i, slots in enumerate(written) for slot in slots}
-    last_row.update({slot: i for i, (sources, _) in enumerate(wires) for slot in sources})
-    return tuple(
-        Node(
-            row=row,
-            sources=sources,
-            slots=written[i],
-            last_use=tuple(slot for slot, last in last_row.items() if last == i),
-            reads_list=row.module in READS_LIST,
-            writes_list=slot is None,
+def _level(name: str, backbones: Sequence[int]) -> Level:
+    """Return the level that `name` means behind list backbones in these rows."""
+    match = re.fullmatch(r"(?:backbone([1-9]\d?)\.)?P(\d)", name, flags=re.ASCII)
+    if match is None:
+        hint = did_you_mean(name, ["picture", *(f"P{power}" for power in range(1, 10))])
+        raise ConfigError(
+            f"'from' names '{name}'{hint}, expected a slot number, picture, or a level such as P4 or backbone1.P4"
         )
-        for i, (row, (sources, slot)) in enumerate(zip(rows, wires, strict=True))
+    number, power = match.groups()
+    if not backbones:
+        raise ConfigError(f"'from' names the level {name}, but there are no levels without a list backbone before it")
+    if int(number or 1) > len(backbones):
+        raise ConfigError(f"'from' names backbone{number}, but {len(backbones)} list backbone(s) come before")
+    return Level(backbones[int(number or 0) - 1], int(power))
+
+
+def _level_slot(first: int, power: int) -> int:
+    """Return the slot of the map that is 2^power times smaller than what a backbone reads, whose first slot is given.
+
+    Those without a number have slots below the picture's, which no `from` can name.
+    """
+    return first + power - 1 if 1 <= power <= LEVELS else PICTURE - 1 - (first * MAX_POWER + power)
+
+
+# Building -------------------------------------------------------------------------------------------------------------
+def _build(spec: ModelSpec, wires: Sequence[Wire], construct: Construct) -> Graph:
+    """Return the graph of a spec, whose layers come from `construct`."""
+    features: dict[int, Feature] = {PICTURE: Feature(spec.ch, 1)}
+    shifts: dict[int, int] = {}  # row of a list backbone to log2 of the stride of what it reads
+    modules: list[nn.Module] = []
+    nodes: list[Node] = []
+    for row, wire in zip(spec.rows, wires, strict=True):
+        sources = tuple(_slot(source, wires, shifts) for source in wire.sources)
+        inputs = tuple(features[slot] for slot in sources)
+        readers: dict[int, Row] = {}
+        try:
+            if wire.has_levels:
+                shifts[row.index] = _shift(row.module, inputs)
+                readers = _readers(spec, wires, row.index, shifts[row.index])
+                layer = construct(partial(_build_levels, source=inputs[0], powers=sorted(readers)), row)
+                powers = (_power(row.module, feature.stride) - shifts[row.index] for feature in layer.outputs)
+                slots = tuple(_level_slot(wire.slot, power) for power in powers)
+            else:
+                layer = construct(partial(build_layer, spec, inputs=inputs), row)
+                slots = (wire.slot,)
+            features.update(zip(slots, layer.outputs, strict=False))  # a head puts out no feature
+            _check_features(row.module, layer.outputs, features.values())
+        except MissingLevel as e:
+            hint = f"; levels of other backbones are {_qualified(wires)}" if len(_backbones(wires)) > 1 else ""
+            scaled = e.scaled(2 ** shifts[row.index])
+            raise spec.error(readers[round(math.log2(e.stride))], f"{scaled}{hint}") from e
+        except (ValueError, RuntimeError) as e:  # ours, or torch's own complaint, for instance about groups
+            raise spec.error(row, e) from e
+        modules.append(layer.module)
+        nodes.append(Node(row, sources, slots, wire.numbers, (), row.module in READS_LIST, wire.has_levels))
+    _check_sizes(spec, modules, nodes, features)
+    return Graph(tuple(modules), _let_go(nodes), features)
+
+
+def _slot(source: int | Level, wires: Sequence[Wire], shifts: Mapping[int, int]) -> int:
+    """Return the slot of what a row reads, all rows before it being built."""
+    if isinstance(source, int):
+        return source
+    return _level_slot(wires[source.row].slot, source.power - shifts[source.row])
+
+
+def _backbones(wires: Sequence[Wire]) -> list[int]:
+    return [index for index, wire in enumerate(wires) if wire.has_levels]
+
+
+def _qualified(wires: Sequence[Wire]) -> str:
+    """Return how the levels of all list backbones are called."""
+    return ", ".join(f"backbone{i + 1}.P4 (row {row})" for i, row in enumerate(_backbones(wires)))
+
+
+def _readers(spec: ModelSpec, wires: Sequence[Wire], backbone: int, shift: int) -> dict[int, Row]:
+    """Return which maps of the list backbone in a row are read: log2 of its own stride, and the first row to do so."""
+    readers: dict[int, Row] = {}
+    numbers = wires[backbone].numbers
+    for row, wire in zip(spec.rows, wires, strict=True):
+        for source in wire.sources:
+            if isinstance(source, Level):
+                power = source.power - shift if source.row == backbone else None
+            else:
+                power = source - numbers.start + 1 if source in numbers else None
+            if power is not None:
+                readers.setdefault(power, row)
+    return readers
+
+
+def _build_levels(row: Row, source: Feature, powers: Sequence[int]) -> Layer:
+    """Build a list backbone with the maps that are 2^power times smaller than its input, all of its maps if none."""
+    wanted = [2**power for power in powers]
+    layer = build_backbone(row, source, wanted)
+    select_strides(wanted, [round(f.stride / source.stride) for f in layer.outputs], row.module)
+    return layer
+
+
+def _shift(word: str, inputs: Sequence[Feature]) -> int:
+    """Return log2 of the stride of the one map that a list backbone reads."""
+    if len(inputs) != 1:
+        raise ConfigError(f"{word} reads one feature map, but 'from' names {len(inputs)}")
+    return _power(f"{word} reads", inputs[0].stride)
+
+
+def _power(what: str, stride: float) -> int:
+    """Return log2 of a stride; ConfigError if that is no whole number, so that its level has no name."""
+    power = round(math.log2(stride))
+    if 2.0**power != stride:
+        raise ConfigError(f"{what} a map of stride {stride:g}, but levels have strides 2, 4, 8, ...")
+    return power
+
+
+def _let_go(nodes: Sequence[Node]) -> tuple[Node, ...]:
+    """Return the nodes with the last use of each slot: in the row after which nobody reads it."""
+    last_row = {slot: i for i, node in enumerate(nodes) for slot in node.slots}
+    last_row.update({slot: i for i, node in enumerate(nodes) for slot in node.sources})
+    return tuple(
+        dataclasses.replace(node, last_use=tuple(slot for slot, last in last_row.items() if last == i))
+        for i, node in enumerate(nodes)
     )
+
+
+# Bounds ---------------------------------------------------------------------------------------------------------------
+class _Scales:
+    """Builds layers without data, and refuses what would not fit in memory."""
+
+    def __init__(self) -> None:
+        self.parameters = 0  # so far
+
+    def __call__(self, build: Callable[[Row], Layer], row: Row) -> Layer:
+        """Return the layer of a row, on the meta device unless its code asks for values.
+
+        Raises:
+            ConfigError: the parameters of all layers are too many, or the modules of this one.
+        """
+        row = row.without_pretrained() if is_backbone(row.module) else row
+        with _few_modules():
+            try:
+                with torch.device("meta"):
+                    layer = build(row)
+            except RuntimeError as e:
+                if "meta" not in str(e):
+                    raise
+                layer = build(row)
+        tensors = itertools.chain(layer.module.parameters(), layer.module.buffers())
+        self.parameters += sum(tensor.numel() for tensor in tensors)
+        if self.parameters > MAX_PARAMETERS:
+            raise ConfigError(
+                f"up to here the model has {self.parameters:,} parameters, expected at most {MAX_PARAMETERS:,}, "
+                f"which take {MAX_PARAMETERS * 4 / 1e9:g} GB"
+            )
+        return layer
+
+
+@contextmanager
+def _few_modules() -> Iterator[None]:
+    """Raise ConfigError when more than MAX_MODULES modules are put into others within."""
+    count = itertools.count(1)
+
+    def check(*_: object) -> None:
+        if next(count) > MAX_MODULES:
+            raise ConfigError(f"it is made of more than {MAX_MODULES:,} modules")
+
+    hook = register_module_module_registration_hook(check)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+def _check_features(word: str, outputs: Iterable[Feature], all_so_far: Iterable[Feature]) -> None:
+    """Raise ConfigError for a map that no picture of a sane size could have."""
+    for channels, stride, _ in outputs:
+        if channels > MAX_CHANNELS:
+            raise ConfigError(f"{word} gives {channels:,} channels, expected at most {MAX_CHANNELS:,}")
+        if stride < MIN_STRIDE:
+            raise ConfigError(f"{word} gives a map {1 / stride:g} times as large as the picture")
+    side = common_side(all_so_far)
+    if side > MAX_SIDE:
+        raise ConfigError(
+            f"with the map of {word}, only pictures with sides that are multiples of {side} pixels fit all strides so "
+            f"far, expected at most {MAX_SIDE}"
+        )
+
+
+def common_side(features: Iterable[Feature]) -> int:
+    """Return the smallest side of a picture, in pixels, that every stride divides."""
+    strides = {feature.stride for feature in features}
+    return math.lcm(*(Fraction(stride).limit_denominator(MAX_SIDE).numerator for stride in strides))
+
+
+def _check_sizes(
+    spec: ModelSpec, modules: Sequence[nn.Module], nodes: Sequence[Node], features: Mapping[int, Feature]
+) -> None:
+    """Raise ConfigError for two list backbones of which each takes pictures of another size alone."""
+    sized = {}
+    for module, node in zip(modules, nodes, strict=True):
+        if isinstance(module, Backbone) and module.size:
+            stride = features[node.sources[0]].stride
+            sized[node.row] = tuple(round(side * stride) for side in module.size)
+    first = next(iter(sized), None)
+    for row, size in sized.items():
+        if first is not None and size != sized[first]:
+            raise spec.error(
+                row,
+                f"{row.module} takes pictures of {size[0]}x{size[1]} alone, but {first.module} in row {first.index} of "
+                f"{sized[first][0]}x{sized[first][1]}: give one of them another img_size",
+            )

@@ -58,6 +58,16 @@ class Row:
         """Return the row as it stands in a YAML."""
         return [self.sources[0] if self.single else list(self.sources), self.number, self.module, _thaw(self.args)]
 
+    def without_pretrained(self) -> Row:
+        """Return a copy that names no file or download to start from, the published forks' `[True]` included."""
+
+        def strip(position: int, arg: Any) -> Any:
+            if isinstance(arg, Mapping):
+                return {key: value for key, value in arg.items() if key not in PRETRAINED}
+            return False if position == 0 and arg is True else arg
+
+        return dataclasses.replace(self, args=tuple(map(strip, range(len(self.args)), self.args)))
+
 
 @dataclass(frozen=True)
 class ModelSpec:
@@ -101,23 +111,15 @@ class ModelSpec:
         return dataclasses.replace(self, nc=nc, ch=self.ch if ch is None else _integer(ch, 1, MAX_CHANNELS, "ch"))
 
     def without_pretrained(self) -> ModelSpec:
-        """Return a copy whose rows name no file or download to start from, the published forks' `[True]` included."""
+        """Return a copy whose rows name no file or download to start from."""
+        return dataclasses.replace(self, rows=tuple(row.without_pretrained() for row in self.rows))
 
-        def strip(position: int, arg: Any) -> Any:
-            if isinstance(arg, Mapping):
-                return {key: value for key, value in arg.items() if key not in PRETRAINED}
-            return False if position == 0 and arg is True else arg
-
-        rows = (dataclasses.replace(row, args=tuple(map(strip, range(len(row.args)), row.args))) for row in self.rows)
-        return dataclasses.replace(self, rows=tuple(rows))
-
-    def with_option(self, name: str, value: Any) -> ModelSpec:
-        """Return a copy whose first row, the list backbone, has another option in its trailing mapping."""
-        first = self.rows[0]
-        options = dict(first.args[-1]) if first.args and isinstance(first.args[-1], Mapping) else {}
-        args = first.args[:-1] if options else first.args
-        row = dataclasses.replace(first, args=(*args, {**options, name: value}))
-        return dataclasses.replace(self, rows=(row, *self.rows[1:]))
+    def with_option(self, index: int, name: str, value: Any) -> ModelSpec:
+        """Return a copy in which the row of that number has another option in its trailing mapping."""
+        args = list(self.rows[index].args)
+        options = args.pop() if args and isinstance(args[-1], Mapping) else {}
+        row = dataclasses.replace(self.rows[index], args=(*args, {**options, name: value}))
+        return dataclasses.replace(self, rows=(*self.rows[:index], row, *self.rows[index + 1 :]))
 
     def width(self, channels: int) -> int:
         """Return `channels` scaled by width_multiple, rounded up to a multiple of 8."""

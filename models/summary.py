@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -104,9 +105,9 @@ def row_levels(model: RowModel, deploy: RowModel, size: tuple[int, int]) -> list
     levels: dict[int, Level] = {}
     so_far = [accumulate(_row_gflops(m, size)) for m in (model, deploy)]
     for node, gflops, fused in zip(model.nodes[: model.spec.backbone_rows], *so_far, strict=False):
-        feature = model.features[node.slot]
-        stride = int(feature.stride)
-        levels[stride] = Level(stride, feature.channels, size[0] // stride, size[1] // stride, gflops, fused)
+        for feature in (model.features[slot] for slot in node.slots):
+            stride = int(feature.stride)
+            levels[stride] = Level(stride, feature.channels, size[0] // stride, size[1] // stride, gflops, fused)
     return [levels[stride] for stride in sorted(levels)]
 
 
@@ -127,12 +128,20 @@ def model_table(model: RowModel) -> str:
     for module, node in zip(model.model, model.nodes, strict=True):
         number, word, args = scaled(model.spec, node.row)
         sources = node.row.sources[0] if node.row.single else list(node.row.sources)
-        slots = f"{node.slots[0]}-{node.slots[-1]}" if len(node.slots) > 1 else node.slots[0]
+        slots = slots_text(model, node)
         params = f"{count_parameters(module):,}"
-        lines.append(f"{slots!s:>5}{_plain(sources):>20}{number:>3}{params:>11}  {word:<40}{_plain(args):<30}".rstrip())
+        lines.append(f"{slots:>5}{_plain(sources):>20}{number:>3}{params:>11}  {word:<40}{_plain(args):<30}".rstrip())
     total = sum(map(count_parameters, model.model))
     lines.append(f"{model.spec.name} summary: {total:,} parameters, {count_gflops(model):.1f} GFLOPs at 640x640")
     return "\n".join(lines)
+
+
+def slots_text(model: RowModel, node: Node) -> str:
+    """Return what `from` calls the maps of a row: 5, 2-4, or with a level that has no number 2-4,P6."""
+    numbers = [slot for slot in node.slots if slot in node.numbers]
+    names = [f"P{round(math.log2(model.features[slot].stride))}" for slot in node.slots if slot not in node.numbers]
+    ends = dict.fromkeys((min(numbers), max(numbers))) if numbers else ()
+    return ",".join(filter(None, ["-".join(map(str, ends)), *names]))
 
 
 def scaled(spec: ModelSpec, row: Row) -> tuple[int, str, list[Any]]:
@@ -200,15 +209,25 @@ def format_rows(rows: Iterable[tuple[str, str]]) -> str:
 
 
 def backbone_card(model: RowModel, size: tuple[int, int] = (640, 640)) -> str:
-    """Return what people ask of a model's backbone: its levels, size, cost, what fuses, and its weights' origin."""
-    backbone = next((m for m in model.model if isinstance(m, Backbone)), None)
-    if backbone is None:
-        return f"{model.spec.name} has no list backbone: its rows are its backbone"
-    card = make_card(str(model.nodes[0].row), backbone, switch_to_deploy(backbone), size)
-    levels = ", ".join(
-        f"{level_name(s)} {c} channels" for s, c in zip(backbone.strides, backbone.channels, strict=True)
-    )
-    return format_rows([("backbone", card.name), ("levels", levels), *card_rows(card, size)])
+    """Return what people ask of a model's list backbones: levels, size, cost, what fuses, and their weights' origin.
+
+    Args:
+        model: one without list backbones gets a sentence saying so.
+        size: height and width of the picture whose work is counted.
+    """
+    rows = zip(model.model, model.nodes, strict=True)
+    cards = [_row_card(model, node, module, size) for module, node in rows if isinstance(module, Backbone)]
+    return "\n".join(cards) or f"{model.spec.name} has no list backbone: its rows are its backbone"
+
+
+def _row_card(model: RowModel, node: Node, backbone: Backbone, size: tuple[int, int]) -> str:
+    """Return the card of a list backbone, whose input may be smaller than the picture of `size`."""
+    stride = model.features[node.sources[0]].stride
+    height, width = (round(side / stride) for side in size)
+    card = make_card(str(node.row), backbone, switch_to_deploy(backbone), (height, width))
+    maps = (model.features[slot] for slot in node.slots)
+    levels = ", ".join(f"{level_name(round(m.stride))} {m.channels} channels" for m in maps)
+    return format_rows([("backbone", card.name), ("levels", levels), *card_rows(card, (height, width))])
 
 
 def _counts(counts: Mapping[str, int]) -> str:

@@ -9,7 +9,8 @@ It is an ultralytics model to ultralytics' trainer, validator, predictor and exp
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -24,7 +25,7 @@ from models.blocks.reparam import switch_to_deploy
 from models.errors import ConfigError
 from models.heads import AnchorDetect
 from models.loss import AnchorGains, AnchorLoss
-from models.parser import PICTURE, parse_model
+from models.parser import PICTURE, common_side, parse_model
 from models.spec import ModelSpec, load_spec
 from models.summary import model_table
 
@@ -138,12 +139,24 @@ class DetectionModel(tasks.DetectionModel):
     @property
     def only_size(self) -> tuple[int, int] | None:
         """Height and width of the only pictures that the model takes, as some of timm's do; None: any."""
-        return next((m.size for m in self.model if isinstance(m, Backbone) and m.size), None)
+        for backbone, stride in self._backbones():
+            if backbone.size:
+                height, width = backbone.size
+                return round(height * stride), round(width * stride)
+        return None
+
+    def _backbones(self) -> Iterator[tuple[Backbone, float]]:
+        """Yield the list backbones, with the stride of what each reads."""
+        for module, node in zip(self.model, self.nodes, strict=True):
+            if isinstance(module, Backbone):
+                yield module, self.features[node.sources[0]].stride
 
     def example_input(self) -> Tensor:
         """Return a small input of zeros, (1, ch, H, W), with the dtype and device of the weights."""
-        sides = [module.example_side for module in self.model if isinstance(module, Backbone)]
-        side = max(*sides, *(2 * int(feature.stride) for feature in self.features.values()))
+        sides = [round(backbone.example_side * stride) for backbone, stride in self._backbones()]
+        least = max(*sides, *(2 * int(feature.stride) for feature in self.features.values()))
+        step = common_side(self.features.values())
+        side = math.ceil(least / step) * step
         return next(self.parameters()).new_zeros(1, self.spec.ch, *(self.only_size or (side, side)))
 
     def info(self, detailed: bool = False, verbose: bool = True, imgsz: int | list[int] = 640) -> None:

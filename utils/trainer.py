@@ -30,7 +30,6 @@ from models.blocks.repconv import RepConv
 from models.errors import UserError, WeightsError
 from models.heads import AnchorDetect
 from models.loss import AnchorGains
-from models.parser import LEVELS
 from models.summary import backbone_card
 from utils.anchors import fit_anchors
 from utils.checkpoint import build_model, load_checkpoint, pack_model, plain, read_checkpoint, save_checkpoint
@@ -319,7 +318,8 @@ def frozen_modules(model: DetectionModel, freeze: int | str | list[int] | None) 
     """Return where in `model.model` nothing is trained: rows, and what a backbone declares as frozen.
 
     Args:
-        freeze: a number of slots from the first, a list of slots, or "backbone".
+        freeze: a number of slots from the first, a list of slots, or "backbone": all rows up to the last list
+            backbone, or those under `backbone` where there is none.
 
     Raises:
         UserError: a slot that no row has.
@@ -328,12 +328,14 @@ def frozen_modules(model: DetectionModel, freeze: int | str | list[int] | None) 
     if not freeze:
         return [*declared]
     if freeze == "backbone":
-        freeze = LEVELS if model.nodes[0].writes_list else model.spec.backbone_rows
+        backbones = [node.row.index for node in model.nodes if node.writes_list]
+        rows = backbones[-1] + 1 if backbones else model.spec.backbone_rows
+        freeze = model.nodes[rows - 1].numbers.stop if rows else 0
     slots = {int(slot) for slot in (range(freeze) if isinstance(freeze, int) else freeze)}
     last = model.nodes[-1].slot
     if not slots <= set(range(last)):
         raise UserError(f"--freeze takes slots from 0 to {last - 1}, the last row being the head, not {max(slots)}")
-    return [*(i for i, node in enumerate(model.nodes) if set(node.slots) & slots), *declared]
+    return [*(i for i, node in enumerate(model.nodes) if set(node.numbers) & slots), *declared]
 
 
 def refit_anchors(model: DetectionModel, dataset: Any, args: Any) -> None:

@@ -9,6 +9,7 @@ A backbone registers under the word that a YAML row uses:
 from __future__ import annotations
 
 import inspect
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -24,11 +25,22 @@ from models.registry import Registry
 
 
 class MissingLevel(ConfigError):
-    """A level is read that the backbone does not give."""
+    """A level is read that the backbone does not give.
 
-    def __init__(self, message: str, stride: int) -> None:
-        super().__init__(message)
-        self.slot = stride.bit_length() - 2
+    Args:
+        what: the backbone, for the message.
+        stride: of the level that is missing.
+        has: the strides that it gives.
+    """
+
+    def __init__(self, what: str, stride: int, has: Sequence[int]) -> None:
+        gives = ", ".join(map(level_name, has))
+        super().__init__(f"{what} has no map at {level_name(stride)}, it gives {gives}")
+        self.what, self.stride, self.has = what, stride, has
+
+    def scaled(self, factor: int) -> MissingLevel:
+        """Return the error of a backbone that reads a map of the stride `factor`, with the strides in the picture."""
+        return MissingLevel(self.what, self.stride * factor, [stride * factor for stride in self.has])
 
 
 class Backbone(nn.Module, ABC):
@@ -230,14 +242,13 @@ def select_strides(wanted: Sequence[int] | None, has: Sequence[int], what: str) 
     """
     missing = sorted(set(wanted or ()) - set(has))
     if missing:
-        gives = ", ".join(map(level_name, has))
-        raise MissingLevel(f"{what} has no map at {level_name(missing[0])}, it gives {gives}", missing[0])
+        raise MissingLevel(what, missing[0], has)
     return tuple(sorted(set(wanted))) if wanted else tuple(has)
 
 
 def level_name(stride: int) -> str:
     """Return how people call a stride: 8 is "P3 (stride 8)"."""
-    return f"P{stride.bit_length() - 1} (stride {stride})"
+    return f"P{round(math.log2(stride))} (stride {stride})"
 
 
 @torch.no_grad()

@@ -84,6 +84,9 @@ class Layout:
     fits: bool  # its maps have as many cells as the strides say
 
 
+LAYOUTS: dict[str, Layout] = {}  # what was found out, by architecture, channels and options
+
+
 @BACKBONES.register("timm")
 class TimmBackbone(Backbone):
     """The feature maps of the timm model `arch`; those that it lacks are made by a small pyramid.
@@ -266,11 +269,14 @@ def probe_layout(arch: str, in_channels: int, options: dict[str, Any]) -> Layout
     Raises:
         UserError: timm cannot build it for feature maps, or it takes none of the pictures that it is tried with.
     """
+    key = repr((arch, in_channels, sorted(options.items())))
+    if key in LAYOUTS:
+        return LAYOUTS[key]
     reasons: list[UserError] = []
     with torch.random.fork_rng(devices=[]), torch.device("meta"), torch.no_grad():
         for candidate in _candidates(arch, options):
             try:
-                return _probe(arch, in_channels, candidate)
+                return LAYOUTS.setdefault(key, _probe(arch, in_channels, candidate))
             except UserError as e:
                 reasons.append(e)
     raise min(reversed(reasons), key=_is_unknown_option)  # one that tells of more than an option tried in vain
