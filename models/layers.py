@@ -626,6 +626,7 @@ def rep_ncsp_elan4(site: Site, c2: Positive, c3: Positive, c4: Positive, n: Posi
     out = site.width(c2)
     site.inside(c3, multiple=2)
     site.inside(c4 / 2)
+    _check_repeats("RepNCSPELAN4", n)
     return site.layer(RepNCSPELAN4(site.input.channels, out, c3, c4, n), out)
 
 
@@ -742,9 +743,7 @@ def build_layer(spec: ModelSpec, row: Row, inputs: tuple[Feature, ...]) -> Layer
     function = LAYERS[row.module]
     arguments = bind(row.module, function, row.args)
     number = spec.depth(row.number)
-    if number > MAX_REPEATS:
-        scaled = f" ({row.number} times depth_multiple)" if number != row.number else ""
-        raise ConfigError(f"{row.module} stands {number} times in a row{scaled}, expected at most {MAX_REPEATS}")
+    _check_repeats(row.module, number, "" if number == row.number else f", {row.number} times depth_multiple")
     if row.module in REPEATED_INSIDE or number == 1:
         layer = function(Site(row.module, inputs, number, spec), **arguments)
     else:
@@ -791,6 +790,12 @@ def build_backbone(row: Row, source: Feature, out_strides: Sequence[int]) -> Lay
     module = create_backbone(name, arch, in_channels=source.channels, out_strides=out_strides, **options)
     strides = (stride * source.stride for stride in module.strides)
     return Layer(module, tuple(map(Feature, module.channels, strides)))
+
+
+def _check_repeats(word: str, number: int, scaled: str = "") -> None:
+    """Raise ConfigError for a block that is repeated more often than any model has it."""
+    if number > MAX_REPEATS:
+        raise ConfigError(f"{word} is repeated {number} times{scaled}, expected at most {MAX_REPEATS}")
 
 
 def _check_margins(row: Row, inputs: Sequence[Feature]) -> None:

@@ -103,7 +103,7 @@ def count_level(
 def row_levels(model: RowModel, deploy: RowModel, size: tuple[int, int]) -> list[Level]:
     """Return the levels of a model whose rows are its backbone: of each stride the last row under `backbone`."""
     levels: dict[int, Level] = {}
-    so_far = [accumulate(_row_gflops(m, size)) for m in (model, deploy)]
+    so_far = [accumulate(row_gflops(m, size)) for m in (model, deploy)]
     for node, gflops, fused in zip(model.nodes[: model.spec.backbone_rows], *so_far, strict=False):
         for feature in (model.features[slot] for slot in node.slots):
             stride = int(feature.stride)
@@ -111,7 +111,7 @@ def row_levels(model: RowModel, deploy: RowModel, size: tuple[int, int]) -> list
     return [levels[stride] for stride in sorted(levels)]
 
 
-def _row_gflops(model: RowModel, size: tuple[int, int]) -> list[float]:
+def row_gflops(model: RowModel, size: tuple[int, int]) -> list[float]:
     """Return the 10^9 operations of each row."""
     ghost = make_ghost(model)
     with FlopCounterMode(display=False) as counter:
@@ -122,17 +122,31 @@ def _row_gflops(model: RowModel, size: tuple[int, int]) -> list[float]:
 
 
 # Texts ----------------------------------------------------------------------------------------------------------------
-def model_table(model: RowModel) -> str:
-    """Return the rows of a model as YOLOv5 prints them: scaled, under the slots that `from` uses."""
-    lines = [f"{'slot':>5}{'from':>20}{'n':>3}{'params':>11}  {'module':<40}{'arguments':<30}"]
+def model_table(model: RowModel, size: tuple[int, int] = (640, 640)) -> str:
+    """Return the rows of a model as YOLOv5 prints them: scaled, under the slots that `from` uses.
+
+    Args:
+        model: whose rows they are.
+        size: height and width of the picture whose work is counted.
+    """
+    columns = []
     for module, node in zip(model.model, model.nodes, strict=True):
         number, word, args = scaled(model.spec, node.row)
         sources = node.row.sources[0] if node.row.single else list(node.row.sources)
         slots = slots_text(model, node)
         params = f"{count_parameters(module):,}"
-        lines.append(f"{slots:>5}{_plain(sources):>20}{number:>3}{params:>11}  {word:<40}{_plain(args):<30}".rstrip())
+        columns.append((slots, _plain(sources), str(number), params, word, _plain(args)))
+    wide = max(20, *(len(sources) + 1 for _, sources, *_ in columns))
+    lines = [
+        f"{slots:>5}{sources:>{wide}}{number:>3}{params:>11}  {word:<40}{args:<30}".rstrip()
+        for slots, sources, number, params, word, args in [
+            ("slot", "from", "n", "params", "module", "arguments"),
+            *columns,
+        ]
+    ]
     total = sum(map(count_parameters, model.model))
-    lines.append(f"{model.spec.name} summary: {total:,} parameters, {count_gflops(model):.1f} GFLOPs at 640x640")
+    work = f"{count_gflops(model, size):.1f} GFLOPs at {size[0]}x{size[1]}"
+    lines.append(f"{model.spec.name} summary: {total:,} parameters, {work}")
     return "\n".join(lines)
 
 

@@ -179,3 +179,12 @@ def create_model(cfg: str | Path | Mapping[str, Any] | ModelSpec, **options: Any
     """Return the model that the head of a YAML asks for; arguments and errors are those of `DetectionModel`."""
     spec = load_spec(cfg)
     return (SegmentationModel if spec.task == "segment" else DetectionModel)(spec, **options)
+
+
+if __name__ == "__main__":
+    import sys
+
+    from models import describe
+    from utils import cli
+
+    sys.exit(cli.run_script(describe.main, describe.make_parser()))

@@ -20,7 +20,7 @@ ORDER = [  # a module imports from its own line and the lines above
     ["models.summary", "models.yolo"],
     ["models"],
     ["utils"],
-    ["scripts", "models.inspect", "models.backbones.check", "utils.convert"],  # the last run as python -m utils.convert
+    ["scripts", "models.inspect", "models.describe", "models.backbones.check", "utils.convert"],  # the last run by -m
 ]
 ALONE = {"timm": ["models.backbones.from_timm"]}  # libraries that one module wraps
 NAMES = {"eval", "exec", "compile", "__import__"}
@@ -39,10 +39,15 @@ def parse(path):
     return ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
 
 
+def is_main(node):
+    """Return whether a statement is what a file does as a script, for which it may import scripts."""
+    return isinstance(node, ast.If) and ast.unparse(node.test) == "__name__ == '__main__'"
+
+
 def imported(tree):
     """Return the modules that a file imports; for `from a import b` both a and a.b, of which one may be a name."""
     names = set()
-    for node in ast.walk(tree):
+    for node in (node for part in tree.body if not is_main(part) for node in ast.walk(part)):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
