@@ -11,7 +11,10 @@ class UserError(ValueError):
 
 
 class ConfigError(UserError):
-    """A model YAML is wrong; the message names the file, the row and its text."""
+    """A model YAML is wrong; the message names the file, the row and its text, in one line whatever they hold."""
+
+    def __init__(self, message: object) -> None:
+        super().__init__(" ".join(str(message).split()))
 
 
 class WeightsError(UserError):
