@@ -55,7 +55,7 @@ from models.backbones import BACKBONES, create_backbone
 from models.backbones.from_timm import is_timm_model, timm_models
 from models.blocks import ultralytics  # noqa: F401 - it registers how its blocks fuse
 from models.blocks.repconv import RepConv, RepVGGBlock
-from models.blocks.yolov5 import C3SPP, SPPF, BottleneckCSP, C3x, Contract, CrossConv, Expand, MixConv2d
+from models.blocks.yolov5 import C3SPP, SPPF, BottleneckCSP, C3x, Channels, Contract, CrossConv, Expand, MixConv2d
 from models.errors import ConfigError, did_you_mean
 from models.heads import HEADS, AnchorDetect, Anchors, AnchorSegment, build_anchor_free, parse_anchors
 from models.registry import Registry
@@ -387,6 +387,14 @@ def batch_norm(site: Site, num_features: Positive | None = None) -> Layer:
 def identity(site: Site) -> Layer:
     """What flows in."""
     return site.layer(nn.Identity(), site.input.channels)
+
+
+@LAYERS.register("Channels")
+def channels(site: Site, start: Natural, stop: Positive) -> Layer:
+    """The channels from `start` to before `stop`: of colours and heat in one picture, what one backbone reads."""
+    if not start < stop <= site.input.channels:
+        raise ConfigError(f"Channels takes {start} to {stop} of {site.input.channels} channels, counted from 0")
+    return site.layer(Channels(start, stop), stop - start)
 
 
 @LAYERS.register("Concat")
@@ -728,15 +736,19 @@ def is_backbone(word: str) -> bool:
     return word in BACKBONES or (word not in LAYERS and is_timm_model(word))
 
 
+def check_word(word: str) -> None:
+    """Raise ConfigError for a word that builds nothing, saying which one may be meant."""
+    if word not in LAYERS and not is_backbone(word):
+        hint = did_you_mean(word, [*LAYERS, *BACKBONES]) or did_you_mean(word, timm_models())
+        raise ConfigError(f"unknown module '{word}'{hint}: neither a word of RepYOLO nor a timm model")
+
+
 def build_layer(spec: ModelSpec, row: Row, inputs: tuple[Feature, ...]) -> Layer:
     """Build a row that is not a list backbone.
 
     Raises:
-        ConfigError: an unknown word, or arguments that are not the word's.
+        ConfigError: arguments that are not the word's.
     """
-    if row.module not in LAYERS:
-        hint = did_you_mean(row.module, [*LAYERS, *BACKBONES]) or did_you_mean(row.module, timm_models())
-        raise ConfigError(f"unknown module '{row.module}'{hint}: neither a word of RepYOLO nor a timm model")
     if row.module in READS_LIST and row.number > 1:
         raise ConfigError(f"{row.module} stands once, not {row.number} times in a row")
     _check_margins(row, inputs)

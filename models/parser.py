@@ -38,7 +38,7 @@ from torch.nn.modules.module import register_module_module_registration_hook
 from models.backbones.base import Backbone, MissingLevel, select_strides
 from models.errors import ConfigError, did_you_mean
 from models.heads import HEADS
-from models.layers import READS_LIST, Feature, Layer, build_backbone, build_layer, is_backbone
+from models.layers import READS_LIST, Feature, Layer, build_backbone, build_layer, check_word, is_backbone
 from models.plugins import check_plugins
 from models.spec import ModelSpec, Row
 
@@ -122,13 +122,15 @@ def resolve(spec: ModelSpec) -> list[Wire]:
     """Return the wire of each row.
 
     Raises:
-        ConfigError: a row reads itself, a later row, a slot or a level that does not exist; the last row is no head.
+        ConfigError: a row has an unknown word, or reads itself, a later row, a slot or a level that does not exist; the
+            last row is no head.
     """
     wires: list[Wire] = []
     backbones: list[int] = []
     slot = 0
     for row in spec.rows:
         try:
+            check_word(row.module)
             sources = tuple(_source(source, slot, backbones) for source in row.sources)
         except ConfigError as e:
             raise spec.error(row, e) from e
@@ -352,16 +354,16 @@ def _check_sizes(
     spec: ModelSpec, modules: Sequence[nn.Module], nodes: Sequence[Node], features: Mapping[int, Feature]
 ) -> None:
     """Raise ConfigError for two list backbones of which each takes pictures of another size alone."""
-    sized = {}
+    sized = []
     for module, node in zip(modules, nodes, strict=True):
         if isinstance(module, Backbone) and module.size:
-            stride = features[node.sources[0]].stride
-            sized[node.row] = tuple(round(side * stride) for side in module.size)
-    first = next(iter(sized), None)
-    for row, size in sized.items():
-        if first is not None and size != sized[first]:
+            height, width = (round(side * features[node.sources[0]].stride) for side in module.size)
+            sized.append((node.row, f"{height}x{width}"))
+    for row, size in sized[1:]:
+        first, first_size = sized[0]
+        if size != first_size:
             raise spec.error(
                 row,
-                f"{row.module} takes pictures of {size[0]}x{size[1]} alone, but {first.module} in row {first.index} of "
-                f"{sized[first][0]}x{sized[first][1]}: give one of them another img_size",
+                f"{row.module} takes pictures of {size} alone, but {first.module} in row {first.index} of "
+                f"{first_size}: give one of them another img_size",
             )

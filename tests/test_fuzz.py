@@ -22,19 +22,20 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from models import BACKBONES, Backbone, DetectionModel
+from models import BACKBONES, Backbone
 from models.arguments import Act, Natural, Positive
 from models.backbones.base import select_strides
 from models.errors import ConfigError
+from models.heads import HEADS
 from models.layers import LAYERS, Kernels
 from models.parser import MAX_PARAMETERS, PICTURE
 from models.summary import make_ghost
+from models.yolo import create_model
 from tests.helpers import mutated
 
 EXAMPLES = int(os.environ.get("REPYOLO_FUZZ", "300"))  # of both kinds together
 MAX_GROWTH = 1_000_000  # kilobytes
 MAX_MAP = 2**34  # values of the largest map that is looked at: shapes alone, but torch counts in 64 bits
-HEADS = ("Detect", "Segment")
 OUTCOMES: Counter[str] = Counter()
 EVERYTHING = settings(
     max_examples=EXAMPLES // 2,
@@ -162,6 +163,8 @@ def sources(draw, slot, has_levels, many=False):
 
 
 WORDS = sorted(set(LAYERS) - set(HEADS))
+LAST = [*[("Detect", ["nc"])] * 4, *[("Detect", ["nc", "anchors"])] * 2]  # words of the last row, with arguments
+LAST += [("Segment", ["nc", "anchors", 32, 256]), ("Segment", ["nc"]), ("Segment", ["nc", "anchors", 10**5, 10**5])]
 LEVELS = ["P2", "P3", "P3", "P4", "P4", "P5", "P5", "P6", "backbone1.P4", "backbone2.P3", "picture", "p3"]
 
 
@@ -184,8 +187,10 @@ def grammatical(draw):
     heads += [st.sampled_from([["P3", "P4", "P5"], ["P4"], ["P4", "P6"]])] * has_levels
     cut = draw(st.integers(0, len(rows)))
     cfg = {"nc": draw(st.sampled_from([2, 80, 80, 80, 100_000])), "backbone": rows[:cut]}
-    cfg["head"] = [*rows[cut:], [draw(st.one_of(heads)), 1, "Detect", ["nc"]]]
+    cfg["head"] = [*rows[cut:], [draw(st.one_of(heads)), 1, *draw(st.sampled_from(LAST))]]
     cfg["width_multiple"] = draw(st.sampled_from([0.5, *[0.25, 0.5, 1.0] * 9, 16.0, 99, 0]))
+    cfg["anchors"] = draw(st.sampled_from([3, 3, 3, [[8, 8, 16, 16]], [[8, 8], [9, 9, 10, 10]], 0, None]))
+    cfg["end2end"] = draw(st.sampled_from([False] * 5 + [True, "x"]))
     cfg["depth_multiple"] = draw(st.sampled_from([1.0, *[0.33, 1.0] * 9, 16.0, -1]))
     if draw(st.integers(0, 5)) == 5:
         cfg["activation"] = draw(ACTS.filter(lambda act: isinstance(act, str)))
@@ -199,12 +204,14 @@ def try_model(cfg):
     """Build a model without data, and check what is declared or said."""
     try:
         with torch.device("meta"):
-            model = DetectionModel(cfg)
+            model = create_model(cfg)
     except ConfigError as e:
         text = str(e)
         assert "\n" not in text
         assert len(text) < 1000, text
-        assert re.search(r"\brow \d+ |\b(nc|ch|width_multiple|depth_multiple|activation|anchors|head|backbone)\b", text)
+        assert re.search(
+            r"\brow \d+ |\b(nc|ch|width_multiple|depth_multiple|activation|anchors|end2end|head|backbone)\b", text
+        )
         OUTCOMES["refused"] += 1
         return
     OUTCOMES["built"] += 1

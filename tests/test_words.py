@@ -28,6 +28,7 @@ IN = 32  # channels that flow into the word, at stride 2; width_multiple is 1/2
 KEEPS = 2 * IN  # c2 for as many channels out
 CSP = [[32], [64, False, 2, 0.25]]
 EXAMPLES = {  # word: arguments that it takes
+    "Channels": [[0, 8], [4, IN]],
     "Conv": [[32], [32, 3, 2], [32, 6, 2, 2], [32, 3, 1, 2, 2, 2], [32, 1, 1, None, 1, 1, "nn.ReLU()"]],
     "RepConv": [[32], [32, 3, 2], [KEEPS, 3, 1, 1, 2, {"identity": True}], [32, {"style": "qarep"}]],
     "DWConv": [[32], [24, 3, 2], [32, 3, 1, 2, "nn.ReLU()"]],

@@ -248,7 +248,7 @@ def select_strides(wanted: Sequence[int] | None, has: Sequence[int], what: str) 
 
 def level_name(stride: int) -> str:
     """Return how people call a stride: 8 is "P3 (stride 8)"."""
-    return f"P{round(math.log2(stride))} (stride {stride})"
+    return f"P{round(math.log2(stride))} (stride {stride:g})"
 
 
 @torch.no_grad()

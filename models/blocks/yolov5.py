@@ -129,6 +129,17 @@ def split_by_weights(channels: int, k: Sequence[int]) -> list[int]:
     return [round(channels * share / sum(shares)) for share in shares]
 
 
+class Channels(nn.Module):
+    """The channels from `start` to before `stop`: (B, C, H, W) to (B, stop - start, H, W)."""
+
+    def __init__(self, start: int, stop: int) -> None:
+        super().__init__()
+        self.start, self.stop = start, stop
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x[:, self.start : self.stop]
+
+
 class Contract(nn.Module):
     """Space to depth: (B, C, H, W) to (B, C s s, H / s, W / s); (i s + j) C + c is channel c, row i, column j."""
 
