@@ -305,7 +305,7 @@ def test_a_name_is_a_kind_and_an_architecture(name, meant):
         (["RIFormer", "--list"], "name a backbone or a model YAML"),
         (["RIFormr"], "called 'RIFormr' (did you mean 'RIFormer'?)"),
         (["riformer/s12"], "(did you mean 'RIFormer/s12'?)"),
-        (["yolov5m"], "(did you mean 'yolov5n'?)"),
+        (["yolo5n"], "(did you mean 'yolov5n'?)"),
         (["RIFormer/s13"], "RIFormer has no architecture 's13'"),
         (["RIFormer/"], "RIFormer has no architecture ''"),
         (["timm"], "timm needs an architecture behind it"),
