@@ -142,6 +142,32 @@ def test_weights_are_a_path(weights):
         create_backbone("RIFormer", weights=weights)
 
 
+FORMS = {
+    "sparse": lambda t: t.to_sparse(),
+    "without data": lambda t: t.to("meta"),
+    "complex": lambda t: t.to(torch.complex64),
+    "quantized": lambda t: torch.quantize_per_tensor(t, 0.1, 0, torch.qint8),
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
+def test_tensors_of_another_form_are_refused_in_a_sentence(form, riformer, tmp_path):
+    torch.save({k: form(v) for k, v in riformer.state_dict().items()}, tmp_path / "a.pth")
+    with pytest.raises(
+        WeightsError, match=r"a\.pth (holds .* in a form that no network here has|is not a weights)"
+    ) as e:
+        create_backbone("RIFormer", "s12", weights=tmp_path / "a.pth", **SMALL)
+    assert "\n" not in str(e.value)
+
+
+def test_whole_numbers_are_no_weights(riformer, tmp_path):
+    """Rounded to these, nothing would be left of a network."""
+    torch.save({k: v.to(torch.int8) for k, v in riformer.state_dict().items()}, tmp_path / "a.pth")
+    with pytest.raises(WeightsError, match=r"patch_embed.* \(64, 3, 7, 7\): the file has \(64, 3, 7, 7\) of int8"):
+        create_backbone("RIFormer", "s12", weights=tmp_path / "a.pth", **SMALL)
+
+
 # Dialects -------------------------------------------------------------------------------------------------------------
 def test_no_two_dialects_of_a_family_are_alike():
     for kind in BACKBONES.values():

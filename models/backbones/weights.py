@@ -131,7 +131,7 @@ def copy_tensors(
         WeightsError: less than 90 % of the tensors that such files hold fit, and `allow_partial` is not set.
     """
     own, tensors, made = module.state_dict(), adapted.tensors, set(adapted.made)
-    fitting = {k: v for k, v in tensors.items() if k in own and own[k].shape == v.shape}
+    fitting = {k: v for k, v in tensors.items() if k in own and _fits(v, own[k])}
     matched = [k for k in fitting if k not in made]
     missing = tuple(k for k in own if k not in fitting and not k.endswith("num_batches_tracked"))
     unexpected = tuple(k for k in tensors if k not in fitting and not k.startswith("head."))
@@ -140,14 +140,24 @@ def copy_tensors(
     found = sum(k in fitting for k in wanted)
     if found < MIN_MATCHED * len(wanted) and not (allow_partial and found):
         example = next(k for k in wanted if k not in fitting)
-        came = f"has {tuple(tensors[example].shape)}" if example in tensors else "lacks it"
+        came = f"has {_described(tensors[example])}" if example in tensors else "lacks it"
         raise WeightsError(
             f"{source} holds {found} of the {len(wanted)} tensors of this {type(module).__name__}, for instance "
-            f"{example} {tuple(own[example].shape)}: the file {came}; is it of another architecture? "
+            f"{example} {_described(own[example])}: the file {came}; is it of another architecture? "
             f"(allow_partial loads whatever fits)"
         )
     module.load_state_dict(fitting, strict=False)
     return WeightsReport(source, len(matched), missing, unexpected, dialect.name, dialect.deploy, adapted.notes)
+
+
+def _fits(came: Tensor, own: Tensor) -> bool:
+    """Return whether a tensor can take the place of another one; floats of any size do for floats."""
+    return came.shape == own.shape and came.is_floating_point() == own.is_floating_point()
+
+
+def _described(tensor: Tensor) -> str:
+    kind = "" if tensor.is_floating_point() else f" of {str(tensor.dtype).removeprefix('torch.')}"
+    return f"{tuple(tensor.shape)}{kind}"
 
 
 def read_source(source: str | Path) -> dict[str, Tensor]:
@@ -173,6 +183,9 @@ def read_tensors(file: str | Path) -> dict[str, Tensor]:
     tensors = {k: v for k, v in named if isinstance(k, str) and isinstance(v, Tensor)}
     if not tensors:
         raise WeightsError(f"{file} holds no tensors by name")
+    for name, tensor in tensors.items():
+        if tensor.layout is not torch.strided or tensor.is_meta or tensor.is_quantized or tensor.is_complex():
+            raise WeightsError(f"{file} holds {name} in a form that no network here has: quantized, sparse, or alike")
     while prefix := next((p for p in PREFIXES if sum(k.startswith(p) for k in tensors) > len(tensors) / 2), None):
         others = {k: v for k, v in tensors.items() if not k.startswith(prefix)}  # a classifier beside the backbone
         tensors = {**others, **{k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}}
