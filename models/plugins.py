@@ -25,9 +25,9 @@ def load_plugins(files: Iterable[str | Path]) -> None:
         UserError: no such file, not a Python file, or another one of the same name was run.
     """
     for file in files:
-        path = Path(file).resolve()
-        if path.suffix != ".py" or not path.is_file():
+        if Path(file).suffix != ".py" or not Path(file).is_file():
             raise UserError(f"--plugins takes Python files, but there is no such file {file}")
+        path = Path(file).resolve()
         if path.name in LOADED and LOADED[path.name] != path:
             raise UserError(f"two plugins are named {path.name}: {LOADED[path.name]} and {path}")
         if path.name not in LOADED:
@@ -51,6 +51,9 @@ def _run(path: Path) -> None:
     sys.modules[spec.name] = module
     try:
         spec.loader.exec_module(module)
+    except SyntaxError as e:  # nothing was run
+        del sys.modules[spec.name]
+        raise UserError(f"{e.filename or path}, line {e.lineno or 1} is not Python: {e.msg}") from e
     except BaseException:
         del sys.modules[spec.name]
         raise

@@ -27,21 +27,23 @@ class Registry(Mapping[str, T], Generic[T]):
     models.registry.UnknownName: unknown module 'Cnov' (did you mean 'Conv'?)
     """
 
-    def __init__(self, kind: str) -> None:
-        self.kind = kind
+    def __init__(self, kind: str, base: type | None = None) -> None:
+        self.kind, self.base = kind, base  # every entry is a class that derives from `base`, if that is given
         self._entries: dict[str, T] = {}
 
     def register(self, *names: str) -> Callable[[T], T]:
         """Return a decorator that enters what it decorates under each of `names`.
 
         Raises:
-            ValueError: a name is taken, which would make a YAML mean two things.
+            UserError: a name is taken, which would make a YAML mean two things, or the entry is no such class.
         """
 
         def enter(entry: T) -> T:
             for name in names:
                 if name in self._entries:
-                    raise ValueError(f"{self.kind} '{name}' is registered twice")
+                    raise UserError(f"{self.kind} '{name}' is registered twice")
+                if self.base and not (isinstance(entry, type) and issubclass(entry, self.base)):
+                    raise UserError(f"{self.kind} '{name}' must be a class that derives from {self.base.__name__}")
                 self._entries[name] = entry
             return entry
 

@@ -77,10 +77,11 @@ def test_the_plugins_of_a_yaml_stay_with_it(plugin):
     assert spec.as_dict()["plugins"] == [str(plugin)]
 
 
-@pytest.mark.parametrize("name", ["missing.py", "folder.py", "text.txt"])
+@pytest.mark.parametrize("name", ["missing.py", "folder.py", "text.txt", "loop.py"])
 def test_what_is_no_python_file_is_refused(tmp_path, name):
     (tmp_path / "folder.py").mkdir()
     (tmp_path / "text.txt").write_text("x = 1")
+    (tmp_path / "loop.py").symlink_to("loop.py")
     with pytest.raises(UserError, match=f"--plugins takes Python files, .*{name}"):
         load_plugins([tmp_path / name])
 
@@ -92,6 +93,24 @@ def test_two_files_of_one_name_are_refused(plugin, tmp_path):
     other.write_text("raise SystemExit")
     with pytest.raises(UserError, match=r"two plugins are named my_pools\.py"):
         load_plugins([other])
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"x = 1\ndef (", r"bad\.py, line 2 is not Python: "),
+        (b"x = 1\0", r"bad\.py, line 1 is not Python: "),
+        (b"x = '\xe4'", r"bad\.py, line 1 is not Python: "),
+        (b"from models import BACKBONES\nBACKBONES.register('RepVGG')(int)", "'RepVGG' is registered twice"),
+        (b"from models import BACKBONES\nBACKBONES.register('Own')(int)", "must be a class that derives from Backbone"),
+    ],
+)
+def test_what_is_no_plugin_is_explained(plugin, content, message):
+    plugin = plugin.with_name("bad.py")
+    plugin.write_bytes(content)
+    with pytest.raises(UserError, match=message) as caught:
+        load_plugins([plugin])
+    assert "\n" not in str(caught.value)
 
 
 def test_a_bug_in_a_plugin_keeps_its_traceback_and_may_be_mended(plugin):

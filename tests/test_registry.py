@@ -36,6 +36,15 @@ def test_a_name_is_given_once(words):
         words.register("New", "Conv")("another")
 
 
+@pytest.mark.parametrize("entry", [int, lambda: None, 1], ids=["class", "function", "number"])
+def test_an_entry_derives_from_the_base(entry):
+    kinds = Registry("kind", base=str)
+    kinds.register("Text")(str)
+    with pytest.raises(UserError, match="kind 'Other' must be a class that derives from str"):
+        kinds.register("Other")(entry)
+    assert list(kinds) == ["Text"]
+
+
 def test_a_miss_says_what_was_probably_meant(words):
     with pytest.raises(UnknownName) as caught:
         words["Cnov"]

@@ -124,7 +124,7 @@ class Classifier(nn.Module):
         return adapted._replace(tensors=renamed, made=tuple(inside[name] for name in adapted.made))
 
 
-BACKBONES = Registry[type[Backbone]]("backbone")
+BACKBONES = Registry[type[Backbone]]("backbone", base=Backbone)
 
 
 def create_backbone(
@@ -260,18 +260,27 @@ def check_backbone(backbone: Backbone, size: tuple[int, int] = (128, 192)) -> No
     Raises:
         UserError: it does not return a list of maps, or one differs from `channels` and `strides`.
     """
-    name, channels, strides = type(backbone).__name__, backbone.channels, backbone.strides
-    if len(channels) != len(strides) or list(strides) != sorted(set(strides)):
-        raise UserError(f"{name} must declare as many channels as ascending strides, but has {channels} and {strides}")
     modes = {module: module.training for module in backbone.modules()}
     try:
         maps = backbone.eval()(backbone.example_input().new_zeros(2, backbone.in_channels, *size))
     finally:
         for module, training in modes.items():
             module.training = training
+    check_maps(backbone, maps, size)
+
+
+def check_maps(backbone: Backbone, maps: Any, size: tuple[int, int]) -> None:
+    """Compare what `backbone` returned for a batch of pictures of `size` (H, W) with what it declares.
+
+    Raises:
+        UserError: that is no list of maps, or one differs from `channels` and `strides`.
+    """
+    name, channels, strides = type(backbone).__name__, backbone.channels, backbone.strides
+    if len(channels) != len(strides) or list(strides) != sorted(set(strides)):
+        raise UserError(f"{name} must declare as many channels as ascending strides, but has {channels} and {strides}")
     if not isinstance(maps, list) or not all(isinstance(m, Tensor) for m in maps):
         raise UserError(f"{name} must return a list of feature maps, but returned a {type(maps).__name__}")
-    said = [(2, c, size[0] // s, size[1] // s) for c, s in zip(channels, strides, strict=True)]
-    came = [tuple(m.shape) for m in maps]
+    said = [(c, size[0] // s, size[1] // s) for c, s in zip(channels, strides, strict=True)]
+    came = [tuple(m.shape[1:]) for m in maps]
     if said != came:
         raise UserError(f"{name} declares maps of shapes {said} for a picture of {size}, but returned {came}")
