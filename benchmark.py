@@ -31,7 +31,7 @@ import utils.environment  # noqa: F401
 from models import DetectionModel, switch_to_deploy
 from models.blocks.riformer import RIFormerBlock, fuse_norm_affine
 from models.plugins import load_plugins
-from models.summary import count_gflops, count_parameters
+from models.summary import check_levels, count_gflops, count_parameters
 from utils import cli
 from utils.export import ExportError, Options, fresh_model, versions, write
 from utils.latency import Latency, measure, torch_threads
@@ -89,7 +89,7 @@ def make_parser() -> cli.Parser:
     parser = cli.Parser(prog="benchmark.py", description=__doc__)
     add = parser.add_argument
     add("--cfg", nargs="+", default=list(SHIPPED), metavar="YAML", help="model YAMLs, compared with the first")
-    add("--imgsz", "--img", "--img-size", nargs="+", type=cli.positive_int, default=[640], help="pixels")
+    add("--imgsz", "--img", "--img-size", nargs="+", type=cli.image_side, default=[640], help="pixels")
     add("--threads", type=cli.positive_int, default=0, help="CPU threads of each runtime; default: torch's choice")
     add("--rounds", type=cli.positive_int, default=20, help="how many times each form runs")
     add("--project", default="runs/benchmark", help="results go to project/name")
@@ -143,6 +143,7 @@ def measure_models(
     for path in TQDM(paths, desc="exporting"):
         model = fresh_model(path)
         height, width = cli.check_imgsz(list(imgsz), int(model.stride.max()))
+        check_levels(model, (height, width))
         for form, module, function in make_forms(model, (height, width), threads, temporary / path.stem):
             runs[path.name, form] = function
             sizes[path.name, form] = count_parameters(module), count_gflops(module, (height, width))

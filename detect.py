@@ -41,7 +41,7 @@ def make_parser() -> cli.Parser:
     add("--weights", default="", help=".pt, .onnx or .torchscript; default: the newest runs/train/*/weights/best.pt")
     add("--source", default="", help="file, folder, pattern with *, list.txt, camera number, rtsp address, screen")
     add("--data", default="", help="dataset YAML, for class names when the weights hold none")
-    add("--imgsz", "--img", "--img-size", nargs="+", type=cli.positive_int, help="pixels; one side, or height width")
+    add("--imgsz", "--img", "--img-size", nargs="+", type=cli.image_side, help="pixels; one side, or height width")
     add("--conf-thres", type=cli.fraction, default=0.25, help="least confidence of a box")
     add("--iou-thres", type=cli.fraction, default=0.45, help="overlap above which the less confident box goes")
     add("--max-det", type=cli.positive_int, default=1000, help="most boxes in one picture")

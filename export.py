@@ -56,7 +56,7 @@ def make_parser() -> cli.Parser:
     add("--output", default="", help="folder of the files; default: beside the weights, with --cfg runs/export/exp*")
     add("--include", nargs="+", default=list(FORMATS), metavar="FORMAT", help=f"of {', '.join(FORMATS)}")
     add("--data", default="", help="dataset YAML: prove on pictures of its val split instead of two photographs")
-    add("--imgsz", "--img", "--img-size", nargs="+", type=cli.positive_int, help="pixels; one side, or height width")
+    add("--imgsz", "--img", "--img-size", nargs="+", type=cli.image_side, help="pixels; one side, or height width")
     add("--batch-size", type=cli.positive_int, default=1, help="pictures in one input")
     add("--device", type=cli.device, default="cpu", help="cpu, or a CUDA number; the proof runs on the CPU")
     add("--fuse", action=argparse.BooleanOptionalAction, default=True, help="fuse all that can be fused")
@@ -121,7 +121,10 @@ def load(args: argparse.Namespace) -> tuple[DetectionModel, Path, Path]:
         folder = Path(args.output) if args.output else cli.increment_path("runs/export", "exp")
         return fresh_model(path), path, folder
     path = cli.find_weights(args.weights)
-    return load_checkpoint(path), path, Path(args.output) if args.output else path.parent
+    folder = Path(args.output) if args.output else path.parent
+    if not cli.is_utf8(folder.absolute() / path.name):
+        raise UserError(f"the exports of {path} would be called what is not UTF-8, which torch cannot write: --output")
+    return load_checkpoint(path), path, folder
 
 
 def real_pictures(data: str) -> tuple[Path, ...]:

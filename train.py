@@ -40,6 +40,7 @@ from models.loss import AnchorGains
 from models.plugins import load_plugins
 from models.spec import ModelSpec, find_config, load_spec
 from utils.checkpoint import load_checkpoint
+from utils.datasets import check_images, load_dataset, read_yaml
 from utils.trainer import Trainer, resume_options
 
 DEMO_DATA, DEMO_HYP, HYP = "shapes.yaml", "hyp.shapes.yaml", "hyp.scratch-low.yaml"
@@ -62,7 +63,7 @@ def make_parser() -> cli.Parser:
     add("--hyp", default="", help=f"recipe YAML; empty: data/hyps/{HYP}, {DEMO_HYP} for the built-in set")
     add("--epochs", type=cli.positive_int, help="passes over the training pictures")
     add("--batch-size", type=batch_size, dest="batch", help="pictures a step; -1: what fits the GPU")
-    add("--imgsz", "--img", "--img-size", type=cli.positive_int, help="side of the training pictures in pixels")
+    add("--imgsz", "--img", "--img-size", type=cli.image_side, help="side of the training pictures in pixels")
     add("--rect", action="store_true", help="group training pictures by shape")
     add("--resume", nargs="?", const=True, default=False, help="continue this last.pt, or the newest run's")
     add("--nosave", action="store_true", help="write checkpoints after the last epoch only")
@@ -139,6 +140,8 @@ def new_options(args: argparse.Namespace) -> dict[str, Any]:
     given = {key: getattr(args, key) for key in (*RECIPE, "optimizer") if getattr(args, key) is not None}
     if given.get("optimizer") == "SGD" and not args.hyp:
         recipe["lr0"] = SGD_LR0
+    data = args.data or DEMO_DATA
+    check_images(load_dataset(data))  # so that what is wrong with it is said before anything is written
     name = Path(spec.name).stem if args.name == "cfg" else args.name
     save_dir = cli.increment_path(args.project, name, args.exist_ok)
     return {
@@ -149,7 +152,7 @@ def new_options(args: argparse.Namespace) -> dict[str, Any]:
         "overlap_mask": not args.no_overlap,
         "model": str(keep_model(spec, "" if args.allow_partial else args.cfg, save_dir)),
         "pretrained": args.weights or False,
-        "data": args.data or DEMO_DATA,
+        "data": data,
         "rect": args.rect,
         "save": not args.nosave,
         "val": not args.noval,
@@ -211,10 +214,8 @@ def read_recipe(args: argparse.Namespace) -> dict[str, Any]:
     gains of heads with anchors, and those of heads without may stand under `anchor_free`.
     """
     path = cli.find_file(args.hyp or (HYP if args.data else DEMO_HYP), "data/hyps")
-    content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    if not isinstance(content, dict):
-        raise UserError(f"{path} must be a mapping of hyper-parameters")
-    default = yaml.safe_load((cli.ROOT / "data" / "hyps" / HYP).read_text(encoding="utf-8"))
+    content = read_yaml(path, "recipe", "lr0, momentum and mosaic")
+    default = read_yaml(cli.ROOT / "data" / "hyps" / HYP)
     known = {*default, *default[ANCHOR_FREE], *RECIPE, *UNUSED}
     without = content.pop(ANCHOR_FREE, {})
     if not isinstance(without, dict):

@@ -124,6 +124,13 @@ def test_forms_that_disagree_are_1(files, data, monkeypatch, caplog):
     assert "DISAGREE" in caplog.text
 
 
+def test_logits_that_are_not_finite_are_1(files, data, tmp_path, caplog):
+    tensors = torch.load(files / "train.pth", weights_only=True)["state_dict"]
+    torch.save({**tensors, "head.fc.bias": torch.full((len(CLASSES),), torch.nan)}, tmp_path / "nan.pth")
+    assert command(files, data, weights=tmp_path / "nan.pth") == 1
+    assert "train: the logits of 6 pictures are NOT FINITE" in caplog.text
+
+
 def test_values_that_are_not_finite_disagree():
     difference = check.Difference()
     difference.add(torch.tensor([[1.0, 2.0]]), torch.tensor([[1.0, float("nan")]]))
@@ -216,7 +223,11 @@ def test_weights_that_do_not_fit_are_one_sentence(files, data, bad, file, messag
         ({"arch": "RIFormer/s13"}, "RIFormer has no architecture 's13'"),
         ({"arch": "RIFormer/m36"}, "is it of another architecture?"),
         ({"data": "no-such-folder"}, "there is no folder no-such-folder"),
-        ({"num_classes": 5}, "holds no classification head of 5 classes"),
+        ({"num_classes": 5}, "has 3 folders of classes, but the network tells 5 classes apart"),
+        ({"num_classes": 2 * 10**9}, "the network tells 2000000000 classes apart"),
+        ({"imgsz": 20000}, "expected a whole number of pixels from 1 to 8192, not '20000'"),
+        ({"crop_pct": 1e-3}, "would scale pictures to more than 8192 pixels a side"),
+        ({"crop_pct": 2}, "expected a number from 0 to 1, not '2'"),
         ({"mode": "both"}, "invalid choice: 'both'"),
         ({"output": "no-such-folder/r.json"}, "--output takes a file in a folder that exists"),
         ({"imgsz": 1}, "RIFormer/s12 takes no pictures of 1x1"),

@@ -20,6 +20,8 @@ def make_parser():
     parser.add_argument("--conf-thres", type=cli.fraction, default=0.25)
     parser.add_argument("--max-det", type=cli.positive_int, default=1000)
     parser.add_argument("--vid-rate", type=cli.positive_float, default=1.0)
+    parser.add_argument("--side", type=cli.image_side)
+    parser.add_argument("--mean", type=cli.finite_float)
     parser.add_argument("--classes", nargs="+", type=cli.non_negative_int)
     parser.add_argument("--device", type=cli.device, default="")
     parser.add_argument("--save-txt", action="store_true")
@@ -54,6 +56,12 @@ def test_user_error_is_one_sentence_and_2(capsys):
 def test_unwritable_output_names_the_path_and_is_2(number, capsys):
     assert exit_code(raising(OSError(number, os.strerror(number), "runs/exp/a.jpg"))) == 2
     assert capsys.readouterr().err == f"ERROR: cannot write runs/exp/a.jpg: {os.strerror(number)}\n"
+
+
+@pytest.mark.parametrize("number", [errno.ENAMETOOLONG, errno.ELOOP])
+def test_a_name_that_no_file_can_have_is_2(number, capsys):
+    assert exit_code(raising(OSError(number, os.strerror(number), "a" * 5000))) == 2
+    assert capsys.readouterr().err == f"ERROR: {'a' * 50}...{'a' * 50}: {os.strerror(number)}\n"
 
 
 @pytest.mark.parametrize("error", [RuntimeError("bug"), ValueError("bug"), OSError(errno.EIO, "bug")])
@@ -91,6 +99,10 @@ def test_sigterm_is_143_and_runs_finally_blocks():
         (["--max-det", "0"], "expected a whole number of at least 1, not '0'"),
         (["--max-det", "1e3"], "expected a whole number of at least 1, not '1e3'"),
         (["--max-det", "9" * 400], "expected a whole number of at least 1"),
+        (["--side", "8193"], "expected a whole number of pixels from 1 to 8192, not '8193'"),
+        (["--side", "0"], "expected a whole number of pixels from 1 to 8192, not '0'"),
+        (["--mean", "nan"], "expected a number, not 'nan'"),
+        (["--mean", "inf"], "expected a number, not 'inf'"),
         (["--classes", "-1"], "expected a whole number of at least 0, not '-1'"),
         (["--imgsz"], "expected at least one argument"),
         (["--device", "gpu"], "expected cpu, mps, or CUDA numbers such as 0 or 0,1, not 'gpu'"),
@@ -179,9 +191,14 @@ def test_two_runs_at_once_get_two_folders(tmp_path):
     assert len(set(folders)) == 8
 
 
-@pytest.mark.parametrize(("project", "exist_ok"), [("file", False), ("file/below", False), (".", True)])
+@pytest.mark.parametrize(
+    ("project", "exist_ok"),
+    [("file", False), ("file/below", False), (".", True), ("a\0b", False), ("a" * 300, False), ("loop", False)],
+    ids=repr,
+)
 def test_run_folder_that_cannot_be_made(tmp_path, project, exist_ok):
     (tmp_path / "file").write_text("")
+    (tmp_path / "loop").symlink_to("loop")
     name = "file" if exist_ok else "exp"
     with pytest.raises(UserError, match="cannot be made"):
         cli.increment_path(tmp_path / project, name, exist_ok)
@@ -204,6 +221,9 @@ def test_weights_that_are_not_there(tmp_path):
     assert cli.find_weights(tmp_path / "best.pt") == tmp_path / "best.pt"
     with pytest.raises(UserError, match=r"does not exist \(did you mean 'best\.pt'\?\)"):
         cli.find_weights(tmp_path / "bets.pt")
+    (tmp_path / "loop.pt").symlink_to("loop.pt")
+    with pytest.raises(UserError, match=r"loop\.pt does not exist$"):
+        cli.find_weights(tmp_path / "loop.pt")
     with pytest.raises(UserError, match="not the address"):
         cli.find_weights("https://example.com/best.pt")
 

@@ -304,6 +304,7 @@ WRONG = {
     "no such data": ({"data": "shape.yaml"}, "did you mean 'shapes.yaml'"),
     "no such weights": ({"weights": "nowhere.pt"}, "no weights file nowhere.pt"),
     "no such recipe": ({"hyp": "nowhere.yaml"}, "nowhere.yaml"),
+    "no image of that size": ({"imgsz": 64000}, "expected a whole number of pixels from 1 to 8192"),
     "epochs": ({"epochs": 0}, "epochs"),
     "batch": ({"batch_size": -2}, "batch"),
     "freeze": ({"freeze": ["neck"]}, "--freeze takes backbone"),
@@ -315,7 +316,28 @@ WRONG = {
 def test_wrong_options_are_named_before_anything_is_written(folder, tmp_path, change, message):
     with pytest.raises(UserError, match=message):
         train.run(**options(folder, "wrong", project=tmp_path / "runs", **change))
-    assert not list((tmp_path / "runs").rglob("*.pt"))
+    assert not (tmp_path / "runs").exists()
+
+
+RECIPES = {
+    "bytes": (b"lr0: \xff", "is not valid YAML"),
+    "tab": (b"lr0:\t1\n\tx: 2", "is not valid YAML: line 1"),
+    "deep": (b"[" * 5000, "is not valid YAML"),
+    "two": (b"lr0: 1\n---\nlr0: 2\n", "is not valid YAML: line 2"),
+    "digits": (b"lr0: " + b"9" * 5000, "is not valid YAML"),
+    "code": (b"lr0: !!python/object/apply:os.getcwd []", "is not valid YAML: line 1"),
+    "nothing": (b"", "expected keys such as lr0, momentum and mosaic, got nothing"),
+    "list": (b"- 1", "expected keys such as lr0, momentum and mosaic, got list"),
+}
+
+
+@pytest.mark.parametrize(("content", "message"), RECIPES.values(), ids=RECIPES)
+def test_a_recipe_that_is_no_mapping_is_one_sentence(folder, tmp_path, content, message):
+    (tmp_path / "hyp.yaml").write_bytes(content)
+    with pytest.raises(UserError, match=message) as caught:
+        train.run(**options(folder, "x", hyp=tmp_path / "hyp.yaml", project=tmp_path / "runs"))
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "runs").exists()
 
 
 def test_a_recipe_is_checked_and_takes_yolov5s_names(folder, tmp_path, caplog):
@@ -343,6 +365,27 @@ def test_validation_finds_what_training_does(folder):
     again = check_det_dataset(str(folder / "written.yaml"))
     assert list_images(again["val"], again["path"]) == [str(folder / "shapes/images/val/0001.jpg")]
     assert again["kpt_shape"] == data["kpt_shape"]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("empty.onnx", "is damaged, or no onnx file"),
+        ("page.onnx", "is damaged, or no onnx file"),
+        ("page.torchscript", "is damaged, or no torchscript file"),
+        ("page.pth", "is none of .pt, .onnx, .torchscript"),
+        ("folder", "is none of .pt, .onnx, .torchscript"),
+    ],
+)
+def test_val_refuses_files_that_do_not_run_before_anything_is_written(folder, tmp_path, name, message):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "empty.onnx").touch()
+    for page in ("page.onnx", "page.torchscript", "page.pth"):
+        (tmp_path / page).write_text("<!DOCTYPE html><html>404</html>")
+    with pytest.raises(WeightsError, match=message) as caught:
+        val.run(weights=tmp_path / name, data=folder / "data.yaml", project=tmp_path / "runs")
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "runs").exists()
 
 
 def test_val_measures_weights_and_refuses_a_missing_split(finished, folder):

@@ -31,6 +31,7 @@ from ultralytics.utils import LOGGER
 
 ROOT = Path(__file__).resolve().parents[1]  # the folder that holds models/, data/ and the scripts
 MAX_IMGSZ = 8192  # pixels a side; a larger input would not fit in memory
+BAD_NAME = {errno.ENAMETOOLONG, errno.ELOOP}  # of a file
 BAD_OUTPUT = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.ENOTDIR}
 
 
@@ -62,6 +63,8 @@ def run_script(main: Callable[[argparse.Namespace], object], parser: Parser, arg
     except KeyboardInterrupt:
         return _fail("interrupted", 130)
     except OSError as error:
+        if error.errno in BAD_NAME:
+            return _fail(f"{shorten(error.filename)}: {error.strerror}", 2)
         if error.errno not in BAD_OUTPUT:
             raise
         return _fail(f"cannot write {error.filename or 'the output'}: {error.strerror}", 2)
@@ -96,6 +99,12 @@ def _print_any_character() -> None:
 def printable(text: object) -> str:
     r"""Return `text` with line breaks, terminal codes and undecodable bytes as `\n`, `\x1b`, `\udcff`."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
+
+
+def shorten(text: object, most: int = 100) -> str:
+    """Return `text` with dots in its middle if it is longer than `most` characters."""
+    whole = str(text)
+    return whole if len(whole) <= most else f"{whole[: most // 2]}...{whole[-most // 2 :]}"
 
 
 def log_options(script: str, args: argparse.Namespace) -> None:
@@ -186,6 +195,16 @@ def positive_int(text: str) -> int:
     return _number(text, int, "a whole number of at least 1", lambda x: 1 <= x < 2**31)
 
 
+def image_side(text: str) -> int:
+    """An option's value that is the side of a picture in pixels, 1 to MAX_IMGSZ."""
+    return _number(text, int, f"a whole number of pixels from 1 to {MAX_IMGSZ}", lambda x: 1 <= x <= MAX_IMGSZ)
+
+
+def finite_float(text: str) -> float:
+    """An option's value that is any number, but neither nan nor inf."""
+    return _number(text, float, "a number", math.isfinite)
+
+
 def non_negative_int(text: str) -> int:
     """An option's value that numbers something: 0, 1, 2, …"""
     return _number(text, int, "a whole number of at least 0", lambda x: 0 <= x < 2**31)
@@ -199,7 +218,7 @@ def _number(text: str, kind: type, expected: str, valid: Callable[[Any], bool]) 
         number = math.nan
     if valid(number):
         return number
-    raise argparse.ArgumentTypeError(f"expected {expected}, not '{text}'")
+    raise argparse.ArgumentTypeError(f"expected {expected}, not '{shorten(text)}'")
 
 
 def device(text: str) -> str:
@@ -259,8 +278,9 @@ def increment_path(project: str | Path, name: str, exist_ok: bool = False) -> Pa
         while not _make_folder(folder, exist_ok):
             n += 1
             folder = first.with_name(f"{first.name}{n}")
-    except OSError as error:
-        raise UserError(f"the output folder {first} cannot be made: {error.strerror}") from error
+    except (OSError, ValueError) as error:  # ValueError: a null byte in the name
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise UserError(f"the output folder {shorten(first)} cannot be made: {reason}") from error
     if not os.access(folder, os.W_OK):
         raise UserError(f"the output folder {folder} cannot be written to")
     return folder
@@ -339,4 +359,5 @@ def find_file(name: str | Path, folder: str, suffixes: Sequence[str] = (".yaml",
 
 
 def _did_you_mean_file(name: str, folders: Iterable[Path]) -> str:
-    return did_you_mean(name, [p.name for folder in folders if folder.is_dir() for p in folder.iterdir()])
+    others = (p.name for folder in folders if folder.is_dir() for p in folder.iterdir() if p.name != name)
+    return did_you_mean(name, others)

@@ -108,10 +108,19 @@ def load_dataset(data: str | Path, split: str = "val") -> dict[str, Any]:
     }
 
 
-def read_yaml(file: Path) -> dict[str, Any]:
-    """Return the mapping in `file`, read as plain data."""
+def read_yaml(file: Path, what: str = "data set", keys: str = "train, val and names") -> dict[str, Any]:
+    """Return the mapping in `file`, read as plain data.
+
+    Args:
+        file: one that is there.
+        what: it should describe, for messages.
+        keys: examples of those that it should have.
+
+    Raises:
+        UserError: it is no YAML, or no mapping.
+    """
     if file.stat().st_size > MAX_YAML:
-        raise UserError(f"{file} is larger than {MAX_YAML >> 20} MB, so it is not the YAML of a data set")
+        raise UserError(f"{file} is larger than {MAX_YAML >> 20} MB, so it is not the YAML of a {what}")
     try:
         described = yaml.safe_load(file.read_bytes())
     except OSError as error:
@@ -122,7 +131,7 @@ def read_yaml(file: Path) -> dict[str, Any]:
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise UserError(f"{file} is not valid YAML: {str(error).splitlines()[0]}") from error
     if not isinstance(described, dict):
-        raise UserError(f"{file}: expected keys such as train, val and names, got {kind_of(described)}")
+        raise UserError(f"{file}: expected keys such as {keys}, got {kind_of(described)}")
     return described
 
 

@@ -169,6 +169,8 @@ def check_size(path: Path) -> None:
     """Raise Unreadable when the header is none of a picture's, or tells of more than MAX_PIXELS pixels."""
     limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None  # this function is the stricter check
     try:
+        if path.exists() and not path.is_file():  # a pipe would be waited for
+            raise Unreadable("not a file")
         with patches._image_open(path) as picture:
             pages = getattr(picture, "n_frames", 1) if _suffix(path) in ("tif", "tiff") else 1
             width, height = picture.size
@@ -222,7 +224,7 @@ class Live:
                 self.loader = LoadStreams(source, vid_stride=vid_stride)
         except ModuleNotFoundError as error:
             raise UserError(f"--source screen needs the package {error.name}") from error
-        except (ConnectionError, FileNotFoundError) as error:
+        except (ConnectionError, FileNotFoundError, cv2.error) as error:  # cv2.error: a number that no camera has
             raise UserError(f"the stream {source} cannot be opened") from error
 
     def __len__(self) -> int:

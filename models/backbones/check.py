@@ -61,6 +61,7 @@ class Score:
 
     top1: int = 0
     top5: int = 0
+    not_finite: int = 0  # pictures with logits that are nan or infinite
     seconds: float = 0.0  # in the network
 
     def add(self, logits: Tensor, labels: Tensor, seconds: float) -> None:
@@ -69,6 +70,7 @@ class Score:
         hits = best == labels[:, None]
         self.top1 += int(hits[:, 0].sum())
         self.top5 += int(hits.any(dim=1).sum())
+        self.not_finite += int((~logits.isfinite().all(dim=1)).sum())
         self.seconds += seconds
 
 
@@ -109,8 +111,9 @@ class Result:
 
     @property
     def ok(self) -> bool:
-        """Whether every picture was read and the forms agree, if they were compared."""
-        return not self.unreadable and (self.difference is None or self.difference.ok)
+        """Whether every picture was read, all logits are finite, and the forms agree, if they were compared."""
+        finite = not any(score.not_finite for score in self.scores.values())
+        return finite and not self.unreadable and (self.difference is None or self.difference.ok)
 
     def as_dict(self) -> dict[str, Any]:
         """Return it as JSON takes it, with percentages and pictures per second."""
@@ -139,12 +142,17 @@ def make_parser() -> cli.Parser:
     add("--weights", metavar="FILE", help="its published classification weights")
     add("--data", metavar="FOLDER", help="a folder of pictures per class, or the folder whose val is one")
     add("--mode", choices=tuple(FORMS), default=TRAIN, help="as loaded, fused, or both compared")
-    add("--imgsz", "--img", "--img-size", type=cli.positive_int, help="side in pixels; default: the network's, or 224")
-    add(
-        "--crop-pct", type=cli.positive_float, default=0.875, help="imgsz over the length the shorter side is scaled to"
-    )
+    add("--imgsz", "--img", "--img-size", type=cli.image_side, help="side in pixels; default: the network's, or 224")
+    add("--crop-pct", type=cli.fraction, default=0.875, help="imgsz over the length the shorter side is scaled to")
     add("--interpolation", choices=tuple(INTERPOLATIONS), default="bilinear", help="how pictures are scaled")
-    add("--mean", nargs=3, type=float, default=MEAN, metavar="X", help="of the pictures' RGB; default: ImageNet's")
+    add(
+        "--mean",
+        nargs=3,
+        type=cli.finite_float,
+        default=MEAN,
+        metavar="X",
+        help="of the pictures' RGB",
+    )
     add("--std", nargs=3, type=cli.positive_float, default=STD, metavar="X", help="of the pictures' RGB")
     add("--num-classes", type=cli.positive_int, help="logits; default: those of the weights, or 1000")
     add("--batch-size", type=cli.positive_int, default=64, help="pictures a step")
@@ -177,12 +185,12 @@ def check(args: argparse.Namespace) -> Result:
     cli.log_options("check", args)
     load_plugins(args.plugins)
     classes, pictures = find_pictures(Path(args.data))
+    check_classes(args.num_classes or len(classes), len(classes), args.data)  # before a network of many is built
     network = load_classifier(args)
-    if (logits := count_logits(network)) != len(classes):
-        raise UserError(
-            f"{args.data} has {len(classes)} folders of classes, but the network tells {logits} classes apart"
-        )
+    check_classes(count_logits(network), len(classes), args.data)
     imgsz = args.imgsz or native_size(network, args.arch)
+    if imgsz > args.crop_pct * cli.MAX_IMGSZ:
+        raise UserError(f"--crop-pct {args.crop_pct:g} would scale pictures to more than {cli.MAX_IMGSZ} pixels a side")
     result = Result(args.arch, str(network.weights_report), args.mode, imgsz, args.crop_pct, len(classes))
     check_imgsz(network, imgsz, args.arch)
     measure(make_forms(network, args), make_loader(pictures, imgsz, args), result)
@@ -193,13 +201,19 @@ def check(args: argparse.Namespace) -> Result:
     return result
 
 
+def check_classes(logits: int, folders: int, data: str) -> None:
+    """Raise UserError where the network tells another number of classes apart than there are folders."""
+    if logits != folders:
+        raise UserError(f"{data} has {folders} folders of classes, but the network tells {logits} classes apart")
+
+
 def check_options(args: argparse.Namespace) -> None:
     """Raise UserError for what is missing or cannot be written, before the long work starts."""
     for option, what in (("arch", "the network, such as RepVGG/A0"), ("weights", "a file"), ("data", "a folder")):
         if not getattr(args, option):
             raise UserError(f"--{option} is needed: {what}")
     output = Path(args.output or "result.json")
-    if output.is_dir() or not output.parent.is_dir():
+    if output.is_dir() or not output.parent.is_dir() or (output.is_symlink() and not output.exists()):
         raise UserError(f"--output takes a file in a folder that exists, not {output}")
 
 
@@ -403,6 +417,9 @@ def report(result: Result) -> Iterator[str]:
     for form, score in result.scores.items():
         rates = result.rates(score)
         yield f"{form:<8}{rates['top1']:>9.3f}{rates['top5']:>9.3f}{rates['images_per_second']:>10.1f}"
+    for form, score in result.scores.items():
+        if score.not_finite:
+            yield f"{form}: the logits of {score.not_finite} pictures are NOT FINITE, so that its figures mean nothing"
     if (difference := result.difference) is not None:
         verdict = (
             "the forms agree" if difference.ok else f"the forms DISAGREE, more than {TOLERANCE:.0e} is no rounding"
