@@ -140,7 +140,7 @@ def new_options(args: argparse.Namespace) -> dict[str, Any]:
     given = {key: getattr(args, key) for key in (*RECIPE, "optimizer") if getattr(args, key) is not None}
     if given.get("optimizer") == "SGD" and not args.hyp:
         recipe["lr0"] = SGD_LR0
-    data = args.data or DEMO_DATA
+    data, frozen = args.data or DEMO_DATA, freeze(args.freeze)
     check_images(load_dataset(data))  # so that what is wrong with it is said before anything is written
     name = Path(spec.name).stem if args.name == "cfg" else args.name
     save_dir = cli.increment_path(args.project, name, args.exist_ok)
@@ -163,7 +163,7 @@ def new_options(args: argparse.Namespace) -> dict[str, Any]:
         "single_cls": args.single_cls,
         "workers": args.workers,
         "patience": args.patience,
-        "freeze": freeze(args.freeze),
+        "freeze": frozen,
         "save_period": args.save_period,
         "custom_l2": args.custom_l2,
         "autoanchor": not args.noautoanchor,

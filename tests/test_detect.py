@@ -230,9 +230,17 @@ def test_streams_from_a_list(run, log, tmp_path):
     assert 0 < len(lines) == count_frames(f"runs/detect/exp/{saved}")
 
 
-def test_camera_that_is_not_there(run):
-    with pytest.raises(UserError, match="the stream 99 cannot be opened"):
-        run(source="99")
+@pytest.mark.parametrize("number", ["99", "9" * 30])
+def test_camera_that_is_not_there(run, number):
+    with pytest.raises(UserError, match=f"the stream {number} cannot be opened"):
+        run(source=number)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+def test_a_pipe_in_a_folder_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe.jpg")
+    with pytest.raises(sources.Unreadable, match="not a file"):
+        sources.read_picture(tmp_path / "pipe.jpg")
 
 
 def test_window_closes_with_q(run, log, tmp_path, monkeypatch):
@@ -383,7 +391,7 @@ def test_class_names_as_folders(name, safe):
         ({"data": "cocoo.yaml"}, r"did you mean 'coco\.yaml'"),
         ({"classes": [0, 3]}, r"--classes 3 does not exist: best\.pt knows 0 to 2"),
         ({"imgsz": [64, 64, 64]}, "one side or height and width"),
-        ({"imgsz": 10**6}, "one side or height and width"),
+        ({"imgsz": 10**6}, "a whole number of pixels from 1 to 8192"),
         ({"save_format": 2}, "invalid choice"),
         ({"project": "a.jpg"}, r"output folder a\.jpg/exp cannot be made"),
         ({"project": NOT_UTF8}, "is not UTF-8"),

@@ -291,6 +291,13 @@ def test_a_disk_that_fills_up_in_between_leaves_nothing(best, monkeypatch):
     assert names_in(best.parent) == ["best.pt"]
 
 
+def test_names_that_are_not_utf8_are_refused_before_anything_is_written(best, tmp_path, capsys):
+    folder = tmp_path / "folder\udcff"
+    assert command("--weights", best, "--output", folder) == 2
+    assert "what is not UTF-8" in capsys.readouterr().err
+    assert not folder.exists()
+
+
 @pytest.mark.parametrize("output", ["file", "file/below", "/proc/export"])
 def test_a_folder_that_cannot_be_written(best, output, capsys):
     (best.parent / "file").write_text("")

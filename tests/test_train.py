@@ -276,6 +276,14 @@ def test_frozen_rows_keep_weights_and_statistics(finished, folder):
     assert any(not torch.equal(first[name], after[name]) for name in first if name.startswith("model.2."))
 
 
+@pytest.mark.slow
+def test_a_backbone_of_one_size_trains_at_that(folder, tmp_path):
+    """And is counted at it, though the card of others is for 640x640."""
+    write(tmp_path / "one.yaml", tiny_backbone("timm", "test_vit_relpos", {"img_size": 64}))
+    run = train.run(**options(folder, "one", cfg=tmp_path / "one.yaml", epochs=1))
+    assert (run / "weights/best.pt").is_file()
+
+
 def test_freeze_counts_slots():
     model = DetectionModel(tiny_backbone("RIFormer", "s12"))
     assert frozen_modules(model, "backbone") == frozen_modules(model, 5) == frozen_modules(model, [3]) == [0]
