@@ -38,7 +38,7 @@ from torch.utils._pytree import tree_leaves
 from ultralytics.utils import LOGGER, TQDM
 
 from models import BACKBONES, Backbone, DetectionModel, create_backbone, create_model, switch_to_deploy
-from models.backbones.base import level_name
+from models.backbones.base import check_maps, level_name
 from models.backbones.from_timm import timm_models
 from models.backbones.names import match_names, split_name
 from models.errors import UserError
@@ -46,6 +46,7 @@ from models.layers import build_backbone, is_backbone
 from models.plugins import load_plugins
 from models.spec import CONFIGS, load_spec
 from models.summary import (
+    DEFAULT_SIZE,
     Card,
     Level,
     card_rows,
@@ -61,7 +62,6 @@ from utils.latency import Latency, measure, torch_threads
 
 SUFFIXES = (".yaml", ".yml")
 RUN_ERRORS = (RuntimeError, ValueError, AssertionError, TypeError, LookupError, ArithmeticError)  # of a wrong picture
-DEFAULT_SIZE = (640, 640)
 LARGER = 3  # doublings of the largest stride after which a network is said to take one size of picture only
 HALF_MAX = torch.finfo(torch.float16).max
 SAFE_ERROR = 0.1  # relative to float32; more is no rounding any more
@@ -153,7 +153,7 @@ def make_parser() -> cli.Parser:
     add("name", nargs="?", default="", metavar="NAME|YAML", help="RIFormer, RepVGG/A0, timm/resnet18, resnet18, a YAML")
     add("--list", nargs="?", const="*", metavar="PATTERN", help="list the backbones whose names match, such as 'rep*'")
     add("--json", action="store_true", help="print one JSON object and nothing else on stdout")
-    add("--imgsz", "--img", "--img-size", nargs="+", type=cli.positive_int, help="default: 640, or its only size")
+    add("--imgsz", "--img", "--img-size", nargs="+", type=cli.image_side, help="default: 640, or its only size")
     add("--options", nargs="+", default=[], metavar="KEY=VALUE", help="of the backbone, such as img_size=224")
     add("--weights", help="file of published weights to load first")
     add("--allow-partial", action="store_true", help="load whatever fits of the weights")
@@ -284,6 +284,8 @@ def inspect_subject(subject: Subject, args: argparse.Namespace) -> Inspection:
     network, deploy = subject.network, switch_to_deploy(subject.network)
     ghost = make_ghost(network)
     size = choose_size(subject, ghost, args.imgsz)
+    if subject.build:
+        check_maps(network, run_ghost(ghost, size), size)
     rule = measure_size_rule(ghost, subject.stride)
     strides = network.strides if subject.build else ()
     rounds = 0 if args.no_latency else args.rounds

@@ -6,7 +6,7 @@ import copy
 import inspect
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any, Protocol
@@ -17,11 +17,13 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.flop_counter import FlopCounterMode
 from ultralytics.nn.modules import Detect
 
-from models.backbones.base import Backbone, level_name
+from models.backbones.base import Backbone, check_maps, level_name
 from models.blocks.reparam import switch_to_deploy
 from models.layers import LAYERS, Feature
 from models.parser import Node
 from models.spec import ModelSpec, Row
+
+DEFAULT_SIZE = (640, 640)  # height and width of the picture whose work is counted
 
 
 class RowModel(Protocol):
@@ -32,13 +34,16 @@ class RowModel(Protocol):
     features: dict[int, Feature]
     model: nn.Sequential
 
+    @property
+    def only_size(self) -> tuple[int, int] | None: ...
+
 
 def count_parameters(module: nn.Module) -> int:
     """Return the number of parameters, trainable or not."""
     return sum(p.numel() for p in module.parameters())
 
 
-def count_gflops(module: Any, size: tuple[int, int] = (640, 640)) -> float:
+def count_gflops(module: Any, size: tuple[int, int] = DEFAULT_SIZE) -> float:
     """Return the 10^9 floating-point operations of one picture of `size` (H, W), two per multiply-add.
 
     Args:
@@ -66,6 +71,27 @@ def run_ghost(ghost: Any, size: tuple[int, int]) -> Any:
     """Return what a ghost gives for one picture of `size` (H, W): tensors that are shapes alone."""
     with torch.device("meta"), torch.no_grad():
         return ghost(torch.empty(1, ghost.example_input().shape[1], *size))
+
+
+def check_levels(model: RowModel, size: tuple[int, int]) -> None:
+    """Run the list backbones of a model on the meta device, and compare with what they declare.
+
+    Raises:
+        UserError: one gives other maps for a picture of `size` (H, W).
+    """
+    for _, backbone, _, read in list_backbones_of(model, size):
+        check_maps(backbone, run_ghost(make_ghost(backbone), read), read)
+
+
+def list_backbones_of(
+    model: RowModel, size: tuple[int, int]
+) -> Iterator[tuple[Node, Backbone, list[Feature], tuple[int, int]]]:
+    """Yield each list backbone of a model: its node, itself, its maps, and what it reads of a picture of `size`."""
+    for module, node in zip(model.model, model.nodes, strict=True):
+        if isinstance(module, Backbone):
+            stride = model.features[node.sources[0]].stride
+            height, width = (round(side / stride) for side in size)
+            yield node, module, [model.features[slot] for slot in node.slots], (height, width)
 
 
 # Levels ---------------------------------------------------------------------------------------------------------------
@@ -122,13 +148,18 @@ def row_gflops(model: RowModel, size: tuple[int, int]) -> list[float]:
 
 
 # Texts ----------------------------------------------------------------------------------------------------------------
-def model_table(model: RowModel, size: tuple[int, int] = (640, 640)) -> str:
+def model_table(model: RowModel, size: tuple[int, int] | None = None) -> str:
     """Return the rows of a model as YOLOv5 prints them: scaled, under the slots that `from` uses.
 
     Args:
         model: whose rows they are.
-        size: height and width of the picture whose work is counted.
+        size: height and width of the picture whose work is counted; 640x640, or the only one that it takes, by default.
+
+    Raises:
+        UserError: a backbone of the model gives other maps than it declares.
     """
+    size = size or model.only_size or DEFAULT_SIZE
+    check_levels(model, size)
     columns = []
     for module, node in zip(model.model, model.nodes, strict=True):
         number, word, args = scaled(model.spec, node.row)
@@ -180,7 +211,7 @@ class Card:
     notes: tuple[str, ...]
 
 
-def make_card(name: str, network: Any, deploy: Any, size: tuple[int, int] = (640, 640)) -> Card:
+def make_card(name: str, network: Any, deploy: Any, size: tuple[int, int] = DEFAULT_SIZE) -> Card:
     """Return the card of a backbone or a detection model.
 
     Args:
@@ -222,26 +253,22 @@ def format_rows(rows: Iterable[tuple[str, str]]) -> str:
     return "\n".join(f"{title:>12}  {text}".rstrip() for title, text in indented)
 
 
-def backbone_card(model: RowModel, size: tuple[int, int] = (640, 640)) -> str:
+def backbone_card(model: RowModel, size: tuple[int, int] | None = None) -> str:
     """Return what people ask of a model's list backbones: levels, size, cost, what fuses, and their weights' origin.
 
     Args:
         model: one without list backbones gets a sentence saying so.
-        size: height and width of the picture whose work is counted.
+        size: height and width of the picture whose work is counted; 640x640, or the only one that it takes, by default.
     """
-    rows = zip(model.model, model.nodes, strict=True)
-    cards = [_row_card(model, node, module, size) for module, node in rows if isinstance(module, Backbone)]
+    cards = [_row_card(*row) for row in list_backbones_of(model, size or model.only_size or DEFAULT_SIZE)]
     return "\n".join(cards) or f"{model.spec.name} has no list backbone: its rows are its backbone"
 
 
-def _row_card(model: RowModel, node: Node, backbone: Backbone, size: tuple[int, int]) -> str:
-    """Return the card of a list backbone, whose input may be smaller than the picture of `size`."""
-    stride = model.features[node.sources[0]].stride
-    height, width = (round(side / stride) for side in size)
-    card = make_card(str(node.row), backbone, switch_to_deploy(backbone), (height, width))
-    maps = (model.features[slot] for slot in node.slots)
+def _row_card(node: Node, backbone: Backbone, maps: Sequence[Feature], size: tuple[int, int]) -> str:
+    """Return the card of a list backbone that reads a picture or a map of `size`."""
+    card = make_card(str(node.row), backbone, switch_to_deploy(backbone), size)
     levels = ", ".join(f"{level_name(round(m.stride))} {m.channels} channels" for m in maps)
-    return format_rows([("backbone", card.name), ("levels", levels), *card_rows(card, (height, width))])
+    return format_rows([("backbone", card.name), ("levels", levels), *card_rows(card, size)])
 
 
 def _counts(counts: Mapping[str, int]) -> str:

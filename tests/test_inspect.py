@@ -63,6 +63,13 @@ def rule_of(takes):
     return inspect.measure_size_rule(make_ghost(backbone), 8)
 
 
+def test_a_backbone_that_gives_other_maps_than_it_says_is_refused(small, monkeypatch, capsys):
+    monkeypatch.setattr(small, "forward", lambda self, x: [self.stem(x)] * len(self.strides))
+    assert command("Small", "--no-latency") == 2
+    error = capsys.readouterr().err
+    assert "Small declares maps of shapes [(8, 160, 160), (16, 80, 80)] for a picture of (640, 640), but" in error
+
+
 # Levels ---------------------------------------------------------------------------------------------------------------
 FIRST = [*((name, kind.archs[0]) for name, kind in BACKBONES.items() if kind.archs), ("timm", "resnet18")]
 
@@ -317,7 +324,7 @@ def test_a_name_is_a_kind_and_an_architecture(name, meant):
         (["RIFormer", "--options", "drop_path=[1"], "--options takes KEY=VALUE"),
         (["RIFormer", "--options", "drop=1"], "RIFormer got an unexpected keyword argument 'drop'"),
         (["RIFormer", "--imgsz", "1", "2", "3"], "--imgsz takes one side or height and width"),
-        (["RIFormer", "--imgsz", "0"], "expected a whole number of at least 1"),
+        (["RIFormer", "--imgsz", "0"], "expected a whole number of pixels from 1 to 8192"),
         (["RIFormer", "--plugins", "no.py"], "--plugins takes Python files"),
     ],
 )

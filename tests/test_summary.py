@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from models import Backbone, DetectionModel, create_backbone, create_model, switch_to_deploy
+from models.errors import UserError
 from models.summary import backbone_card, count_gflops, count_parameters, model_table
 from tests.helpers import SHIPPED, tiny, tiny_backbone
 
@@ -146,6 +147,21 @@ def test_the_card_says_where_weights_came_from(tmp_path):
     model = DetectionModel(tiny_backbone("RIFormer", "s12", {"weights": str(tmp_path / "a.pth")}))
     total = len(backbone.state_dict())
     assert f"{total} of {total} tensors from a.pth" in backbone_card(model, (64, 64))
+
+
+def test_a_model_of_one_size_is_counted_at_that():
+    model = DetectionModel(tiny_backbone("timm", "test_vit_relpos", {"img_size": [64, 96]}))
+    work = f"{count_gflops(model, (64, 96)):.1f} GFLOPs at 64x96"
+    assert model_table(model).splitlines()[-1].endswith(work)
+    assert " at 64x96, " in backbone_card(model)
+
+
+def test_a_backbone_that_gives_other_maps_than_it_says_is_named_before_it_trains():
+    """Boxes would be in the wrong places, or the rows behind it fail far from the reason."""
+    model = DetectionModel(tiny_backbone("RIFormer", "s12"))
+    model.model[0].strides = (4, 8, 16)
+    with pytest.raises(UserError, match=r"RIFormer declares maps of shapes \[\(128, 160, 160\), .* but returned"):
+        model_table(model)
 
 
 def test_a_model_without_a_list_backbone_has_no_card():

@@ -28,7 +28,7 @@ from typing import Any
 import utils.environment  # noqa: F401
 from models import DetectionModel, create_model
 from models.errors import UserError, did_you_mean
-from models.summary import count_parameters
+from models.summary import check_levels, count_parameters
 from utils.latency import Latency, measure
 from utils.proof import (
     HALF_TOLERANCE,
@@ -182,7 +182,9 @@ def fresh_model(cfg: str | Path) -> DetectionModel:
         torch.manual_seed(0)
         model = create_model(cfg)
         side = 4 * int(model.stride.max())
-        see(model, torch.stack(list(make_pictures((side, side), model.spec.ch).values())))
+        size = model.only_size or (side, side)
+        check_levels(model, size)
+        see(model, torch.stack(list(make_pictures(size, model.spec.ch).values())))
     return model
 
 
