@@ -1,5 +1,7 @@
 """What every backbone promises, checked by being registered; timm's names; a backbone of one's own."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -9,6 +11,7 @@ from models.backbones import check_backbone
 from models.backbones.base import level_name, select_strides
 from models.errors import ConfigError, UserError
 from tests.helpers import pictures, randomize_, tiny_backbone, worst_error
+from utils.export import see
 
 
 @pytest.fixture
@@ -54,6 +57,41 @@ def test_every_kind_is_a_backbone(name, kind):
     assert issubclass(kind, Backbone)
     assert kind.__doc__
     assert list_backbones()[name] == kind.archs
+
+
+# Fusing all that is registered ----------------------------------------------------------------------------------------
+def without_weights(name, arch):
+    """Return an architecture in its published widths, of chains of equal blocks three each, without values in it."""
+    with torch.device("meta"):
+        backbone = create_backbone(name, arch)
+    for chain in [m for m in backbone.modules() if isinstance(m, nn.Sequential)]:
+        del chain[3:]
+    backbone.to_empty(device="cpu")
+    for norm in (m for m in backbone.modules() if isinstance(m, nn.BatchNorm2d | nn.BatchNorm1d)):
+        norm.reset_running_stats()
+    return backbone
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "arch"), ALL)
+def test_every_architecture_fuses(name, arch, tmp_path):
+    """In both precisions, at a size that nothing divides, after a file or a copy in half precision, once for all."""
+    backbone = randomize_(without_weights(name, arch))
+    see(backbone, pictures(97, 65, dtype=torch.float32))  # so that deep networks neither grow nor fade
+    x, single = pictures(97, 65), pictures(97, 65, dtype=torch.float32)
+    torch.save(backbone.state_dict(), tmp_path / "a.pth")
+    loaded = without_weights(name, arch).eval()
+    loaded.load_state_dict(torch.load(tmp_path / "a.pth", weights_only=True))
+    (tmp_path / "a.pth").unlink()
+    for twin in (loaded, copy.deepcopy(backbone).half().float()):
+        assert worst_error(switch_to_deploy(twin), twin, single) <= 1e-5
+    backbone.double()
+    once = switch_to_deploy(backbone)
+    assert once.report.fused
+    assert worst_error(once, backbone, x) <= 1e-9
+    twice = switch_to_deploy(once)
+    assert (str(twice), twice.report) == (str(once), once.report)
+    assert all(torch.equal(a, b) for a, b in zip(once.state_dict().values(), twice.state_dict().values(), strict=True))
 
 
 # check_backbone -------------------------------------------------------------------------------------------------------

@@ -104,14 +104,6 @@ def test_the_fused_network_is_the_network(small, size):
         assert worst_error(switch_to_deploy(copied), copied, pictures(*size)) <= 1e-9
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("arch", ARCHS)
-@pytest.mark.parametrize("size", [(224, 224), (96, 160)], ids=str)
-def test_every_architecture_fuses(arch, size):
-    backbone = randomize_(create_backbone("RepMLPResNet", arch)).double().eval()
-    assert worst_error(switch_to_deploy(backbone), backbone, pictures(*size)) <= 1e-9
-
-
 @pytest.mark.parametrize("batch", [1, 2])
 def test_any_batch_trains(batch):
     backbone = create_backbone("RepMLPResNet", "light-224", **SMALL).train()

@@ -174,13 +174,6 @@ def test_the_fused_network_is_the_network(small, size):
         assert relative_error(got.double(), want) <= max(1e-5, 3 * relative_error(own.double(), want))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("arch", ARCHS)
-def test_every_architecture_fuses(arch):
-    backbone = randomize_(create_backbone("RepMLPNet", arch, hs=(4, 3, 2, 2))).double().eval()
-    assert worst_error(switch_to_deploy(backbone), backbone, pictures(65, 96)) <= 1e-9
-
-
 def test_what_stays_is_listed(small):
     report = switch_to_deploy(small).report
     units = sum(ARCHS["T224"].depths)

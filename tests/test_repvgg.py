@@ -463,11 +463,10 @@ def test_fused_networks_are_the_networks(arch):
 
 
 @pytest.mark.slow
-@each_style
-@pytest.mark.parametrize("arch", ARCHS)
-def test_fused_networks_of_published_width_are_the_networks(arch, style):
+@pytest.mark.parametrize("arch", ["A0", "B1g2", "B2g4", "D2se"])
+def test_fused_networks_of_published_width_are_the_networks_in_style_qarep(arch):
     """As many channels as published; of the chains of equal blocks, three each."""
-    backbone = randomize_(create_backbone("RepVGG", arch, style=style, num_blocks=(3, 3, 3, 1))).eval()
+    backbone = randomize_(create_backbone("RepVGG", arch, style="qarep", num_blocks=(3, 3, 3, 1))).eval()
     deploy = switch_to_deploy(backbone)
     assert worst_error(deploy, backbone, pictures(64, 32, dtype=torch.float32)) <= SINGLE
     backbone.double()
