@@ -21,7 +21,7 @@ from utils import cli
 
 from models.plugins import load_plugins
 from utils.datasets import check_images, load_dataset
-from utils.predictor import EXPORTS, create_predictor, open_weights
+from utils.predictor import EXPORTS, check_augment, create_predictor, open_weights
 from utils.trainer import VALIDATORS, write_data_yaml
 
 
@@ -59,6 +59,8 @@ def main(args: argparse.Namespace) -> dict[str, float]:
     load_plugins(args.plugins)
     weights = cli.find_weights(args.weights)
     task, model = open_weights(weights)
+    if args.augment:
+        check_augment(weights, model)
     if weights.suffix in EXPORTS:
         create_predictor(weights, device=args.device)  # so that a broken export is one sentence here too
     data = load_dataset(args.data, split=args.task)

@@ -211,6 +211,13 @@ def test_detect_draws_the_masks_of_a_checkpoint(finished, folder, tmp_path):
     assert all(len(words) >= 7 and len(words) % 2 == 1 for words in lines)
 
 
+def test_masks_are_not_augmented_when_tested(finished, tmp_path):
+    for script in (detect, val):
+        with pytest.raises(UserError, match=r"but best\.pt finds masks as well: leave it out"):
+            script.run(weights=finished / "weights/best.pt", augment=True, project=tmp_path / "runs")
+    assert not (tmp_path / "runs").exists()
+
+
 def save(model: DetectionModel, path: Path) -> Path:
     """Write a model as a checkpoint for pictures of 64 pixels and return the file."""
     model.names, model.imgsz = NAMES, 64
@@ -250,6 +257,9 @@ def test_a_checkpoint_without_nms_uses_the_head_that_needs_none(discs, tmp_path,
     predictor = create_predictor(weights)
     assert predictor.task == task
     assert predictor.model.end2end
+    for script in (detect, val):
+        with pytest.raises(UserError, match=r"--augment joins boxes .*, but best\.pt needs no NMS"):
+            script.run(weights=weights, augment=True, project=tmp_path)
     source = discs.parent / "images/a.png"
     detect.run(weights=weights, source=source, conf_thres=0.5, max_det=5, save_txt=True, project=tmp_path / "det")
     rows = (tmp_path / "det/exp/labels/a.txt").read_text().splitlines()

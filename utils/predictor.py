@@ -94,8 +94,8 @@ class Predictor(DetectionPredictor):
         options |= {"save": False, "verbose": False, "save_dir": "."}  # we write and print
         options |= {"retina_masks": retina_masks}
         super().__init__(overrides=options)
-        if augment and weights.suffix in EXPORTS:
-            raise UserError(f"--augment needs PyTorch weights (.pt), not {weights.name}")
+        if augment:
+            check_augment(weights, network)
         if retina_masks and self.task != "segment":
             LOGGER.warning(f"--retina-masks is of no use: {weights.name} finds boxes, not masks")
         own_size, fixed = self._load(weights, network)
@@ -223,6 +223,15 @@ def open_weights(weights: Path) -> tuple[str, Any]:
     if weights.suffix not in EXPORTS:
         raise WeightsError(f"{weights} is none of .pt, {', '.join(EXPORTS)}")
     return check_metadata(weights), str(weights)
+
+
+def check_augment(weights: Path, network: Any) -> None:
+    """Raise UserError for a network that does not run at several scales: an export, one with masks or without NMS."""
+    if isinstance(network, str):
+        raise UserError(f"--augment needs PyTorch weights (.pt), not {weights.name}")
+    if network.task != "detect" or network.end2end:
+        what = "needs no NMS" if network.end2end else "finds masks as well"
+        raise UserError(f"--augment joins boxes of several scales by NMS, but {weights.name} {what}: leave it out")
 
 
 # The loop -------------------------------------------------------------------------------------------------------------
