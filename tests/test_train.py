@@ -327,7 +327,7 @@ def test_wrong_options_are_named_before_anything_is_written(folder, tmp_path, ch
     assert not (tmp_path / "runs").exists()
 
 
-RECIPES = {
+NO_RECIPES = {
     "bytes": (b"lr0: \xff", "is not valid YAML"),
     "tab": (b"lr0:\t1\n\tx: 2", "is not valid YAML: line 1"),
     "deep": (b"[" * 5000, "is not valid YAML"),
@@ -339,7 +339,7 @@ RECIPES = {
 }
 
 
-@pytest.mark.parametrize(("content", "message"), RECIPES.values(), ids=RECIPES)
+@pytest.mark.parametrize(("content", "message"), NO_RECIPES.values(), ids=NO_RECIPES)
 def test_a_recipe_that_is_no_mapping_is_one_sentence(folder, tmp_path, content, message):
     (tmp_path / "hyp.yaml").write_bytes(content)
     with pytest.raises(UserError, match=message) as caught:
