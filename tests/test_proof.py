@@ -151,6 +151,15 @@ def test_one_wrong_number_without_nms_is_noticed(ranked, row, column, by):
     assert not compare_end2end(ranked, changed).within(Tolerance())
 
 
+def test_coefficients_without_nms_go_with_their_box(ranked):
+    whole = torch.cat([ranked, torch.randn(2, 40, 8)], 2)
+    whole[:, 1, 4] = whole[:, 0, 4]
+    swapped = whole[:, [1, 0, *range(2, 40)]]
+    assert compare_end2end(whole, swapped).mask == 0
+    swapped[0, 0, 9] += 1
+    assert compare_end2end(whole, swapped).mask > 0.1
+
+
 def test_a_box_that_is_lost_without_nms_is_noticed(ranked):
     changed = ranked.clone()
     changed[0, 4] = changed[0, 39]

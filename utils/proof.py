@@ -196,15 +196,13 @@ def compare(expected: Outputs, got: Outputs, nc: int, end2end: bool, tolerance: 
             return Difference(problem=f"{what} puts out NaN or infinite numbers")
     boxes = (expected[0], got[0])
     difference = compare_end2end(*boxes, tolerance) if end2end else compare_boxes(*boxes, nc, tolerance)
-    masks = [*zip(expected[1:], got[1:], strict=True)]
-    if masks:
-        coefficients = (slice(None), slice(None), slice(6, None)) if end2end else (slice(None), slice(4 + nc, None))
-        masks.append((expected[0][coefficients], got[0][coefficients]))
-    return dataclasses.replace(difference, mask=max((_relative_error(*pair) for pair in masks), default=0.0))
+    protos = (_relative_error(*pair) for pair in zip(expected[1:], got[1:], strict=True))
+    return dataclasses.replace(difference, mask=max(difference.mask, *protos, 0.0))
 
 
 def _relative_error(expected: Tensor, got: Tensor) -> float:
-    return ((got - expected).abs().max() / expected.abs().max().clamp(min=1e-6)).item()
+    """Return the largest difference over the largest number; 0 where there are none."""
+    return ((got - expected).abs().max() / expected.abs().max().clamp(min=1e-6)).item() if len(expected) else 0.0
 
 
 def compare_end2end(expected: Tensor, got: Tensor, tolerance: Tolerance = Tolerance()) -> Difference:
@@ -219,9 +217,11 @@ def compare_end2end(expected: Tensor, got: Tensor, tolerance: Tolerance = Tolera
     other = expected[:, :, None, 5] != got[:, None, :, 5]
     nearest = (box / tolerance.box_px + score / tolerance.score).masked_fill(other, math.inf).argmin(2, keepdim=True)
     box, score = (error.masked_fill(other, math.inf).gather(2, nearest)[..., 0][judged] for error in (box, score))
+    masks = got[..., 6:].gather(1, nearest.expand(-1, -1, got.shape[2] - 6))
+    mask = _relative_error(expected[..., 6:][judged].flatten(), masks[judged].flatten())
     reference = [rows[rows[:, 4] > CONF] for rows in expected]
     found = [rows[rows[:, 4] > CONF - tolerance.score] for rows in got]
-    return _matched(Difference(box.max().item(), score.max().item()), reference, found)
+    return _matched(Difference(box.max().item(), score.max().item(), mask), reference, found)
 
 
 def compare_boxes(expected: Tensor, got: Tensor, nc: int, tolerance: Tolerance = Tolerance()) -> Difference:
@@ -230,7 +230,8 @@ def compare_boxes(expected: Tensor, got: Tensor, nc: int, tolerance: Tolerance =
     conf = _confidence(expected[:, : 4 + nc])
     reference = non_max_suppression(expected, conf, IOU, nc=nc)
     found = non_max_suppression(got, max(conf - tolerance.score, 0.0), IOU, nc=nc)
-    errors = Difference(error[:, :4].max().item(), error[:, 4 : 4 + nc].max().item(), conf=conf)
+    mask = _relative_error(expected[:, 4 + nc :].flatten(), got[:, 4 + nc :].flatten())
+    errors = Difference(error[:, :4].max().item(), error[:, 4 : 4 + nc].max().item(), mask, conf)
     return _matched(errors, reference, found)
 
 
