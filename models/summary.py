@@ -63,7 +63,7 @@ def make_ghost(module: Any) -> Any:
     """Return a copy of a detection model or a backbone in eval mode that has shapes but no data."""
     ghost: Any = copy.deepcopy(module).eval().to("meta")
     for head in (m for m in ghost.modules() if isinstance(m, Detect)):
-        head.train()  # raw maps: decoding asks for the value of its strides, which a meta tensor does not have
+        head.training = True  # raw maps: decoding asks for the value of its strides, which a meta tensor does not have
     return ghost
 
 

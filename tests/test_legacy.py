@@ -9,14 +9,15 @@ import pytest
 import torch
 from torch import nn
 
-from models import BACKBONES, Backbone, DetectionModel, switch_to_deploy
+import train
+from models import BACKBONES, Backbone, DetectionModel, inspect, switch_to_deploy
 from models.backbones.base import select_strides
 from models.errors import ConfigError
 from models.layers import LAYERS
 from models.parser import MAX_PARAMETERS, PICTURE, parse_model
 from models.spec import load_spec
 from models.summary import backbone_card, model_table
-from tests.helpers import pictures, randomize_, tensors, tiny, worst_error
+from tests.helpers import pictures, randomize_, tensors, tiny, worst_error, write
 from tests.stock import pan
 from utils.trainer import frozen_modules
 
@@ -319,6 +320,24 @@ def test_every_backbone_has_a_card():
     assert card.count("backbone  [") == 2
     assert "P3 (stride 8) 14 channels, P6 (stride 64) 20 channels" in card.splitlines()[1]
     assert ["64x64" in line for line in card.splitlines() if "GFLOPs" in line] == [True, False]
+
+
+def test_the_first_backbone_is_what_is_inspected(tmp_path):
+    """With its own strides: behind a stem it is looked at alone."""
+    found = inspect.run(str(write(tmp_path, DUAL)), no_latency=True, imgsz=[64])
+    assert [(level.stride, level.channels) for level in found.levels] == [(4, 14), (32, 20)]
+    assert found.model.parameters[0] == sum(p.numel() for p in DetectionModel(DUAL).parameters())
+
+
+def test_options_reach_the_row_that_they_are_for(tmp_path):
+    spec = load_spec(rows([-1, 1, "Conv", [8]], backbone("Steps", {}))).with_option(1, "last", 64)
+    assert spec.rows[1].args == ({"last": 64},)
+    assert DetectionModel(spec).model[1].in_channels == 8
+    args = train.make_parser().parse_args(["--cfg", str(write(tmp_path, DUAL)), "--allow-partial"])
+    assert [row.args[-1] for row in train.read_model(args).rows[1:3]] == [
+        {"first": 4, "last": 32, "allow_partial": True},
+        {"allow_partial": True},
+    ]
 
 
 def test_freezing_names_slots_of_any_backbone():
