@@ -151,8 +151,8 @@ def copy_tensors(
 
 
 def _fits(came: Tensor, own: Tensor) -> bool:
-    """Return whether a tensor can take the place of another one; floats of any size do for floats."""
-    return came.shape == own.shape and came.is_floating_point() == own.is_floating_point()
+    """Return whether a tensor can take the place of another one; floats do for counters, as people cast whole files."""
+    return came.shape == own.shape and (came.is_floating_point() or not own.is_floating_point())
 
 
 def _described(tensor: Tensor) -> str:
