@@ -416,6 +416,12 @@ def test_the_survey_says_why_a_model_does_not_serve():
     assert "why a model does not serve" in survey.table([finding])
 
 
+def test_a_survey_that_could_not_be_written_is_not_begun(tmp_path, capsys):
+    for output in (tmp_path, tmp_path / "no-such-folder/found.json"):
+        assert survey.main(["--filter", "test_vit", "--output", str(output)]) == 2
+        assert "--output takes a file in a folder that exists" in capsys.readouterr().err
+
+
 def test_a_survey_of_nothing_says_so(capsys):
     assert survey.main(["--filter", "no_such_*"]) == 2
     assert "timm has no model like 'no_such_*'" in capsys.readouterr().err

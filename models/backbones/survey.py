@@ -309,6 +309,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not names:
         print(f"timm has no model like '{args.filter}'", file=sys.stderr)
         return 2
+    if args.output.is_dir() or not args.output.parent.is_dir():
+        print(f"--output takes a file in a folder that exists, not {args.output}", file=sys.stderr)
+        return 2
     findings: list[Finding] = []
     proofs: list[Proof] = []
     try:
