@@ -72,17 +72,19 @@ class AnchorDetect(Detect):
                 bias[:, 5 : 5 + self.nc] += math.log(0.6 / (self.nc - 0.99999))
 
     def forward(self, x: list[Tensor]) -> Any:
-        maps = [conv(level).unflatten(1, (self.na, self.no)) for conv, level in zip(self.m, x, strict=True)]
-        raw = {"maps": [level.permute(0, 1, 3, 4, 2) for level in maps]}
+        maps = [conv(level) for conv, level in zip(self.m, x, strict=True)]
+        raw = {"maps": [level.unflatten(1, (self.na, self.no)).permute(0, 1, 3, 4, 2) for level in maps]}
         if self.training:
             return raw
         boxes = torch.cat([self._decode(*level) for level in zip(maps, self.anchor_sizes, self.cells, strict=True)], 2)
         return boxes if self.export else (boxes, raw)
 
-    def _decode(self, t: Tensor, anchors: Tensor, stride: float) -> Tensor:
-        """Return the predictions (B, 4 + nc + nm, na H W) of one level's raw numbers (B, na, no, H, W)."""
-        rows, columns = (torch.arange(side, device=t.device, dtype=t.dtype) for side in t.shape[3:])
-        grid = torch.stack([columns.expand(t.shape[3], -1), rows[:, None].expand(-1, t.shape[4])])
+    def _decode(self, level: Tensor, anchors: Tensor, stride: float) -> Tensor:
+        """Return the predictions (B, 4 + nc + nm, na H W) of one level's raw numbers (B, na no, H, W)."""
+        t = level.unflatten(1, (self.na, self.no))
+        height, width = level.shape[2], level.shape[3]  # those of t would be constants in an ONNX file
+        rows, columns = (torch.arange(side, device=level.device, dtype=level.dtype) for side in (height, width))
+        grid = torch.stack([columns.expand(height, width), rows[:, None].expand(height, width)])
         xy, wh, objectness, classes = t[:, :, : 5 + self.nc].sigmoid().split((2, 2, 1, self.nc), 2)
         xy = (xy * 2 - 0.5 + grid) * stride
         wh = (wh * 2) ** 2 * anchors[:, :, None, None]

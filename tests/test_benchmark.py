@@ -2,6 +2,8 @@
 
 import csv
 import json
+import re
+import resource
 import time
 
 import pytest
@@ -128,6 +130,20 @@ def test_wrong_options_are_one_sentence(words, message, tmp_path, capsys):
 def test_from_python():
     with pytest.raises(UserError, match="there is no option 'cfgs'"):
         benchmark.run(cfgs="yolov5n.yaml")
+
+
+def test_a_full_disk_is_one_sentence(tmp_path, capsys):
+    cfg = write(tmp_path, tiny(width_multiple=4.0))
+    words = ["--cfg", str(cfg), "--imgsz", "64", "--rounds", "1", "--project", str(tmp_path / "runs")]
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))  # as a full disk, an error of the write itself
+    try:
+        code = cli.run_script(benchmark.main, benchmark.make_parser(), words)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert code == 2
+    assert re.fullmatch(r"ERROR: cannot write \S+: .+\n", capsys.readouterr().err.splitlines(keepends=True)[-1])
+    assert not list((tmp_path / "runs/exp").iterdir())
 
 
 # The published form ---------------------------------------------------------------------------------------------------

@@ -227,7 +227,6 @@ def export(model: DetectionModel, folder: Path, stem: str, weights: str, options
     reference = Reference(model, options.pictures)
     deploy = model.fuse() if options.fuse else copy.deepcopy(model)
     with _temporary_folder(folder) as temporary:
-        _reserve(temporary, 2 * len(options.formats) * count_parameters(model) * 4 + 2**23)
         written = {name: write(deploy, temporary / f"{stem}.{name}", options) for name in options.formats}
         proofs = {name: prove(reference, deploy, file.path, options) for name, file in written.items()}
         report = Report(weights, model, deploy, options, written, proofs, latency={})
@@ -245,6 +244,7 @@ def write(deploy: DetectionModel, path: Path, options: Options) -> Written:
         OSError: the disk is full.
     """
     name = path.suffix[1:]
+    _reserve(path.parent, 2 * count_parameters(deploy) * 4 + 2**23)
     model = copy.deepcopy(deploy)
     model.pt_path = str(path.with_suffix(".pt"))  # whose suffix the Exporter changes
     model.__dict__["fuse"] = types.MethodType(
