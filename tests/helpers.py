@@ -9,6 +9,7 @@ import zlib
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 import yaml
 from torch import nn
@@ -34,7 +35,18 @@ def shipped() -> list[str]:
     return sorted(by_rows.values())
 
 
-SHIPPED = shipped()  # what tests sweep over
+SHIPPED = shipped()
+LARGE = 14_000_000  # parameters from which a sweep takes a model with the slow tests alone
+
+
+def swept() -> list:
+    """Return the names in SHIPPED for tests to sweep over, large models marked as slow."""
+    sizes = json.loads((Path(__file__).parent / "complexity.json").read_text())
+    large = {name for name, forms in sizes.items() if forms["train"]["parameters"] > LARGE}
+    return [pytest.param(name, marks=[pytest.mark.slow] if name in large else []) for name in SHIPPED]
+
+
+SWEPT = swept()
 
 
 def tiny(**changes) -> dict:

@@ -13,7 +13,7 @@ from models.errors import ConfigError, UserError
 from models.layers import LAYERS, Site, activation, bind, is_backbone
 from models.parser import PICTURE, parse_model, resolve
 from models.spec import load_spec
-from tests.helpers import SHIPPED, TINY_HEAD, mutated, tiny, tiny_backbone, write
+from tests.helpers import SHIPPED, SWEPT, TINY_HEAD, mutated, tiny, tiny_backbone, write
 from tests.helpers import tiny_with_row as row
 
 YOLOV5N = 1_872_157  # parameters that YOLOv5 v6.0+ prints for yolov5n at 80 classes
@@ -396,7 +396,7 @@ def test_code_is_not_run(column, tmp_path):
     assert not marker.exists()
 
 
-@pytest.mark.parametrize("name", SHIPPED)
+@pytest.mark.parametrize("name", SWEPT)
 def test_building_runs_no_forward(name, monkeypatch):
     """Without data there may be one: it tells what a network of timm gives, and moves and costs nothing."""
     call = nn.Module.__call__

@@ -12,7 +12,7 @@ from torch.nn.utils import parametrizations
 from models import Reparameterizable, create_backbone, switch_to_deploy
 from models.backbones.riformer import ARCHS
 from models.blocks.reparam import fuse_blocks, fuse_bn_conv, fuse_conv_bn
-from tests.helpers import SHIPPED, pictures, pictures_for, randomize_, relative_error, worst_error
+from tests.helpers import SWEPT, pictures, pictures_for, randomize_, relative_error, worst_error
 
 EXACT = 1e-12  # of one layer in float64
 SAME = 1e-9  # of a whole network in float64
@@ -254,7 +254,7 @@ def test_training_statistics_do_not_move():
     assert torch.equal(net[1].running_mean, before)
 
 
-@pytest.mark.parametrize("name", SHIPPED)
+@pytest.mark.parametrize("name", SWEPT)
 def test_fusing_twice_changes_nothing(name, pair):
     _, once = pair(name)
     twice = switch_to_deploy(once)
@@ -470,14 +470,14 @@ def output_of(model):
     return (lambda x: model(x)[0]) if model.end2end else model
 
 
-@pytest.mark.parametrize("name", SHIPPED)
+@pytest.mark.parametrize("name", SWEPT)
 @pytest.mark.parametrize("size", [(3, 2), (2, 5)], ids=str)
 def test_fused_model_is_the_model(name, size, pair):
     model, deploy = pair(name)
     assert worst_error(output_of(deploy), output_of(model), pictures_for(model, *size)) <= SAME
 
 
-@pytest.mark.parametrize("name", SHIPPED)
+@pytest.mark.parametrize("name", SWEPT)
 def test_fused_model_has_no_branches_and_no_batch_norm(name, pair):
     _, deploy = pair(name)
     assert_no_branches(deploy)
@@ -486,7 +486,7 @@ def test_fused_model_has_no_branches_and_no_batch_norm(name, pair):
     assert all(name.endswith("prebn1") for name in left), "RepMLPNet's alone cannot be folded"
 
 
-@pytest.mark.parametrize("name", SHIPPED)
+@pytest.mark.parametrize("name", SWEPT)
 def test_a_wrong_weight_would_show(name, pair):
     model, deploy = pair(name)
     wrong = copy.deepcopy(deploy)

@@ -76,7 +76,9 @@ EXAMPLES = {  # word: arguments that it takes
 }
 PAIRS = {"nn.ZeroPad2d": [[[0, 1, 0, 1]], [1]], "Concat": [[], [1]]}  # words that need a row more, tested below
 CASES = [(word, args, n) for word, many in EXAMPLES.items() for args in many for n in (1, 2)]
-CASES = [case for case in CASES if case[2] == 1 or case[0] not in ("nn.Conv2d", "Focus", "Contract", "Expand", "Channels")]
+CASES = [
+    case for case in CASES if case[2] == 1 or case[0] not in ("nn.Conv2d", "Focus", "Contract", "Expand", "Channels")
+]
 
 
 def after_stem(word, args, number=1, **keys):

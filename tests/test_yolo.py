@@ -15,7 +15,7 @@ from models import DetectionModel, switch_to_deploy
 from models.errors import ConfigError
 from models.spec import load_spec
 from tests.helpers import (
-    SHIPPED,
+    SWEPT,
     TINY_HEAD,
     pictures,
     pictures_for,
@@ -45,7 +45,7 @@ def batch(side=64):
 
 
 # What it returns ------------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize("name", SHIPPED)
+@pytest.mark.parametrize("name", SWEPT)
 def test_predictions_are_boxes_and_scores(name, pair):
     model, _ = pair(name)
     with torch.no_grad():
@@ -87,7 +87,7 @@ def test_training_returns_the_raw_maps(small):
     }
 
 
-@pytest.mark.parametrize("name", SHIPPED)
+@pytest.mark.parametrize("name", SWEPT)
 def test_slots_hold_what_was_declared(name, pair):
     """Channels and strides that were known before anything ran are those that come."""
     model, _ = pair(name)
