@@ -39,6 +39,7 @@ from tests.helpers import (
     tiny_backbone,
     worst_error,
 )
+from tests.runs import stopped
 from utils.checkpoint import read_checkpoint
 from utils.shapes import NAMES, Recipe, ensure_shapes
 from utils.trainer import Trainer
@@ -840,20 +841,8 @@ def test_a_run_with_custom_l2_trains_otherwise_and_resumes_to_the_last_bit(folde
     losses = [[column for column in columns if "loss" in column] for columns in printed]
     assert losses[0] == losses[1] != [], "the printed losses are the same ones"
 
-    def stop(trainer):
-        if trainer.epoch == 1:
-            raise KeyboardInterrupt
-
-    original = Trainer.__init__
-
-    def with_stop(self, *args, **kwargs):
-        original(self, *args, **kwargs)
-        self.add_callback("on_train_batch_end", stop)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(Trainer, "__init__", with_stop)
-        with pytest.raises(KeyboardInterrupt):
-            train.run(**run_options(folder, "stopped"))
+    with stopped(monkeypatch, "on_train_batch_end", 1):
+        train.run(**run_options(folder, "stopped"))
     resumed = train.run(resume=folder / "runs/stopped/weights/last.pt")
     runs = [read_checkpoint(run / "weights/last.pt")["model"] for run in (whole, resumed, plain)]
     assert all(torch.equal(runs[0][name], runs[1][name]) for name in runs[0])

@@ -16,6 +16,7 @@ from models import DetectionModel
 from models.errors import UserError, WeightsError
 from models.loss import AnchorGains
 from tests.helpers import TINY_HEAD, tiny, tiny_backbone
+from tests.runs import stopped
 from utils.checkpoint import load_checkpoint, read_checkpoint
 from utils.datasets import list_images, load_dataset
 from utils.shapes import NAMES, Recipe, ensure_shapes
@@ -92,20 +93,8 @@ def test_training_changes_the_weights(finished, folder):
 def test_a_stopped_and_resumed_run_ends_with_the_same_bits(finished, folder, monkeypatch, moment):
     event, epoch = moment
 
-    def stop(trainer):
-        if trainer.epoch == epoch:
-            raise KeyboardInterrupt
-
-    original = Trainer.__init__
-
-    def with_stop(self, *args, **kwargs):
-        original(self, *args, **kwargs)
-        self.add_callback(event, stop)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(Trainer, "__init__", with_stop)
-        with pytest.raises(KeyboardInterrupt):
-            train.run(**options(folder, f"stopped-{event}"))
+    with stopped(monkeypatch, event, epoch):
+        train.run(**options(folder, f"stopped-{event}"))
     last = folder / "runs" / f"stopped-{event}" / "weights/last.pt"
     assert train.run(resume=last) == last.parent.parent.resolve()
     for key in ("model", "ema"):
@@ -135,20 +124,8 @@ def test_every_head_trains_and_resumes_to_the_last_bit(head, folder, monkeypatch
         losses = [{k: float(v) for k, v in row.items() if "loss" in k} for row in csv.DictReader(f)]
     assert all(math.isfinite(loss) for row in losses for loss in row.values())
 
-    def stop(trainer):
-        if trainer.epoch == 1:
-            raise KeyboardInterrupt
-
-    original = Trainer.__init__
-
-    def with_stop(self, *args, **kwargs):
-        original(self, *args, **kwargs)
-        self.add_callback("on_train_batch_end", stop)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(Trainer, "__init__", with_stop)
-        with pytest.raises(KeyboardInterrupt):
-            train.run(**options(folder, f"stopped-{head}", cfg=cfg))
+    with stopped(monkeypatch, "on_train_batch_end", 1):
+        train.run(**options(folder, f"stopped-{head}", cfg=cfg))
     resumed = train.run(resume=folder / "runs" / f"stopped-{head}" / "weights/last.pt")
     for key in ("model", "ema"):
         want, got = (weights_of(run / "weights/last.pt", key) for run in (whole, resumed))
