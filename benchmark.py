@@ -35,7 +35,8 @@ from models.summary import check_levels, count_gflops, count_parameters
 from utils import cli
 from utils.export import ExportError, Options, fresh_model, versions, write
 from utils.latency import Latency, measure, torch_threads
-from utils.proof import load_runner, make_pictures
+from utils.proof import make_pictures
+from utils.runners import load_runner
 
 # isort: split
 import torch

@@ -27,16 +27,15 @@ from utils import cli
 from utils.checkpoint import load_checkpoint
 from utils.datasets import list_images, load_dataset
 from utils.export import (
-    FORMATS,
     ExportError,
     Options,
     Report,
-    check_formats,
     check_opset,
     export,
     fresh_model,
     fused_text,
 )
+from utils.formats import FORMATS, check_formats, format_of
 from utils.proof import PHOTOS, proof_table
 from utils.sources import Unreadable, read_picture
 
@@ -161,7 +160,7 @@ def log_result(report: Report, seconds: float) -> None:
     LOGGER.info(f"Fused: {fused_text(report.deploy)}\nParameters: {before:,} in training, {after:,} in deployment\n")
     for name, written in report.written.items():
         opset = f", opset {written.opset}, checked" if written.opset else ""
-        LOGGER.info(f"{FORMATS[name]}: written in {written.seconds:.1f}s ({written.bytes / 1e6:.1f} MB{opset})")
+        LOGGER.info(f"{FORMATS[name].title}: written in {written.seconds:.1f}s ({written.bytes / 1e6:.1f} MB{opset})")
     LOGGER.info(f"\nCompared with the unfused model in float32:\n{proof_table(report.proofs)}\n")
     if not report.ok:
         LOGGER.error("the files disagree with the model; nothing was written, and what was there before stays")
@@ -169,14 +168,12 @@ def log_result(report: Report, seconds: float) -> None:
     threads = torch.get_num_threads()
     LOGGER.info(f"Latency at batch {report.options.batch} on {threads} CPU thread(s), median (minimum):")
     for name, latency in report.latency.items():
-        LOGGER.info(f"{FORMATS.get(name, f'PyTorch {name}'):>18} {latency.median:8.1f} ms ({latency.minimum:.1f})")
+        title = FORMATS[name].title if name in FORMATS else f"PyTorch {name}"
+        LOGGER.info(f"{title:>18} {latency.median:8.1f} ms ({latency.minimum:.1f})")
     for name, written in report.written.items():
-        place = next(path for path in report.files if path.suffix == f".{name}")
-        LOGGER.info(
-            cli.printable(
-                f"{FORMATS[name]}: export success ✅ {written.seconds:.1f}s, saved as {place} ({_megabytes(place)})"
-            )
-        )
+        place = next(path for path in report.files if format_of(path) == FORMATS[name])
+        saved = f"saved as {place} ({_megabytes(place)})"
+        LOGGER.info(cli.printable(f"{FORMATS[name].title}: export success ✅ {written.seconds:.1f}s, {saved}"))
     last = report.files[-2]
     LOGGER.info(f"\nExport complete ({seconds:.1f}s)")
     LOGGER.info(cli.printable(f"Results saved to {report.files[-1].parent.resolve()}, the proof in {report.files[-1]}"))

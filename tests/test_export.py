@@ -21,7 +21,8 @@ from models import DetectionModel, create_model, switch_to_deploy
 from models.errors import UserError
 from utils import cli
 from utils.checkpoint import load_checkpoint, pack_model, save_checkpoint
-from utils.export import FORMATS, ExportError, Options, export, fresh_model, see
+from utils.export import ExportError, Options, export, fresh_model, see
+from utils.formats import FORMATS
 from utils.proof import Proof, Reference, make_pictures
 
 # isort: split

@@ -37,6 +37,8 @@ train.run(cfg="tiny.yaml", data="data.yaml", epochs=1, imgsz=64, batch_size=2)
 val.run(data="data.yaml")
 detect.run()
 export.run()
+import openvino
+openvino.convert_model(str(next(Path("runs").rglob("best.onnx"))))
 assert "open" in seen, "the audit hook saw nothing"
 print("quiet")
 """

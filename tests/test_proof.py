@@ -19,13 +19,13 @@ from utils.proof import (
     Tolerance,
     compare,
     compare_end2end,
-    load_runner,
     make_pictures,
     other_shape,
     proof_table,
     summarize,
     third_shape,
 )
+from utils.runners import load_runner
 from utils.sources import Unreadable
 
 SIZES = [(32, 32), (32, 96), (96, 32), (64, 64), (640, 640), (480, 640), (640, 480), (96, 1280), (1280, 1280)]

@@ -5,7 +5,9 @@ script, and depends on nothing but the standard library. What the switches do an
 - `YOLO_OFFLINE`: no look-ups, no update check, no usage statistics;
 - `YOLO_AUTOINSTALL`: never runs pip;
 - `ULTRALYTICS_SAFE_LOAD`: its loader reads tensors and known classes only, and its YAML reader has no `eval`;
-- `YOLO_CONFIG_DIR`: settings and the two fonts that it would otherwise download, in a folder of our own.
+- `YOLO_CONFIG_DIR`: settings and the two fonts that it would otherwise download, in a folder of our own;
+- `openvino_telemetry`: reports to its makers whenever OpenVINO is imported; where it cannot be imported itself,
+  nothing is reported.
 """
 
 from __future__ import annotations
@@ -55,6 +57,7 @@ def prepare() -> None:
     os.environ.update(YOLO_OFFLINE="1", YOLO_AUTOINSTALL="false", ULTRALYTICS_SAFE_LOAD="1")
     if "YOLO_CONFIG_DIR" not in os.environ:
         os.environ["YOLO_CONFIG_DIR"] = str(config_dir())
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # None: cannot be imported
     provide_fonts(Path(os.environ["YOLO_CONFIG_DIR"]))
 
 

@@ -18,7 +18,7 @@ import tempfile
 import time
 import types
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -27,8 +27,9 @@ from typing import Any
 
 import utils.environment  # noqa: F401
 from models import DetectionModel, create_model
-from models.errors import UserError, did_you_mean
+from models.errors import UserError
 from models.summary import check_levels, count_parameters
+from utils.formats import FORMATS, format_of
 from utils.latency import Latency, measure
 from utils.proof import (
     HALF_TOLERANCE,
@@ -37,11 +38,11 @@ from utils.proof import (
     Proof,
     Reference,
     Tolerance,
-    load_runner,
     make_pictures,
     other_shape,
     third_shape,
 )
+from utils.runners import load_runner
 
 # isort: split
 import onnx
@@ -53,7 +54,6 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from ultralytics.engine.exporter import Exporter
 from ultralytics.utils import LOGGER
 
-FORMATS = {"torchscript": "TorchScript", "onnx": "ONNX"}  # each a file with its name as suffix
 OPSETS = range(11, 21)  # of ONNX, that torch's tracing exporter writes
 MARGIN = 1.35  # of the variances of fresh weights
 ROUNDS = 5  # of measuring how long the networks take
@@ -157,14 +157,6 @@ class Report:
         }
 
 
-def check_formats(names: Sequence[str]) -> tuple[str, ...]:
-    """Return the formats that `--include` names, each once; UserError for one that does not exist."""
-    for name in names:
-        if name.lower() not in FORMATS:
-            raise UserError(f"there is no format '{name}'{did_you_mean(name, FORMATS)}, choose of {', '.join(FORMATS)}")
-    return tuple(dict.fromkeys(name.lower() for name in names))
-
-
 def check_opset(opset: int) -> int:
     """Return the ONNX opset; UserError for one that cannot be written."""
     if opset not in OPSETS:
@@ -227,7 +219,9 @@ def export(model: DetectionModel, folder: Path, stem: str, weights: str, options
     reference = Reference(model, options.pictures)
     deploy = model.fuse() if options.fuse else copy.deepcopy(model)
     with _temporary_folder(folder) as temporary:
-        written = {name: write(deploy, temporary / f"{stem}.{name}", options) for name in options.formats}
+        written = {
+            name: write(deploy, temporary / f"{stem}{FORMATS[name].ending}", options) for name in options.formats
+        }
         proofs = {name: prove(reference, deploy, file.path, options) for name, file in written.items()}
         report = Report(weights, model, deploy, options, written, proofs, latency={})
         if report.ok:
@@ -237,13 +231,16 @@ def export(model: DetectionModel, folder: Path, stem: str, weights: str, options
 
 
 def write(deploy: DetectionModel, path: Path, options: Options) -> Written:
-    """Write `deploy` as it stands to `path`, whose suffix is the format's name.
+    """Write `deploy` as it stands to `path`, whose ending says the format.
 
     Raises:
         ExportError: this model cannot be written so.
         OSError: the disk is full.
     """
-    name = path.suffix[1:]
+    kind = format_of(path)
+    if kind is None:
+        raise ValueError(f"{path} has the ending of no format")
+    name = kind.name
     _reserve(path.parent, 2 * count_parameters(deploy) * 4 + 2**23)
     model = copy.deepcopy(deploy)
     model.pt_path = str(path.with_suffix(".pt"))  # whose suffix the Exporter changes
@@ -265,7 +262,7 @@ def write(deploy: DetectionModel, path: Path, options: Options) -> Written:
         raise
     except EXPORT_ERRORS as error:
         reason = " ".join(str(error).split())[:300] or type(error).__name__
-        raise ExportError(f"{FORMATS[name]} cannot be written for this model: {reason}") from error
+        raise ExportError(f"{kind.title} cannot be written for this model: {reason}") from error
     return Written(path, time.perf_counter() - start, path.stat().st_size, opset)
 
 

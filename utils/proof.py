@@ -20,27 +20,22 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
-import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import utils.environment  # noqa: F401
 from models import DetectionModel
+from utils.runners import RUN_ERRORS, Outputs, load_runner
 from utils.sources import read_picture
 
 # isort: split
-import onnxruntime
 import torch
-from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 from torch import Tensor
 from ultralytics.data.augment import LetterBox
 from ultralytics.utils import ASSETS
 from ultralytics.utils.nms import non_max_suppression
-
-Outputs = tuple[Tensor, ...]  # float32, as models/heads.py says: boxes with scores; of a segmenter the prototypes too
-Runner = Callable[[Tensor], Outputs]  # takes (B, ch, H, W) float32 in [0, 1]
 
 PHOTOS = (ASSETS / "bus.jpg", ASSETS / "zidane.jpg")
 CHECKER = 8  # pixels a side of a square of the checkerboard
@@ -49,15 +44,6 @@ CANDIDATES = 100  # that go into NMS where the model sees nothing
 SAME_IOU = 0.4  # below NMS's, so that of two boxes that rounding may swap in NMS each finds the other
 TEMPORARY = "temporary"  # what the report calls a file that was made for the proof only
 ROUNDING = 10  # how many times the unfused model's own rounding error a file may be off
-RUN_ERRORS = (  # what the runtimes raise for a file that they cannot load, or not run at some size
-    RuntimeError,
-    ort_errors.Fail,
-    ort_errors.InvalidArgument,
-    ort_errors.InvalidGraph,
-    ort_errors.InvalidProtobuf,
-    ort_errors.NotImplemented,
-    ort_errors.RuntimeException,
-)
 
 
 @dataclass(frozen=True)
@@ -70,43 +56,6 @@ class Tolerance:
 
 
 HALF_TOLERANCE = Tolerance(box_px=0.5, score=2e-3, mask=2e-2)  # of float16 files
-
-
-# Running files --------------------------------------------------------------------------------------------------------
-def load_runner(path: Path, threads: int | None = None) -> Runner:
-    """Return a function that runs an exported file on the CPU.
-
-    Args:
-        path: .torchscript or .onnx.
-        threads: how many ONNX Runtime computes on, torch's number by default. TorchScript computes on torch's.
-
-    Raises:
-        RUN_ERRORS: the file is damaged, or needs what its runtime does not have.
-    """
-    return _load_torchscript(path) if path.suffix == ".torchscript" else _load_onnx(path, threads)
-
-
-def _load_torchscript(path: Path) -> Runner:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # torch would like everyone to leave TorchScript
-        module = torch.jit.load(path, map_location="cpu").eval()
-    dtype = next(module.parameters()).dtype
-    return lambda images: _as_outputs(module(images.to(dtype)))
-
-
-def _load_onnx(path: Path, threads: int | None) -> Runner:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads or torch.get_num_threads()
-    options.log_severity_level = 3  # errors
-    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    name, kind = session.get_inputs()[0].name, session.get_inputs()[0].type
-    dtype = torch.float16 if kind == "tensor(float16)" else torch.float32
-    return lambda images: _as_outputs(map(torch.from_numpy, session.run(None, {name: images.to(dtype).numpy()})))
-
-
-def _as_outputs(output: Tensor | Iterable[Tensor]) -> Outputs:
-    """Return what a network gave, one tensor or several, in float32."""
-    return tuple(tensor.float() for tensor in ([output] if isinstance(output, Tensor) else output))
 
 
 # Pictures -------------------------------------------------------------------------------------------------------------
