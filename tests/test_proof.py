@@ -18,7 +18,6 @@ from utils.proof import (
     Reference,
     Tolerance,
     compare,
-    compare_end2end,
     make_pictures,
     other_shape,
     proof_table,
@@ -43,6 +42,10 @@ def output():
 
 def compare_boxes(expected, got, tolerance=Tolerance()):  # noqa: B008 (it is frozen)
     return compare((expected,), (got,), nc=3, end2end=False, tolerance=tolerance)
+
+
+def compare_ranked(expected, got):
+    return compare((expected,), (got,), nc=3, end2end=True)
 
 
 def test_equal_outputs_agree(output):
@@ -137,7 +140,7 @@ def test_equal_boxes_without_nms_agree_in_any_order_of_like_scores(ranked):
     ranked[:, 1, 4] = ranked[:, 0, 4]
     swapped = ranked[:, [1, 0, *range(2, 40)]]
     swapped[:, 35:, :4] = 0  # others of the last ten
-    d = compare_end2end(ranked, swapped)
+    d = compare_ranked(ranked, swapped)
     seen = int((ranked[..., 4] > CONF).sum())
     assert (d.box_px, d.score, d.reference, d.matched) == (0, 0, seen, seen)
     assert d.within(Tolerance())
@@ -148,22 +151,22 @@ def test_equal_boxes_without_nms_agree_in_any_order_of_like_scores(ranked):
 def test_one_wrong_number_without_nms_is_noticed(ranked, row, column, by):
     changed = ranked.clone()
     changed[1, row, column] += by
-    assert not compare_end2end(ranked, changed).within(Tolerance())
+    assert not compare_ranked(ranked, changed).within(Tolerance())
 
 
 def test_coefficients_without_nms_go_with_their_box(ranked):
     whole = torch.cat([ranked, torch.randn(2, 40, 8)], 2)
     whole[:, 1, 4] = whole[:, 0, 4]
     swapped = whole[:, [1, 0, *range(2, 40)]]
-    assert compare_end2end(whole, swapped).mask == 0
+    assert compare_ranked(whole, swapped).mask == 0
     swapped[0, 0, 9] += 1
-    assert compare_end2end(whole, swapped).mask > 0.1
+    assert compare_ranked(whole, swapped).mask > 0.1
 
 
 def test_a_box_that_is_lost_without_nms_is_noticed(ranked):
     changed = ranked.clone()
     changed[0, 4] = changed[0, 39]
-    d = compare_end2end(ranked, changed)
+    d = compare_ranked(ranked, changed)
     assert d.matched == d.reference - 1
     assert not d.within(Tolerance())
 

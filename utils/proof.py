@@ -22,8 +22,9 @@ import dataclasses
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import utils.environment  # noqa: F401
 from models import DetectionModel
@@ -32,7 +33,7 @@ from utils.sources import read_picture
 
 # isort: split
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from ultralytics.data.augment import LetterBox
 from ultralytics.utils import ASSETS
 from ultralytics.utils.nms import non_max_suppression
@@ -126,8 +127,23 @@ class Difference:
         return exact and complete and not self.problem
 
 
+class Errors(NamedTuple):
+    """The errors of all numbers that two networks put out for the same pictures, flat."""
+
+    box: Tensor  # pixels
+    score: Tensor
+    mask: Tensor  # of a segmenter: coefficients and prototypes, each relative to the largest of its kind
+
+
 def compare(expected: Outputs, got: Outputs, nc: int, end2end: bool, tolerance: Tolerance = Tolerance()) -> Difference:
-    """Compare the outputs of two models.
+    """Compare the outputs of two models; arguments are those of `measure`."""
+    return measure(expected, got, nc, end2end, tolerance)[0]
+
+
+def measure(
+    expected: Outputs, got: Outputs, nc: int, end2end: bool, tolerance: Tolerance = Tolerance()
+) -> tuple[Difference, Errors]:
+    """Return how far the outputs of two models are apart, and the error of each number; none where there is a problem.
 
     Args:
         expected: those of the unfused model.
@@ -136,28 +152,52 @@ def compare(expected: Outputs, got: Outputs, nc: int, end2end: bool, tolerance: 
         end2end: the models do without NMS.
         tolerance: what may be lacking in the score of a detection that counts as the same.
     """
+    if problem := _problem(expected, got):
+        return Difference(problem=problem), Errors(*[torch.empty(0)] * 3)
+    boxes = (expected[0], got[0])
+    errors = _ranked_errors(*boxes, tolerance) if end2end else _box_errors(*boxes, nc)
+    protos = (_relative_errors(*pair) for pair in zip(expected[1:], got[1:], strict=True))
+    errors = errors._replace(mask=torch.cat([errors.mask, *protos]))
+    conf = CONF if end2end else _confidence(boxes[0][:, : 4 + nc])
+    reference, found = (
+        detections(output, nc, end2end, least)
+        for output, least in zip(boxes, (conf, max(conf - tolerance.score, 0.0)), strict=True)
+    )
+    box, score, mask = (part.max().item() if len(part) else 0.0 for part in errors)
+    return _matched(Difference(box, score, mask, conf), reference, found), errors
+
+
+def detections(output: Tensor, nc: int, end2end: bool, conf: float = CONF) -> list[Tensor]:
+    """Return what a network sees in each picture, (n, 6 or more): x1 y1 x2 y2 in pixels, score, class, coefficients."""
+    if end2end:
+        return [rows[rows[:, 4] > conf] for rows in output]
+    return non_max_suppression(output, conf, IOU, nc=nc)
+
+
+def _problem(expected: Outputs, got: Outputs) -> str:
+    """Return why two outputs cannot be compared, if so."""
     shapes = [[tuple(tensor.shape) for tensor in outputs] for outputs in (expected, got)]
     if shapes[0] != shapes[1]:
         wanted, given = (" and ".join(map(str, some)) for some in shapes)
-        return Difference(problem=f"puts out {given} where {wanted} is due")
+        return f"puts out {given} where {wanted} is due"
     for what, outputs in (("the unfused model", expected), ("the file", got)):
         if not all(tensor.isfinite().all() for tensor in outputs):
-            return Difference(problem=f"{what} puts out NaN or infinite numbers")
-    boxes = (expected[0], got[0])
-    difference = compare_end2end(*boxes, tolerance) if end2end else compare_boxes(*boxes, nc, tolerance)
-    protos = (_relative_error(*pair) for pair in zip(expected[1:], got[1:], strict=True))
-    return dataclasses.replace(difference, mask=max(difference.mask, *protos, 0.0))
+            return f"{what} puts out NaN or infinite numbers"
+    return ""
 
 
-def _relative_error(expected: Tensor, got: Tensor) -> float:
-    """Return the largest difference over the largest number; 0 where there are none."""
-    return ((got - expected).abs().max() / expected.abs().max().clamp(min=1e-6)).item() if len(expected) else 0.0
+def _relative_errors(expected: Tensor, got: Tensor) -> Tensor:
+    """Return the differences over the largest number, flat."""
+    if not expected.numel():
+        return expected.flatten()
+    return ((got - expected).abs() / expected.abs().max().clamp(min=1e-6)).flatten()
 
 
-def compare_end2end(expected: Tensor, got: Tensor, tolerance: Tolerance = Tolerance()) -> Difference:
+def _ranked_errors(expected: Tensor, got: Tensor, tolerance: Tolerance) -> Errors:
     """Compare two outputs (B, N, 6 or more) of finite numbers: x1 y1 x2 y2 in pixels, score, class, best scores first.
 
-    The last boxes are left out where their scores are so alike that either side may have had others in their place.
+    Each box is compared with the nearest one of its class. The last boxes are left out where their scores are so alike
+    that either side may have had others in their place.
     """
     least = expected[..., 4].amin(1, keepdim=True) + tolerance.score
     judged = (expected[..., 4] > least) | (expected[..., 4] == expected[..., 4].amax(1, keepdim=True))
@@ -167,21 +207,14 @@ def compare_end2end(expected: Tensor, got: Tensor, tolerance: Tolerance = Tolera
     nearest = (box / tolerance.box_px + score / tolerance.score).masked_fill(other, math.inf).argmin(2, keepdim=True)
     box, score = (error.masked_fill(other, math.inf).gather(2, nearest)[..., 0][judged] for error in (box, score))
     masks = got[..., 6:].gather(1, nearest.expand(-1, -1, got.shape[2] - 6))
-    mask = _relative_error(expected[..., 6:][judged].flatten(), masks[judged].flatten())
-    reference = [rows[rows[:, 4] > CONF] for rows in expected]
-    found = [rows[rows[:, 4] > CONF - tolerance.score] for rows in got]
-    return _matched(Difference(box.max().item(), score.max().item(), mask), reference, found)
+    return Errors(box, score, _relative_errors(expected[..., 6:][judged], masks[judged]))
 
 
-def compare_boxes(expected: Tensor, got: Tensor, nc: int, tolerance: Tolerance = Tolerance()) -> Difference:
+def _box_errors(expected: Tensor, got: Tensor, nc: int) -> Errors:
     """Compare two outputs (B, 4 + nc or more, N) of finite numbers: boxes xywh in pixels, then scores in [0, 1]."""
     error = (got - expected).abs()
-    conf = _confidence(expected[:, : 4 + nc])
-    reference = non_max_suppression(expected, conf, IOU, nc=nc)
-    found = non_max_suppression(got, max(conf - tolerance.score, 0.0), IOU, nc=nc)
-    mask = _relative_error(expected[:, 4 + nc :].flatten(), got[:, 4 + nc :].flatten())
-    errors = Difference(error[:, :4].max().item(), error[:, 4 : 4 + nc].max().item(), mask, conf)
-    return _matched(errors, reference, found)
+    mask = _relative_errors(expected[:, 4 + nc :], got[:, 4 + nc :])
+    return Errors(error[:, :4].flatten(), error[:, 4 : 4 + nc].flatten(), mask)
 
 
 def _matched(errors: Difference, reference: Sequence[Tensor], found: Sequence[Tensor]) -> Difference:
@@ -216,6 +249,15 @@ def _best_overlap(reference: Tensor, found: Tensor) -> Tensor:
 
 # Proving --------------------------------------------------------------------------------------------------------------
 @dataclass(frozen=True)
+class Evidence:
+    """What was compared: a batch of pictures (B, ch, H, W), and what the unfused model and the file put out for it."""
+
+    images: Tensor
+    expected: Outputs
+    got: Outputs
+
+
+@dataclass(frozen=True)
 class Case:
     """One comparison: which file, on which picture, of which size."""
 
@@ -226,11 +268,19 @@ class Case:
     difference: Difference
     allowed: Tolerance
     rounding: Difference | None = None  # of the unfused model, float32 from float64, where that set what is allowed
+    evidence: Evidence | None = field(default=None, repr=False, compare=False)  # None where the file did not run
 
     @property
     def ok(self) -> bool:
         """Whether the file agrees."""
         return self.difference.within(self.allowed)
+
+    @property
+    def excess(self) -> float:
+        """The largest error as a multiple of what is allowed; infinite where there is a problem or a box is missing."""
+        d, allowed = self.difference, self.allowed
+        errors = max(d.box_px / allowed.box_px, d.score / allowed.score, d.mask / allowed.mask)
+        return errors if self.ok or errors > 1 else math.inf
 
     def as_dict(self) -> dict[str, Any]:
         """Return it as JSON takes it."""
@@ -306,7 +356,7 @@ class Reference:
 
     def __call__(self, images: Tensor) -> Outputs:
         """Return what the model puts out for (B, ch, H, W)."""
-        return _run(self.model, images)
+        return run_eager(self.model, images)
 
     def compare(self, expected: Outputs, got: Outputs, tolerance: Tolerance) -> Difference:
         """Compare the outputs of two models of this one's kind."""
@@ -327,8 +377,13 @@ class Reference:
 
     def rounding(self, images: Tensor, outputs: Outputs) -> Difference:
         """Return how far `outputs`, the model's in float32, are from its outputs in float64."""
-        exact = _run(copy.deepcopy(self.model).double(), images.double())
+        exact = run_eager(self.exact, images.double())
         return self.compare(exact, tuple(tensor.double() for tensor in outputs), Tolerance())
+
+    @cached_property
+    def exact(self) -> DetectionModel:
+        """The model in float64."""
+        return copy.deepcopy(self.model).double()
 
     def cases(self, path: Path, size: tuple[int, int], batch: int, tolerance: Tolerance, name: str) -> Iterator[Case]:
         """Run the file at `path`, called `name` in the report, on every picture and yield the comparisons."""
@@ -346,15 +401,30 @@ class Reference:
                 problem = f"does not run: {_first_line(error)}"
                 yield Case(name, size, batch, picture, Difference(problem=problem), tolerance)
                 continue
-            case = Case(name, size, batch, picture, self.compare(expected, got, tolerance), tolerance)
-            if not case.ok and not case.difference.problem:
-                own = self.rounding(images, expected)
-                allowed = Tolerance(*map(max, dataclasses.astuple(tolerance), _times(ROUNDING, own)))
-                case = Case(name, size, batch, picture, self.compare(expected, got, allowed), allowed, own)
-            yield case
+            yield self.judge(name, picture, Evidence(images, expected, got), tolerance)[0]
+
+    def judge(self, file: str, picture: str, evidence: Evidence, tolerance: Tolerance) -> tuple[Case, Errors]:
+        """Compare what a file put out with what this model did, by its own rounding where the tolerance is exceeded.
+
+        Args:
+            file: what the report calls the file.
+            picture: what the report calls the first picture of the batch.
+            evidence: the pictures and both outputs.
+            tolerance: the largest errors that need no explanation.
+        """
+        outputs = evidence.expected, evidence.got
+        batch, _, height, width = evidence.images.shape
+        difference, errors = measure(*outputs, self.model.nc, self.model.end2end, tolerance)
+        case = Case(file, (height, width), batch, picture, difference, tolerance, evidence=evidence)
+        if case.ok or difference.problem:
+            return case, errors
+        own = self.rounding(evidence.images, evidence.expected)
+        allowed = Tolerance(*map(max, dataclasses.astuple(tolerance), _times(ROUNDING, own)))
+        wider = self.compare(*outputs, allowed)
+        return dataclasses.replace(case, difference=wider, allowed=allowed, rounding=own), errors
 
 
-def _run(model: DetectionModel, images: Tensor) -> Outputs:
+def run_eager(model: nn.Module, images: Tensor) -> Outputs:
     """Return the outputs of a model in eval mode, without the raw maps that come with them."""
     with torch.inference_mode():
         output = model(images)[0]
