@@ -1,0 +1,285 @@
+"""Where a file and its model part: is it fusing or the file, and which row of the YAML is the first that differs?
+
+The rows of the eager model are known by their outputs. In what the other side computes on its way, whatever its tensors
+are called, the one nearest to each output of a row is looked for: a row is sound where that is as near as float32
+rounds. The first row that is not, and that no sound row depends on, is where they part. Within it the same is done for
+its modules.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import utils.environment  # noqa: F401
+from models import DetectionModel
+from models.blocks.reparam import Reparameterizable
+from utils.formats import format_of
+from utils.intermediates import Shape, Visit, Watch, watch
+from utils.proof import ROUNDING, Case, Evidence, Reference, Tolerance, run_eager
+from utils.runners import RUN_ERRORS, Outputs
+
+# isort: split
+import onnx
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils._pytree import tree_leaves
+
+FLOOR = 3e-6  # relative error that float32 explains anywhere
+HALF_FLOOR = 2e-2  # and float16
+LOOK_ERRORS = (*RUN_ERRORS, onnx.shape_inference.InferenceError, ValueError, TypeError, KeyError)
+Look = Callable[[Collection[Shape], Visit], Outputs | None]  # shows the inner tensors of the side that is in question
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """Where a file and its model part.
+
+    Attributes:
+        by: "fusing", or "file" where the fused model still agrees with the unfused one.
+        title: of the file's format.
+        row: number in the YAML of the first row that differs; None where it cannot be told.
+        word: its module, as in the YAML.
+        module: the first module of the row that differs, by its name in the model; empty where it cannot be told.
+        error: of the row's output, relative to its largest number; infinite where there is nothing of its shape.
+        before: the largest error of the sound rows.
+        note: why no row is named.
+    """
+
+    by: str
+    title: str
+    row: int | None = None
+    word: str = ""
+    module: str = ""
+    error: float = math.inf
+    before: float = 0.0
+    note: str = ""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return it as JSON takes it."""
+        known = {"row": self.row, "word": self.word, "module": self.module} if self.row is not None else {}
+        return {"by": self.by, **known, "text": str(self)}
+
+    def __str__(self) -> str:
+        culprit = (
+            "fusing changes the model" if self.by == "fusing" else f"fusing is right, the {self.title} file is not"
+        )
+        if self.row is None:
+            return f"{culprit}: {self.note}" if self.note else culprit
+        far = f", by {self.error:.1e} of its largest number" if math.isfinite(self.error) else ""
+        inside = f", in {self.module}" if self.module else ""
+        sound = f"; sound rows differ by at most {self.before:.1e}" if self.before else ""
+        return f"{culprit}: row {self.row} {self.word} is the first that differs{far}{inside}{sound}"
+
+
+def find_divergence(
+    reference: Reference, deploy: DetectionModel, path: Path, case: Case, tolerance: Tolerance, floor: float = FLOOR
+) -> Divergence | None:
+    """Return where a file parts from the unfused model.
+
+    Args:
+        reference: the unfused model.
+        deploy: the eager model that was written.
+        path: the file.
+        case: a comparison that failed.
+        tolerance: of the proof.
+        floor: relative errors of inner tensors that the file's own precision explains.
+
+    Returns:
+        None where there is nothing to look into: the file does not run, or the unfused model's outputs are not finite.
+    """
+    evidence = case.evidence
+    if evidence is None or not all(bool(output.isfinite().all()) for output in evidence.expected):
+        return None
+    images = evidence.images
+
+    def agrees(outputs: Outputs) -> bool:
+        return reference.judge(case.file, case.picture, Evidence(images, evidence.expected, outputs), tolerance)[0].ok
+
+    fused = copy.deepcopy(deploy).float().cpu()
+    kind = format_of(path)
+    title = kind.title if kind else path.name
+    if not agrees(run_eager(fused, images)):
+        original = Original(reference.model, reference.exact, images)
+        return _locate(Divergence("fusing", title), original, partial(_watch_eager, fused, images), _preserved, FLOOR)
+    original = Original(fused, copy.deepcopy(fused).double(), images)
+    try:
+        return _locate(Divergence("file", title), original, partial(watch, path, images), _all, floor, agrees)
+    except LOOK_ERRORS as error:
+        return Divergence("file", title, note=f"it does not run with its inside shown ({type(error).__name__})")
+
+
+class Original(NamedTuple):
+    """The eager model that is right, the same in float64, and the pictures that it runs on."""
+
+    model: DetectionModel
+    exact: DetectionModel
+    images: Tensor
+
+
+def _locate(
+    found: Divergence,
+    original: Original,
+    look: Look,
+    inner: Callable[[nn.Module], Iterator[str]],
+    floor: float,
+    agrees: Callable[[Outputs], bool] = lambda _: False,
+) -> Divergence:
+    """Complete `found` by the row, and the module within it, in which another side parts from the original.
+
+    Args:
+        found: who parts.
+        look: shows what the other side computes.
+        inner: gives the names of the modules of a row whose outputs the other side should have.
+        floor: the relative error that rounding explains.
+        agrees: whether outputs are right after all.
+    """
+    model = original.model
+    rows = _observe(original, [f"model.{i}" for i in range(len(model.model))])
+    search = Search(rows)
+    outputs = look(search.shapes, search)
+    if outputs is None:
+        return replace(found, note="this format does not show what it computes between its layers")
+    if agrees(outputs):
+        return replace(found, note="with its inside shown it agrees, so its runtime's optimization is what differs")
+    sound = [site.is_sound(floor) for site in rows]
+    row = _first_difference(model, sound)
+    if not any(sound) and math.isinf(rows[0].error):
+        return replace(found, note="the outputs of its rows are not to be found in it")
+    modules = _observe(original, [f"model.{row}.{name}" for name in inner(model.model[row])])
+    search = Search(modules)
+    look(search.shapes, search)
+    return replace(
+        found,
+        row=row,
+        word=model.nodes[row].row.module,
+        module=next((site.name for site in modules if not site.is_sound(floor)), ""),
+        error=rows[row].error,
+        before=max((site.error for site, fine in zip(rows, sound, strict=True) if fine), default=0.0),
+    )
+
+
+def _first_difference(model: DetectionModel, sound: Sequence[bool]) -> int:
+    """Return the first row that is not sound and that no sound row depends on; the head where there is none."""
+    last = len(sound) - 1
+    writers = {slot: i for i, node in enumerate(model.nodes) for slot in node.slots}
+    cleared = [*sound[:last], False]  # the outputs differ, so a head with sound inputs is to blame
+    for i in range(last - 1, -1, -1):
+        if cleared[i]:
+            for slot in model.nodes[i].sources:
+                if slot in writers:
+                    cleared[writers[slot]] = True
+    return cleared.index(False)
+
+
+# Sites ----------------------------------------------------------------------------------------------------------------
+@dataclass
+class Site:
+    """The outputs of one module, how far float32 is off in each, and the smallest error found so far for each."""
+
+    name: str
+    tensors: list[Tensor] = field(default_factory=list)
+    rounding: list[float] = field(default_factory=list)
+    errors: list[float] = field(default_factory=list)
+
+    @property
+    def error(self) -> float:
+        """The error of the output that is least like anything that was found."""
+        return max(self.errors, default=0.0)
+
+    def is_sound(self, floor: float) -> bool:
+        """Return whether something equal was found for each output, up to rounding."""
+        return all(error <= max(floor, ROUNDING * own) for error, own in zip(self.errors, self.rounding, strict=True))
+
+
+class Search:
+    """Called with tensor after tensor, keeps for every output of some sites how near the nearest one came."""
+
+    def __init__(self, sites: Sequence[Site]) -> None:
+        self.wanted: dict[Shape, list[tuple[Site, int]]] = {}
+        for site in sites:
+            for i, tensor in enumerate(site.tensors):
+                self.wanted.setdefault(tuple(tensor.shape), []).append((site, i))
+
+    @property
+    def shapes(self) -> Collection[Shape]:
+        """Those of the outputs."""
+        return self.wanted.keys()
+
+    def __call__(self, tensor: Tensor) -> None:
+        """Compare a tensor with all outputs of its shape."""
+        for site, i in self.wanted.get(tuple(tensor.shape), ()):
+            site.errors[i] = min(site.errors[i], _distance(site.tensors[i], tensor))
+
+
+def _distance(expected: Tensor, got: Tensor) -> float:
+    """Return the largest difference over the largest number, infinite for numbers that are none."""
+    error = ((got - expected).abs().max() / expected.abs().max().clamp(min=1e-12)).item()
+    return error if math.isfinite(error) else math.inf
+
+
+def _observe(original: Original, names: Sequence[str]) -> list[Site]:
+    """Run a model and return what the named modules put out, in the order in which they end.
+
+    A module that runs more than once, as an activation that many layers share does, is left out.
+    """
+    sites: dict[str, Site] = {}
+    calls: Counter[str] = Counter()
+
+    def keep(name: str, tensors: list[Tensor]) -> None:
+        calls[name] += 1
+        site = sites.setdefault(name, Site(name))
+        site.tensors += [tensor.clone() for tensor in tensors]
+        site.errors += [math.inf] * len(tensors)
+
+    def compare(name: str, tensors: list[Tensor]) -> None:
+        site = sites[name]
+        known = site.tensors[len(site.rounding) :]
+        site.rounding += [_distance(exact, tensor) for exact, tensor in zip(tensors, known, strict=False)]
+
+    with _hooks(original.model, names, keep):
+        run_eager(original.model, original.images)
+    with _hooks(original.exact, names, compare):
+        run_eager(original.exact, original.images.double())
+    return [site for name, site in sites.items() if calls[name] == 1]
+
+
+@contextmanager
+def _hooks(model: nn.Module, names: Sequence[str], see: Callable[[str, list[Tensor]], None]) -> Iterator[None]:
+    """While it lasts, call `see` with the name and the float outputs of each of the named modules that has run."""
+
+    def hook(name: str, _module: nn.Module, _args: Any, output: Any) -> None:
+        see(name, [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor) and leaf.is_floating_point()])
+
+    handles = [model.get_submodule(name).register_forward_hook(partial(hook, name)) for name in names]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _watch_eager(model: nn.Module, images: Tensor, shapes: Collection[Shape], visit: Visit) -> Outputs:  # noqa: ARG001
+    with Watch(visit):
+        return run_eager(model, images)
+
+
+def _all(module: nn.Module) -> Iterator[str]:
+    """Yield the names of all modules within: what is written as it stands has the outputs of each."""
+    return (name for name, _ in module.named_modules() if name)
+
+
+def _preserved(module: nn.Module, prefix: str = "") -> Iterator[str]:
+    """Yield the names of the modules whose outputs fusing keeps: blocks that fuse, and BatchNorms outside of them."""
+    for name, child in module.named_children():
+        if isinstance(child, Reparameterizable | _BatchNorm):
+            yield prefix + name
+        else:
+            yield from _preserved(child, f"{prefix}{name}.")
