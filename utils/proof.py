@@ -72,14 +72,14 @@ def make_pictures(size: tuple[int, int], channels: int = 3, files: Sequence[Path
         Unreadable: a file is no picture.
     """
     layers = [i % 3 for i in range(channels)]
-    pictures = {path.name: _letterbox(path, size)[layers] for path in files}
+    pictures = {path.name: letterbox(path, size)[layers] for path in files}
     pictures["noise"] = torch.rand(channels, *size, generator=torch.Generator().manual_seed(0))
     rows, columns = (torch.arange(side) // CHECKER for side in size)
     pictures["checkerboard"] = ((rows[:, None] + columns) % 2).float().expand(channels, *size)
     return pictures
 
 
-def _letterbox(path: Path, size: tuple[int, int]) -> Tensor:
+def letterbox(path: Path, size: tuple[int, int]) -> Tensor:
     """Return a file as (3, *size) RGB in [0, 1]."""
     bgr = LetterBox(size)(image=read_picture(path))
     return torch.from_numpy(bgr[..., ::-1].copy()).permute(2, 0, 1).float() / 255

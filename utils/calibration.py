@@ -1,0 +1,126 @@
+"""What a quantized file is made and judged with: pictures of the training split, and the mAP on the val split."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import utils.environment  # noqa: F401
+from models.errors import UserError
+from utils.datasets import BUILT_IN, check_images, list_images, load_dataset
+from utils.proof import letterbox
+from utils.sources import Unreadable, read_picture
+from utils.trainer import VALIDATORS, write_data_yaml
+
+# isort: split
+import torch
+from torch import Tensor
+from ultralytics.utils import LOGGER, TQDM
+
+CONF, IOU = 0.001, 0.6  # of NMS when mAP is measured, as val.py's
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """How well weights detect the objects of a val split, in points from 0 to 100."""
+
+    map50_95: float
+    map50: float
+
+    def drop_from(self, other: Accuracy) -> float:
+        """Return how many points of mAP50-95 this is below `other`."""
+        return other.map50_95 - self.map50_95
+
+
+def find_data(data: str, weights: Path) -> dict[str, Any]:
+    """Return the data set to calibrate on: the one named, else that of the weights' training, else the built-in one.
+
+    Args:
+        data: a data set YAML, a path or a name in data; empty: none was named.
+        weights: a checkpoint; a training leaves the description of its data set beside the folder of its weights.
+
+    Raises:
+        UserError: its description is wrong, or one of its splits has no pictures.
+    """
+    left = weights.parent.parent / "data.yaml"
+    found = load_dataset(data or (left if left.is_file() else BUILT_IN))
+    check_images(found)
+    return found
+
+
+def calibration_pictures(data: dict[str, Any], count: int) -> list[Path]:
+    """Return `count` readable pictures of a data set's training split, evenly spread over it, or all if it has fewer.
+
+    Raises:
+        UserError: none can be read.
+    """
+    names = list_images(data["train"], data["path"])
+    step = max(len(names) / count, 1)
+    chosen = [Path(names[int(i * step)]) for i in range(min(count, len(names)))]
+    readable = [path for path in chosen if _is_readable(path)]
+    if not readable:
+        raise UserError(f"none of the {len(chosen)} pictures of {data['train']} can be read, nothing to calibrate with")
+    return readable
+
+
+def _is_readable(path: Path) -> bool:
+    try:
+        read_picture(path)
+    except Unreadable:
+        return False
+    return True
+
+
+def batches(pictures: Sequence[Path], shape: Sequence[int], what: str) -> Iterator[Tensor]:
+    """Yield the pictures, letterboxed as detection does, as one input after the other, with a progress bar.
+
+    Args:
+        pictures: files; the last input is filled with the first ones.
+        shape: batch, channels, height and width of an input.
+        what: is done with them, for the bar.
+
+    Returns:
+        float32 in [0, 1], each of `shape`.
+    """
+    batch, channels, height, width = shape
+    layers = [i % 3 for i in range(channels)]
+    for start in TQDM(range(0, len(pictures), batch), desc=what):
+        files = [pictures[i % len(pictures)] for i in range(start, start + batch)]
+        yield torch.stack([letterbox(file, (height, width))[layers] for file in files])
+
+
+def measure_accuracy(weights: Path, task: str, data: dict[str, Any], size: tuple[int, int]) -> Accuracy:
+    """Return the mAP of an exported file on the val split of a data set, by ultralytics' validator.
+
+    Args:
+        weights: what its `AutoBackend` runs.
+        task: detect or segment, whose boxes are measured alike.
+        data: what `load_dataset` gave.
+        size: height and width of the input, in pixels.
+
+    Raises:
+        UserError: the weights know other classes than the data set.
+    """
+    with tempfile.TemporaryDirectory() as folder, quiet():
+        file = Path(folder) / "data.yaml"
+        write_data_yaml(data, file)
+        options = {"mode": "val", "task": task, "data": str(file), "imgsz": max(size), "conf": CONF, "iou": IOU}
+        options |= {"batch": 1, "device": "cpu", "workers": 0, "plots": False, "verbose": False, "rect": False}
+        found = VALIDATORS[task](save_dir=Path(folder), args=options)(model=str(weights))
+    return Accuracy(100 * found["metrics/mAP50-95(B)"], 100 * found["metrics/mAP50(B)"])
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep what libraries say to warnings."""
+    level = LOGGER.level
+    LOGGER.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        LOGGER.setLevel(level)
