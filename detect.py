@@ -27,7 +27,7 @@ from models.plugins import load_plugins
 from utils import cli
 from utils.outputs import Outputs, Wanted
 from utils.predictor import Predictor, create_predictor, predict
-from utils.sources import Files, Live, has_pictures, open_source
+from utils.sources import AnySource, has_pictures, open_source
 
 # isort: split
 from ultralytics.utils import ASSETS, LOGGER
@@ -39,7 +39,12 @@ def make_parser() -> cli.Parser:
     parser = cli.Parser(prog="detect.py", description=__doc__)
     add, flag = parser.add_argument, {"action": "store_true"}
     add("--weights", default="", help=".pt, .onnx or .torchscript; default: the newest runs/train/*/weights/best.pt")
-    add("--source", default="", help="file, folder, pattern with *, list.txt, camera number, rtsp address, screen")
+    add(
+        "--source",
+        nargs="+",
+        default=[],
+        help="files, folders, patterns, list.txt; or cameras, addresses, screen",
+    )
     add("--data", default="", help="dataset YAML, for class names when the weights hold none")
     add("--imgsz", "--img", "--img-size", nargs="+", type=cli.image_side, help="pixels; one side, or height width")
     add("--conf-thres", type=cli.fraction, default=0.25, help="least confidence of a box")
@@ -65,6 +70,7 @@ def make_parser() -> cli.Parser:
     add("--retina-masks", **flag, help="masks as fine as the picture, not as the network's input")
     add("--half", **flag, help="compute in float16, on a GPU")
     add("--vid-stride", type=cli.positive_int, default=1, help="take every n-th frame of a video")
+    add("--reconnect", type=cli.non_negative_int, default=300, help="seconds to connect to a lost stream again; 0: end")
     cli.add_plugins(parser)
     return parser
 
@@ -85,7 +91,7 @@ def main(args: argparse.Namespace) -> int:
     """Detect, say what was done, and return the exit code."""
     cli.log_options("detect", args)
     load_plugins(args.plugins)
-    source = open_source(args.source or default_source(), args.vid_stride)
+    source = open_source(args.source or default_source(), args.vid_stride, args.reconnect)
     predictor = create_predictor(
         cli.find_weights(args.weights),
         imgsz=args.imgsz,
@@ -131,7 +137,7 @@ def wanted_files(args: argparse.Namespace) -> Wanted:
     )
 
 
-def report(predictor: Predictor, source: Files | Live, outputs: Outputs, seconds: float) -> None:
+def report(predictor: Predictor, source: AnySource, outputs: Outputs, seconds: float) -> None:
     """Log the speed, where the results are, and the files that could not be read."""
     if predictor.seen:
         share = predictor.timers[1].t / seconds

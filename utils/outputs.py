@@ -18,7 +18,7 @@ from pathlib import Path
 
 import utils.environment  # noqa: F401
 from models.errors import UserError
-from utils.sources import Frame
+from utils.pictures import Frame
 
 # isort: split
 import cv2

@@ -20,7 +20,8 @@ from models.errors import UserError, WeightsError
 from utils.checkpoint import load_checkpoint
 from utils.cli import check_imgsz, printable
 from utils.outputs import Outputs, draw
-from utils.sources import Files, Frame, Live, prefetch
+from utils.pictures import Frame
+from utils.sources import AnySource, prefetch
 
 # isort: split
 import cv2
@@ -261,7 +262,7 @@ class Background:
             self.jobs.popleft().result()
 
 
-def predict(predictor: Predictor, source: Files | Live, outputs: Outputs, show: bool = False) -> float:
+def predict(predictor: Predictor, source: AnySource, outputs: Outputs, show: bool = False) -> float:
     """Detect in every frame of a source, print a line for each and write what `outputs` wants.
 
     Returns the seconds from the first frame's reading to the last one's writing.

@@ -41,7 +41,7 @@ from models.backbones.names import split_name
 from models.backbones.weights import PLAIN, choose_dialect, read_source
 from models.errors import UserError, WeightsError
 from models.plugins import load_plugins
-from utils.sources import Unreadable, check_size, restore_pillow
+from utils.pictures import Unreadable, check_size, restore_pillow
 
 TRAIN, DEPLOY, CHECK = "train", "deploy", "check"
 FORMS = {TRAIN: (TRAIN,), DEPLOY: (DEPLOY,), CHECK: (TRAIN, DEPLOY)}  # that each mode runs

@@ -1,0 +1,140 @@
+"""One picture on its way to the network, and how its file is decoded.
+
+A picture that cannot be decoded raises Unreadable with the reason. Its size is read from its header first, so that a
+small file cannot unfold to gigabytes. Deeper than 8 bits a channel is scaled down, rotation by EXIF is done, grey and
+CMYK become colours, transparency is left out, and of several pages or moving pictures the first is taken: all of it as
+in training.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import utils.environment  # noqa: F401
+
+os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # quiet: what is wrong with a file, this program says itself
+
+# isort: split
+import cv2
+import numpy as np
+from PIL import Image
+from ultralytics.data.utils import IMG_FORMATS
+from ultralytics.utils import LOGGER, patches
+
+MAX_PIXELS = 100_000_000  # a larger picture is refused from its header
+HEIF = ("heic", "heif")  # what a package of its own decodes
+TIFF = ("tif", "tiff")  # whose pages are all decoded, though the first is taken
+PAGED = (*TIFF, "png", "webp")  # may hold several pictures
+DEEP = ("I;16", "I;16B", "I;16L", "I;16N")  # what Pillow calls a grey picture of 16 bits
+WIDE = ("I", "F")  # 32 bits
+
+
+class Unreadable(Exception):
+    """A file that cannot be decoded; the message is the reason, without the name."""
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One picture on its way to the network."""
+
+    image: np.ndarray  # (H, W, 3) uint8, BGR
+    path: Path  # of the file; for a stream a name without separators
+    title: str  # start of the line that is printed: "image 1/2 /path/bus.jpg: "
+    number: int | None = None  # of the video's or stream's frame, from 1; None for a picture
+    fps: float = 30.0  # frames per second of the video that this belongs to, after skipping
+    live: bool = False  # one of several streams that run side by side
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a picture's file says before it is decoded."""
+
+    width: int  # pixels, before rotation
+    height: int
+    mode: str  # Pillow's word for the channels and their depth
+    pages: int
+
+
+def read_picture(path: Path) -> np.ndarray:
+    """Return a picture as (H, W, 3) uint8 in BGR, decoded as for training.
+
+    Raises:
+        Unreadable: it is no picture, it is damaged, or it has more than MAX_PIXELS pixels.
+    """
+    header = check_size(path)
+    try:
+        image = patches.imread(path)
+    except cv2.error as error:
+        raise Unreadable("damaged picture") from error
+    if header.mode in WIDE and (image is None or image.dtype != np.uint8):
+        raise Unreadable("32 bits a channel, where 8 or 16 are expected")
+    if image is None:
+        raise Unreadable("damaged picture")
+    if header.pages > 1:
+        LOGGER.warning(f"{path} holds {header.pages} pictures, the first of which is taken")
+    if header.mode in DEEP and image.max() < 16:
+        LOGGER.warning(f"{path} has 16 bits a pixel but uses 12 of them or fewer, which makes it nearly black")
+    return image if image.shape[2] == 3 else cv2.cvtColor(image, cv2.COLOR_GRAY2BGR)
+
+
+def check_size(path: Path) -> Header:
+    """Return a picture's header.
+
+    Raises:
+        Unreadable: it is none of a picture's, or tells of more than MAX_PIXELS pixels.
+    """
+    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None  # this function is the stricter check
+    kind = suffix(path)
+    if kind in HEIF:
+        register_heif()
+    try:
+        if path.exists() and not path.is_file():  # a pipe would be waited for
+            raise Unreadable("not a file")
+        with patches._image_open(path) as picture:
+            pages = getattr(picture, "n_frames", 1) if kind in PAGED else 1
+            width, height = picture.size
+            header = Header(width, height, picture.mode, pages)
+    except FileNotFoundError as error:
+        raise Unreadable("does not exist") from error
+    except PermissionError as error:
+        raise Unreadable("no permission to read it") from error
+    except (OSError, ValueError, SyntaxError, EOFError) as error:
+        raise Unreadable("not a picture, or a damaged one" if path.stat().st_size else "empty file") from error
+    finally:
+        Image.MAX_IMAGE_PIXELS = limit
+    pages = header.pages if kind in TIFF else 1
+    if header.width * header.height * pages > MAX_PIXELS:
+        many = f"{pages} pages of " if pages > 1 else ""
+        size = f"{many}{header.width}x{header.height}"
+        raise Unreadable(f"{size} pixels, more than the {MAX_PIXELS // 10**6} million allowed")
+    return header
+
+
+def is_picture(path: Path) -> bool:
+    """Return whether a name is one of a picture."""
+    return suffix(path) in IMG_FORMATS
+
+
+def suffix(path: Path) -> str:
+    """Return the suffix of a name in small letters and without its dot."""
+    return path.suffix[1:].lower()
+
+
+def register_heif() -> None:
+    """Have Pillow read HEIC, as telephones write it; Unreadable when the package for it is missing."""
+    try:
+        from pillow_heif import register_heif_opener  # noqa: PLC0415 (optional)
+    except ModuleNotFoundError as error:
+        raise Unreadable("HEIC needs the package pillow-heif: pip install pillow-heif") from error
+    register_heif_opener()
+
+
+def restore_pillow() -> None:
+    """Give PIL.Image.open back: ultralytics' version tries to install a package for every file it cannot read."""
+    Image.open = patches._image_open
+
+
+restore_pillow()
+cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)
