@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import utils.environment  # noqa: F401
+from utils.cli import printable
 
-os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # quiet: what is wrong with a file, this program says itself
+os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # silent, as OpenCV is below: what is wrong, we say ourselves
 
 # isort: split
 import cv2
@@ -73,9 +74,9 @@ def read_picture(path: Path) -> np.ndarray:
     if image is None:
         raise Unreadable("damaged picture")
     if header.pages > 1:
-        LOGGER.warning(f"{path} holds {header.pages} pictures, the first of which is taken")
+        LOGGER.warning(printable(f"{path} holds {header.pages} pictures, the first of which is taken"))
     if header.mode in DEEP and image.max() < 16:
-        LOGGER.warning(f"{path} has 16 bits a pixel but uses 12 of them or fewer, which makes it nearly black")
+        LOGGER.warning(printable(f"{path} has 16 bits a pixel but uses 12 or fewer, which makes it nearly black"))
     return image if image.shape[2] == 3 else cv2.cvtColor(image, cv2.COLOR_GRAY2BGR)
 
 
@@ -137,4 +138,4 @@ def restore_pillow() -> None:
 
 
 restore_pillow()
-cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)
+cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)

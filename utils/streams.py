@@ -39,7 +39,8 @@ class Stream:
 
     Args:
         address: of a network stream, or a camera's number, or a video's path.
-        name: for messages and files.
+        shown: the address as messages have it.
+        name: for files.
         title: of its frames.
         vid_stride: take every n-th frame.
         patience: seconds for which it is connected to again when it is lost; 0 takes that for its end.
@@ -53,9 +54,17 @@ class Stream:
     """
 
     def __init__(
-        self, address: str, name: str, title: str, vid_stride: int, patience: float, news: threading.Condition
+        self,
+        address: str,
+        shown: str,
+        name: str,
+        title: str,
+        vid_stride: int,
+        patience: float,
+        news: threading.Condition,
     ) -> None:
         self.address = address
+        self.shown = shown
         self.name = name
         self.title = title
         self.vid_stride = vid_stride
@@ -106,7 +115,7 @@ class Stream:
             for image in self._connection():
                 seen = True
                 if lost is not None:
-                    LOGGER.info(f"the stream {self.name} is back after {time.monotonic() - lost:.0f} s")
+                    LOGGER.info(f"the stream {self.shown} is back after {time.monotonic() - lost:.0f} s")
                     lost = None
                 self._offer(image)
             if not seen:
@@ -115,7 +124,7 @@ class Stream:
                 return ""
             if lost is None:
                 lost, pauses = time.monotonic(), chain(PAUSES, repeat(PAUSES[-1]))
-                LOGGER.warning(f"the stream {self.name} is lost, connecting again for up to {self.patience:.0f} s")
+                LOGGER.warning(f"the stream {self.shown} is lost, connecting again for up to {self.patience:.0f} s")
             left = lost + self.patience - time.monotonic()
             if left <= 0:
                 return f"lost, and not back within {self.patience:.0f} s"
@@ -170,16 +179,17 @@ class Streams:
         self.unreadable: dict[Path, str] = {}
         self.news = threading.Condition()
         found = [find_stream(address) for address in addresses]
-        names = distinct(map(stream_name, addresses))
+        shown = list(map(without_password, addresses))
+        names = distinct(map(stream_name, shown))
         self.streams = [
-            Stream(address, name, f"{i}: ", vid_stride, patience, self.news)
-            for i, (address, name) in enumerate(zip(found, names, strict=True))
+            Stream(*texts, f"{i}: ", vid_stride, patience, self.news)
+            for i, texts in enumerate(zip(found, shown, names, strict=True))
         ]
         try:
             self._wait(lambda: all(stream.frame is not None or stream.ended for stream in self.streams))
             for stream in self.streams:
                 if stream.frame is None:
-                    raise UserError(f"the stream {stream.name} cannot be opened")
+                    raise UserError(f"the stream {stream.shown} cannot be opened")
         except BaseException:
             self.close()
             raise
@@ -321,8 +331,8 @@ def connect(address: str) -> cv2.VideoCapture:
 
 
 def stream_name(address: str) -> str:
-    """Return an address as the start of its files' names: without password, and only what every system accepts."""
-    return re.sub(r"[^\w.@-]+", "_", without_password(address)).strip("_.")[:MAX_NAME]
+    """Return an address as the start of its files' names: only what every system accepts."""
+    return re.sub(r"[^\w.@-]+", "_", address).strip("_.")[:MAX_NAME] or "stream"
 
 
 def without_password(address: str) -> str:
