@@ -1,103 +1,92 @@
-"""Measure what fusing and exporting buy: sizes, operations and latencies of several models in one run.
+"""Measure what fusing and exporting buy: latency, memory, sizes and accuracy of several models in one run.
 
     python benchmark.py                                                  # the three models that ship
     python benchmark.py --cfg riformer-yolo.yaml yolov5n.yaml --imgsz 640 --threads 2 --rounds 20
-    python benchmark.py --cfg riformer-yolo.yaml --imgsz 480 640         # height and width
+    python benchmark.py --zoo 'rep*' 'yolov5n*' --forms eager onnx openvino   # patterns of names in models/configs
+    python benchmark.py --weights runs/train/*/weights/best.pt --data my-data.yaml           # with accuracy
+    python benchmark.py --cfg timm-yolo.yaml --backbone --imgsz 320      # the backbone without neck and head
 
-Every model has fresh weights, which changes no latency. All of them run in turns, so that the noise of the machine hits
-all alike, on the CPU with one picture; the last lines say what fusing buys in PyTorch and in ONNX Runtime, which folds
-some of it by itself. RIFormer appears in ONNX once more with only what is published fused (the affine map into the norm
-before it), as the measure of what folding everything else is worth.
+Model YAMLs get fresh weights, which changes no latency. All forms of all models run in turns, so that the noise of the
+machine hits all alike, on the CPU with one picture. A model that cannot be had in some form ends nothing: its row says
+why. The last lines say what fusing buys in PyTorch and in ONNX Runtime, which folds some of it by itself.
 
-Written to runs/benchmark/exp, exp2, …: benchmark.json and benchmark.csv. In Python: benchmark.run(cfg=["yolov5n"]).
+Written to runs/benchmark/exp, exp2, …: benchmark.html, a page with the Pareto plot and a table to sort, that needs no
+network; benchmark.json and benchmark.csv. In Python: benchmark.run(cfg=["yolov5n"]).
 """
 
 from __future__ import annotations
 
 import argparse
-import copy
-import csv
-import json
+import datetime
+import itertools
+import logging
 import os
 import platform
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import utils.environment  # noqa: F401
-from models import DetectionModel, switch_to_deploy
-from models.blocks.riformer import RIFormerBlock, fuse_norm_affine
+from models import DetectionModel
+from models.errors import UserError, did_you_mean
 from models.plugins import load_plugins
+from models.spec import CONFIGS
 from models.summary import check_levels, count_gflops, count_parameters
 from utils import cli
-from utils.export import ExportError, Options, fresh_model, versions, write
-from utils.latency import Latency, measure, torch_threads
+from utils.datasets import check_images, load_dataset
+from utils.export import ExportError, versions
+from utils.forms import FORMS, UNFUSED, Made, loader, make, open_network
+from utils.latency import measure, torch_threads
+from utils.memory import peak_memory, weights_size
 from utils.proof import make_pictures
-from utils.runners import load_runner
+from utils.report import Row, remarks, save, table
+from utils.runners import RUN_ERRORS
+from utils.trainer import VALIDATORS, write_data_yaml
 
 # isort: split
+import psutil
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from ultralytics.utils import LOGGER, TQDM
 
 SHIPPED = ("riformer-yolo.yaml", "timm-yolo.yaml", "yolov5n.yaml")
-UNFUSED, FUSED, TORCHSCRIPT, ONNX = "PyTorch unfused", "PyTorch fused", "TorchScript", "ONNX Runtime"
-ONNX_UNFUSED = "ONNX, unfused"
-PUBLISHED = "ONNX, as published"  # only for models with RIFormer blocks
 PICTURE = "bus.jpg"
-
-
-@dataclass
-class Row:
-    """One model in one form; a line of the table."""
-
-    model: str
-    form: str
-    params: int
-    gflops: float  # at the size of the benchmark
-    median_ms: float
-    minimum_ms: float
-    ratio_to_unfused: float  # of the minima, of this model
-    ratio_to_first: float | None  # of the minima, to the same form of the first model, if it has that
-
-
-class PublishedNorm(nn.GroupNorm):
-    """A GroupNorm that stays one in deployment, since fusing goes by the exact type."""
-
-
-class PublishedBlock(nn.Module):
-    """A RIFormer block in its published deploy form: the affine map in norm1, all else as in training."""
-
-    def __init__(self, block: RIFormerBlock) -> None:
-        super().__init__()
-        self.norm1, self.norm2, self.mlp = (
-            fuse_norm_affine(block.norm1, block.token_mixer.affine),
-            block.norm2,
-            block.mlp,
-        )
-        self.layer_scale_1, self.layer_scale_2 = block.layer_scale_1, block.layer_scale_2
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.layer_scale_1[:, None, None] * self.norm1(x)
-        return x + self.layer_scale_2[:, None, None] * self.mlp(self.norm2(x))
+FAILURES = (ExportError, UserError, ImportError, *RUN_ERRORS)  # of one form, which the others survive
 
 
 def make_parser() -> cli.Parser:
     """Return the options."""
     parser = cli.Parser(prog="benchmark.py", description=__doc__)
     add = parser.add_argument
-    add("--cfg", nargs="+", default=list(SHIPPED), metavar="YAML", help="model YAMLs, compared with the first")
+    add("--cfg", nargs="+", default=[], metavar="YAML", help="model YAMLs; all models are compared with the first")
+    add("--zoo", nargs="+", default=[], metavar="PATTERN", help="every YAML of models/configs whose name fits")
+    add("--weights", nargs="+", default=[], metavar="PT", help="checkpoints of train.py")
+    add("--data", default="", help="dataset YAML: measure the accuracy of --weights on its val split, in every form")
+    add("--forms", nargs="+", default=list(FORMS), metavar="FORM", help=f"of {', '.join(FORMS)}")
+    add("--backbone", action="store_true", help="the list backbone of each model without neck and head")
     add("--imgsz", "--img", "--img-size", nargs="+", type=cli.image_side, default=[640], help="pixels")
     add("--threads", type=cli.positive_int, default=0, help="CPU threads of each runtime; default: torch's choice")
     add("--rounds", type=cli.positive_int, default=20, help="how many times each form runs")
+    add("--no-memory", action="store_true", help="do not measure memory, which takes a process for each form")
     add("--project", default="runs/benchmark", help="results go to project/name")
     add("--name", default="exp", help="results go to project/name")
     add("--exist-ok", action="store_true", help="use project/name again instead of counting up")
     cli.add_plugins(parser)
     return parser
+
+
+@dataclass
+class Entry:
+    """A network that can be measured, and the row of the table that is about it."""
+
+    row: Row
+    made: Made
+    images: Tensor  # (1, ch, H, W)
 
 
 def run(**options: object) -> list[Row]:
@@ -110,154 +99,231 @@ def run(**options: object) -> list[Row]:
 
 
 def main(args: argparse.Namespace) -> int:
-    """Measure, print and write; return the exit code."""
-    try:
-        benchmark(args)
-    except ExportError as error:
-        LOGGER.error(cli.printable(error))
-        return 1
-    return 0
+    """Measure, print and write; return 1 when nothing could be measured."""
+    return 0 if any(row.minimum_ms for row in benchmark(args)) else 1
 
 
 def benchmark(args: argparse.Namespace) -> list[Row]:
     """Build and export every model, run all forms in turns, and tell."""
     cli.log_options("benchmark", args)
     load_plugins(args.plugins)
-    paths = [cli.find_file(name, "models/configs") for name in dict.fromkeys(args.cfg)]
-    threads = args.threads or torch.get_num_threads()
+    args.forms = check_forms(args.forms)
+    args.threads = args.threads or torch.get_num_threads()
+    sources, data = find_sources(args), check_data(args)
     folder = cli.increment_path(args.project, args.name, args.exist_ok)
-    with torch_threads(threads), tempfile.TemporaryDirectory(dir=folder) as temporary:
-        rows = measure_models(paths, args.imgsz, args.rounds, threads, Path(temporary))
-    save(rows, folder, args, threads)
-    LOGGER.info(f"\n{table(rows, threads, args.rounds)}\n{remarks(rows)}")
-    LOGGER.info(cli.printable(f"Results saved to {folder}"))
+    with torch_threads(args.threads), tempfile.TemporaryDirectory(dir=folder) as temporary:
+        rows = measure_models(sources, data, args, Path(temporary))
+    titles = {key: FORMS[key].title for key in args.forms}
+    heading = f"{args.threads} CPU thread(s), {args.rounds} rounds, one picture; ratios of the minima"
+    save(folder, rows, titles, about(args))
+    LOGGER.info(f"\n{table(rows, titles, heading)}\n\n{remarks(rows, titles)}")
+    LOGGER.info(cli.printable(f"Results saved to {folder}; the page to look at: {folder / 'benchmark.html'}"))
     return rows
+
+
+# What to measure ------------------------------------------------------------------------------------------------------
+def find_sources(args: argparse.Namespace) -> dict[str, Path]:
+    """Return the YAMLs and checkpoints that the options name, under the names that the tables give them.
+
+    Raises:
+        UserError: a file does not exist, or a pattern fits none.
+    """
+    paths = [cli.find_file(name, "models/configs") for name in args.cfg]
+    for pattern in args.zoo:
+        found = sorted({*CONFIGS.glob(pattern), *CONFIGS.glob(f"{pattern}.yaml")})
+        if not found:
+            raise UserError(f"--zoo: no file in models/configs fits '{pattern}', for instance 'rep*' does")
+        paths += found
+    for name in args.weights:
+        paths.append(cli.find_weights(name))
+        if paths[-1].suffix != ".pt":
+            raise UserError(f"--weights takes checkpoints of train.py (*.pt), which all forms are made of, not {name}")
+    if not paths:
+        paths = [cli.find_file(name, "models/configs") for name in SHIPPED]
+    unique = list(dict.fromkeys(path.absolute() for path in paths))
+    short = {path: f"{path.parent.parent.name}/{path.name}" if path.suffix == ".pt" else path.name for path in unique}
+    doubled = {name for name in short.values() if list(short.values()).count(name) > 1}
+    return {cli.printable(path if name in doubled else name): path for path, name in short.items()}
+
+
+def check_forms(names: Sequence[str]) -> list[str]:
+    """Return the keys of forms, each once and those of PyTorch first; UserError for one that does not exist."""
+    for name in names:
+        if name not in FORMS:
+            raise UserError(f"there is no form '{name}'{did_you_mean(name, FORMS)}, choose of {', '.join(FORMS)}")
+    return [key for key in FORMS if key in names]
+
+
+def check_data(args: argparse.Namespace) -> dict[str, Any] | None:
+    """Return the data set to measure accuracy on, if any; UserError where there are no weights to measure."""
+    if not args.data:
+        return None
+    if not args.weights or args.backbone:
+        raise UserError("--data measures the accuracy of trained detectors: name them with --weights, no --backbone")
+    if len(set(args.imgsz)) > 1:
+        raise UserError("--data measures accuracy on square pictures: give --imgsz one side")
+    data = load_dataset(args.data)
+    check_images(data, ("val",))
+    return data
 
 
 # Measuring ------------------------------------------------------------------------------------------------------------
 def measure_models(
-    paths: Sequence[Path], imgsz: Sequence[int], rounds: int, threads: int, temporary: Path
+    sources: Mapping[str, Path], data: dict[str, Any] | None, args: argparse.Namespace, folder: Path
 ) -> list[Row]:
-    """Return a row for each form of each model; all forms of all models run in turns."""
-    runs: dict[tuple[str, str], Callable[[], object]] = {}
-    sizes: dict[tuple[str, str], tuple[int, float]] = {}
-    for path in TQDM(paths, desc="exporting"):
-        model = fresh_model(path)
-        height, width = cli.check_imgsz(list(imgsz), int(model.stride.max()))
-        check_levels(model, (height, width))
-        for form, module, function in make_forms(model, (height, width), threads, temporary / path.stem):
-            runs[path.name, form] = function
-            sizes[path.name, form] = count_parameters(module), count_gflops(module, (height, width))
-    with TQDM(total=rounds, desc="measuring") as bar:
-        latency = measure(runs, rounds, after_round=bar.update)
-    return make_rows(latency, sizes)
-
-
-def make_forms(
-    model: DetectionModel, size: tuple[int, int], threads: int, folder: Path
-) -> list[tuple[str, nn.Module, Callable[[], object]]]:
-    """Return (form, network, function that runs it on one picture) for every form of `model`."""
-    images = make_pictures(size, model.spec.ch)[PICTURE][None]
-    deploy, options = model.fuse(), Options(size=size)
-    forms: list[tuple[str, DetectionModel]] = [(UNFUSED, model), (FUSED, deploy), (TORCHSCRIPT, deploy), (ONNX, deploy)]
-    forms.append((ONNX_UNFUSED, model))
-    if any(isinstance(m, RIFormerBlock) for m in model.modules()):
-        forms.append((PUBLISHED, publish(model)))
-    made: list[tuple[str, nn.Module, Callable[[], object]]] = []
-    for form, module in forms:
-        function: Callable[[Tensor], object] = module
-        if form not in (UNFUSED, FUSED):
-            place = folder / form.replace(" ", "-")
-            place.mkdir(parents=True)
-            suffix = "torchscript" if form == TORCHSCRIPT else "onnx"
-            function = load_runner(write(module, place / f"model.{suffix}", options).path, threads)
-        made.append((form, module, partial(function, images)))
-    return made
-
-
-def publish(model: DetectionModel) -> DetectionModel:
-    """Return a copy of `model` in which the RIFormer blocks have their published deploy form, and Conv+BN is fused."""
-    published = copy.deepcopy(model)
-    for name, module in list(published.named_modules()):
-        if isinstance(module, RIFormerBlock):
-            parent, _, child = name.rpartition(".")
-            setattr(published.get_submodule(parent), child, PublishedBlock(module))
-    for module in published.modules():
-        if type(module) is nn.GroupNorm:
-            module.__class__ = PublishedNorm
-    return switch_to_deploy(published)
-
-
-def make_rows(latency: dict[tuple[str, str], Latency], sizes: dict[tuple[str, str], tuple[int, float]]) -> list[Row]:
-    """Return the rows in the order of `latency`, with their ratios."""
-    first = next(iter(latency))[0]
-    rows = []
-    for (model, form), times in latency.items():
-        base = latency.get((first, form))
-        rows.append(
-            Row(
-                model=model,
-                form=form,
-                params=sizes[model, form][0],
-                gflops=round(sizes[model, form][1], 3),
-                median_ms=round(times.median, 3),
-                minimum_ms=round(times.minimum, 3),
-                ratio_to_unfused=round(times.minimum / latency[model, UNFUSED].minimum, 4),
-                ratio_to_first=round(times.minimum / base.minimum, 4) if base else None,
-            )
-        )
+    """Return a row for each form of each model. Files are written below `folder`."""
+    rows, entries = [], []
+    with TQDM(total=len(sources) * len(args.forms), desc="preparing") as bar:
+        for name, source in sources.items():
+            network: Any = open_network(source, args.backbone)
+            keys = [key for key in args.forms if FORMS[key].fits(network)]
+            for key in keys:
+                row = Row(name, key)
+                place = Path(tempfile.mkdtemp(dir=folder))
+                try:
+                    entry = prepare(row, network, place, args)
+                    add_memory(row, entry, source, args)
+                    entries.append(entry)
+                except FAILURES as error:
+                    row.note = " ".join(str(error).split())[:200] or type(error).__name__
+                rows.append(row)
+                bar.update()
+            bar.update(len(args.forms) - len(keys))
+            if data and source.suffix == ".pt":
+                add_accuracy([e for e in entries if e.row.model == name], network, data, folder)
+    add_latency(entries, args)
+    add_ratios(rows)
     return rows
 
 
-# Telling --------------------------------------------------------------------------------------------------------------
-def table(rows: Sequence[Row], threads: int, rounds: int) -> str:
-    """Return the rows as text."""
-    first = rows[0].model
-    lines = [
-        f"{threads} CPU thread(s), {rounds} rounds, one picture; ratios of the minima, first model: {first}",
-        f"{'model':<22}{'form':<20}{'params M':>9}{'GFLOPs':>8}{'median ms':>11}{'min ms':>9}"
-        f"{'/unfused':>10}{'/first':>8}",
-    ]
+def prepare(row: Row, network: Any, folder: Path, args: argparse.Namespace) -> Entry:
+    """Bring a network into the form of `row`, run it once, and fill in its sizes.
+
+    Raises:
+        FAILURES: it cannot be had so, or takes no such pictures.
+    """
+    size = check_size(network, args.imgsz)
+    images = make_pictures(size, network.example_input().shape[1])[PICTURE][None]
+    made = make(row.form, network, size, folder)
+    with torch.inference_mode():
+        made.load(args.threads)(images)
+    row.params, row.gflops = count_parameters(made.module), round(count_gflops(made.module, size), 3)
+    row.weights_mb = round(weights_size(made.module) / 1e6, 3)
+    row.file_mb = None if made.bytes is None else round(made.bytes / 1e6, 3)
+    return Entry(row, made, images)
+
+
+def check_size(network: Any, imgsz: Sequence[int]) -> tuple[int, int]:
+    """Return height and width of the pictures; UserError for a network that takes other ones only."""
+    whole = isinstance(network, DetectionModel)
+    stride = int(network.stride.max()) if whole else network.strides[-1]
+    height, width = cli.check_imgsz(list(imgsz), stride)
+    only = network.only_size if whole else network.size
+    if only not in (None, (height, width)):
+        raise UserError(f"takes pictures of {only[0]}x{only[1]} pixels only, for which --imgsz {only[0]} {only[1]}")
+    if whole:
+        check_levels(network, (height, width))
+    return height, width
+
+
+def add_memory(row: Row, entry: Entry, source: Path, args: argparse.Namespace) -> None:
+    """Fill in the peak memory of a network in a process of its own."""
+    if not args.no_memory:
+        load = loader(source, row.form, args.backbone, entry.made, args.threads)
+        peak = peak_memory(load, tuple(entry.images.shape), args.threads)
+        row.peak_mb = None if peak is None else round(peak / 1e6, 1)
+
+
+def add_accuracy(entries: Sequence[Entry], network: DetectionModel, data: dict[str, Any], folder: Path) -> None:
+    """Fill in the accuracy of all forms of one model; those of PyTorch are one, as the validator fuses by itself."""
+    write_data_yaml(data, folder / "data.yaml")
+    options: dict[str, Any] = {
+        "mode": "val",
+        "task": network.task,
+        "data": str(folder / "data.yaml"),
+        "split": "val",
+        "device": "cpu",
+    }
+    options |= {"batch": 1, "rect": False, "plots": False, "workers": 0, "conf": 0.001, "iou": 0.6, "max_det": 300}
+    found: dict[Path | None, dict[str, float]] = {}
+    for entry in entries:
+        path = entry.made.path
+        if path not in found:
+            validator = VALIDATORS[network.task](
+                save_dir=folder, args={**options, "imgsz": max(entry.images.shape[2:])}
+            )
+            with quiet():
+                found[path] = validator(model=str(path) if path else network)
+        entry.row.map = round(100 * found[path]["metrics/mAP50-95(B)"], 2)
+        entry.row.map50 = round(100 * found[path]["metrics/mAP50(B)"], 2)
+
+
+def add_latency(entries: Sequence[Entry], args: argparse.Namespace) -> None:
+    """Run all networks in turns and fill in how long they take; those that fit in memory at once run together."""
+    groups = split(entries, psutil.virtual_memory().available / 2e6)
+    if len(groups) > 1:
+        LOGGER.info(f"measured in {len(groups)} groups, one after the other: all at once would fill the memory")
+    with TQDM(total=args.rounds * len(groups), desc="measuring") as bar:
+        for group in groups:
+            runs = {id(e.row): partial(e.made.load(args.threads), e.images) for e in group}
+            latency = measure(runs, args.rounds, after_round=bar.update)
+            for entry in group:
+                times = latency[id(entry.row)]
+                entry.row.median_ms, entry.row.minimum_ms = round(times.median, 3), round(times.minimum, 3)
+
+
+def split(entries: Sequence[Entry], most: float) -> list[list[Entry]]:
+    """Return the entries in groups of whole models, which need at most so many MB each; a larger model is alone."""
+    groups: list[list[Entry]] = []
+    filled = 0.0
+    for _, model in itertools.groupby(entries, key=lambda entry: entry.row.model):
+        forms = list(model)
+        needed = sum(entry.row.peak_mb or 0 for entry in forms)
+        if not groups or filled + needed > most:
+            groups.append([])
+            filled = 0.0
+        groups[-1] += forms
+        filled += needed
+    return groups
+
+
+def add_ratios(rows: Sequence[Row]) -> None:
+    """Fill in the ratios of the minima: to the unfused network, and to the same form of the first model."""
+    minima = {(row.model, row.form): row.minimum_ms for row in rows}
     for row in rows:
-        to_first = "" if row.ratio_to_first is None else f"{row.ratio_to_first:.2f}"
-        lines.append(
-            f"{row.model:<22}{row.form:<20}{row.params / 1e6:>9.2f}{row.gflops:>8.2f}{row.median_ms:>11.1f}"
-            f"{row.minimum_ms:>9.1f}{row.ratio_to_unfused:>10.2f}{to_first:>8}"
-        )
-    return "\n".join(lines)
+        if row.minimum_ms:
+            for key, base in (
+                ("unfused", minima.get((row.model, UNFUSED))),
+                ("first", minima.get((rows[0].model, row.form))),
+            ):
+                if base:
+                    setattr(row, f"ratio_to_{key}", round(row.minimum_ms / base, 4))
 
 
-def remarks(rows: Sequence[Row]) -> str:
-    """Return what fusing buys: a line for each model in PyTorch and ONNX Runtime, and against the published fusing."""
-    by_name = {(row.model, row.form): row for row in rows}
-    pairs = ((UNFUSED, FUSED, "fused"), (ONNX_UNFUSED, ONNX, "fused"), (PUBLISHED, ONNX, "fused deeper than published"))
-    lines = []
-    for model in dict.fromkeys(row.model for row in rows):
-        for slow, fast, what in pairs:
-            if (model, slow) in by_name:
-                before, after = by_name[model, slow], by_name[model, fast]
-                lines.append(
-                    f"{model}, {fast.removesuffix(' fused')}: {before.minimum_ms / after.minimum_ms:.2f} times as fast "
-                    f"{what} ({before.median_ms / after.median_ms:.2f} by the medians)\n"
-                )
-    return "".join(lines)
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep the validator from printing a table for each form."""
+    level = LOGGER.level
+    LOGGER.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        LOGGER.setLevel(level)
 
 
-def save(rows: Sequence[Row], folder: Path, args: argparse.Namespace, threads: int) -> None:
-    """Write benchmark.json and benchmark.csv."""
-    content = {
+# Telling --------------------------------------------------------------------------------------------------------------
+def about(args: argparse.Namespace) -> dict[str, Any]:
+    """Return what was measured, where and with what."""
+    return {
+        "date": datetime.date.today().isoformat(),
         "imgsz": args.imgsz,
-        "threads": threads,
+        "threads": args.threads,
         "rounds": args.rounds,
+        "backbone": args.backbone,
+        "data": Path(args.data).name,
         "machine": {"processor": processor(), "cores": os.cpu_count(), "system": platform.platform()},
         "versions": versions(),
-        "rows": [asdict(row) for row in rows],
     }
-    (folder / "benchmark.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    with (folder / "benchmark.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, fieldnames=list(asdict(rows[0])), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(asdict(row) for row in rows)
 
 
 def processor() -> str:

@@ -1,0 +1,187 @@
+"""The forms in which one model runs, as data: in PyTorch before and after fusing, and in every format that is written.
+
+RIFormer has a form more in each format: with only what is published fused (the affine map into the norm before it), as
+the measure of what folding everything else is worth.
+"""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import utils.environment  # noqa: F401
+from models import DetectionModel, switch_to_deploy
+from models.backbones import Backbone
+from models.blocks.riformer import RIFormerBlock, fuse_norm_affine
+from models.errors import UserError
+from utils.checkpoint import load_checkpoint
+from utils.export import Options, fresh_model, write
+from utils.formats import FORMATS
+from utils.runners import load_runner
+
+# isort: split
+import torch
+from torch import Tensor, nn
+
+OPSET = 17  # of backbones in ONNX
+Network = Callable[[Tensor], object]  # takes (B, ch, H, W) float32 in [0, 1]
+
+
+class PublishedNorm(nn.GroupNorm):
+    """A GroupNorm that stays one in deployment, since fusing goes by the exact type."""
+
+
+class PublishedBlock(nn.Module):
+    """A RIFormer block in its published deploy form: the affine map in norm1, all else as in training."""
+
+    def __init__(self, block: RIFormerBlock) -> None:
+        super().__init__()
+        self.norm1 = fuse_norm_affine(block.norm1, block.token_mixer.affine)
+        self.norm2, self.mlp = block.norm2, block.mlp
+        self.layer_scale_1, self.layer_scale_2 = block.layer_scale_1, block.layer_scale_2
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.layer_scale_1[:, None, None] * self.norm1(x)
+        return x + self.layer_scale_2[:, None, None] * self.mlp(self.norm2(x))
+
+
+def publish(network: nn.Module) -> nn.Module:
+    """Return a copy in which the RIFormer blocks have their published deploy form, and Conv+BN is fused."""
+    published = copy.deepcopy(network)
+    for name, module in list(published.named_modules()):
+        if isinstance(module, RIFormerBlock):
+            parent, _, child = name.rpartition(".")
+            setattr(published.get_submodule(parent), child, PublishedBlock(module))
+    for module in published.modules():
+        if type(module) is nn.GroupNorm:
+            module.__class__ = PublishedNorm
+    return switch_to_deploy(published)
+
+
+def keep(network: nn.Module) -> nn.Module:
+    """Return the network as it trains."""
+    return network
+
+
+# The forms ------------------------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Form:
+    """One way to run a network.
+
+    Attributes:
+        title: what people call it.
+        fuse: from the network as it trains to the one that runs or is written.
+        format: that it is written in, a key of FORMATS; empty: it runs in PyTorch.
+        block: a form for networks with such modules only.
+    """
+
+    title: str
+    fuse: Callable[[nn.Module], nn.Module]
+    format: str = ""
+    block: type[nn.Module] | None = None
+
+    def fits(self, network: nn.Module) -> bool:
+        """Whether the form differs from the others for this network."""
+        return self.block is None or any(isinstance(module, self.block) for module in network.modules())
+
+
+UNFUSED, FUSED, ONNX, ONNX_UNFUSED = "eager", "fused", "onnx", "onnx-unfused"
+TITLES = {"onnx": "ONNX Runtime"}  # of formats that people call by what runs them
+FORMS = {
+    UNFUSED: Form("PyTorch, unfused", keep),
+    FUSED: Form("PyTorch, fused", switch_to_deploy),
+    **{name: Form(TITLES.get(name, row.title), switch_to_deploy, name) for name, row in FORMATS.items()},
+    **{f"{name}-unfused": Form(f"{row.title}, unfused", keep, name) for name, row in FORMATS.items() if name == ONNX},
+    **{
+        f"{name}-published": Form(f"{row.title}, as published", publish, name, RIFormerBlock)
+        for name, row in FORMATS.items()
+        if name in ("onnx", "openvino")
+    },
+}
+
+
+@dataclass(frozen=True)
+class Made:
+    """A network in one form."""
+
+    module: nn.Module  # that runs or was written
+    path: Path | None = None  # of the file or folder that was written
+    bytes: int | None = None  # of it
+
+    def load(self, threads: int) -> Network:
+        """Return the function that runs it. PyTorch computes on torch's threads."""
+        return load_runner(self.path, threads) if self.path else self.module
+
+
+def make(key: str, network: nn.Module, size: tuple[int, int], folder: Path) -> Made:
+    """Bring a network into a form.
+
+    Args:
+        key: of FORMS.
+        network: a detection model or a backbone as it trains; it is left as it is.
+        size: height and width of its pictures.
+        folder: where to write, as `model` with the ending of the format; it must be there and empty.
+
+    Raises:
+        ExportError, UserError: this network cannot be written so.
+        OSError: the disk is full.
+    """
+    form = FORMS[key]
+    module = form.fuse(network)
+    if not form.format:
+        return Made(module)
+    path = folder / f"model{FORMATS[form.format].ending}"
+    if isinstance(module, DetectionModel):
+        return Made(module, path, write(module, path, Options(size=size)).bytes)
+    write_backbone(module, path, size)
+    return Made(module, path, path.stat().st_size)
+
+
+def write_backbone(backbone: Any, path: Path, size: tuple[int, int]) -> None:
+    """Write a backbone without neck and head, for timing; `path` ends in .onnx or .torchscript."""
+    images = torch.zeros(1, backbone.in_channels, *size)
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")  # notes of the tracer
+        if path.suffix == ".onnx":
+            torch.onnx.export(backbone, (images,), str(path), opset_version=OPSET, dynamo=False)
+        elif path.suffix == ".torchscript":
+            torch.jit.trace(backbone, images).save(path)
+        else:
+            raise UserError(f"backbones alone are written as ONNX and TorchScript, not as *{path.suffix}")
+
+
+# Where networks come from ---------------------------------------------------------------------------------------------
+def open_network(source: Path, backbone: bool = False) -> DetectionModel | Backbone:
+    """Return a network as it trains, in eval mode: of a model YAML with fresh weights, or of a checkpoint.
+
+    Args:
+        backbone: return the model's first list backbone alone.
+
+    Raises:
+        ConfigError, WeightsError: the file is wrong.
+        UserError: there is no list backbone.
+    """
+    model = load_checkpoint(source) if source.suffix == ".pt" else fresh_model(source)
+    if not backbone:
+        return model
+    rows = [row for row in model.model if isinstance(row, Backbone)]
+    if not rows:
+        raise UserError(f"{source} has no list backbone: its rows are its backbone")
+    return rows[0].eval()
+
+
+def open_form(source: Path, key: str, backbone: bool) -> Network:
+    """Return the network of `source` in one of PyTorch's forms."""
+    return FORMS[key].fuse(open_network(source, backbone))
+
+
+def loader(source: Path, key: str, backbone: bool, made: Made, threads: int) -> Callable[[], Network]:
+    """Return a function that loads a network in one form anew, which may be sent to another process."""
+    if made.path:
+        return partial(load_runner, made.path, threads)
+    return partial(open_form, source, key, backbone)
