@@ -3,10 +3,14 @@
     python export.py                                                     # newest training, TorchScript and ONNX
     python export.py --weights runs/train/exp/weights/best.pt --include onnx --imgsz 480 640   # height and width
     python export.py --include onnx --dynamic --simplify --opset 18      # batch, height and width stay free
+    python export.py --include openvino --half                           # a folder, best_openvino_model
+    python export.py --include ncnn mnn tflite executorch coreml         # for phones and boards
     python export.py --no-fuse                                           # keep the training branches
     python export.py --cfg riformer-yolo.yaml --output /tmp/timing       # freshly initialised weights, for timing
 
 Written beside the weights: best.torchscript, best.onnx, and best.export.json with the errors that the proof found.
+A format that this machine can write but not run is marked as not proven, with the reason; one that it cannot write is
+refused before anything is written, with what to install.
 Fusing is the default, and --fuse says so. In Python: export.run(weights="best.pt", include=["onnx"]).
 The exit code is 1, and nothing is written, when a file disagrees with the unfused model; 2 when the input was wrong.
 """
@@ -35,7 +39,7 @@ from utils.export import (
     fresh_model,
     fused_text,
 )
-from utils.formats import FORMATS, check_formats, format_of
+from utils.formats import DEFAULT, FORMATS, check_formats, check_possible, format_of, size_of
 from utils.proof import PHOTOS, proof_table
 from utils.sources import Unreadable, read_picture
 
@@ -53,14 +57,14 @@ def make_parser() -> cli.Parser:
     add("--weights", default="", help="checkpoint; default: the newest runs/train/*/weights/best.pt")
     add("--cfg", default="", help="model YAML: export freshly initialised weights instead, for timing")
     add("--output", default="", help="folder of the files; default: beside the weights, with --cfg runs/export/exp*")
-    add("--include", nargs="+", default=list(FORMATS), metavar="FORMAT", help=f"of {', '.join(FORMATS)}")
+    add("--include", nargs="+", default=list(DEFAULT), metavar="FORMAT", help=f"of {', '.join(FORMATS)}")
     add("--data", default="", help="dataset YAML: prove on pictures of its val split instead of two photographs")
     add("--imgsz", "--img", "--img-size", nargs="+", type=cli.image_side, help="pixels; one side, or height width")
     add("--batch-size", type=cli.positive_int, default=1, help="pictures in one input")
     add("--device", type=cli.device, default="cpu", help="cpu, or a CUDA number; the proof runs on the CPU")
     add("--fuse", action=argparse.BooleanOptionalAction, default=True, help="fuse all that can be fused")
     add("--dynamic", **flag, help="leave batch, height and width free")
-    add("--half", **flag, help="float16, on a GPU")
+    add("--half", **flag, help="float16 weights; what computes in float16, too, depends on the format")
     add("--simplify", **flag, help="slim the ONNX graph with onnxslim")
     add("--opset", type=cli.positive_int, default=17, help="ONNX operator set")
     add("--verbose", **flag, help="show what ultralytics and torch say while they write")
@@ -83,8 +87,8 @@ def main(args: argparse.Namespace) -> int:
     cli.log_options("export", args)
     load_plugins(args.plugins)
     formats, opset = check_formats(args.include), check_opset(args.opset)
-    if args.half and args.device in ("", "cpu", "mps"):
-        raise UserError("--half writes float16 files, which needs a GPU: name it with --device, for instance 0")
+    gpu = args.device not in ("", "cpu", "mps")
+    check_possible(formats, dynamic=args.dynamic, half=args.half, batch=args.batch_size, gpu=gpu)
     pictures = real_pictures(args.data)
     model, path, folder = load(args)
     size = cli.check_imgsz(args.imgsz or model.imgsz, int(model.stride.max()))
@@ -161,7 +165,8 @@ def log_result(report: Report, seconds: float) -> None:
     for name, written in report.written.items():
         opset = f", opset {written.opset}, checked" if written.opset else ""
         LOGGER.info(f"{FORMATS[name].title}: written in {written.seconds:.1f}s ({written.bytes / 1e6:.1f} MB{opset})")
-    LOGGER.info(f"\nCompared with the unfused model in float32:\n{proof_table(report.proofs)}\n")
+    allowed = ", with the tolerance of float16" if report.options.half else ""
+    LOGGER.info(f"\nCompared with the unfused model in float32{allowed}:\n{proof_table(report.proofs)}\n")
     if not report.ok:
         LOGGER.error("the files disagree with the model; nothing was written, and what was there before stays")
         return
@@ -174,16 +179,16 @@ def log_result(report: Report, seconds: float) -> None:
         place = next(path for path in report.files if format_of(path) == FORMATS[name])
         saved = f"saved as {place} ({_megabytes(place)})"
         LOGGER.info(cli.printable(f"{FORMATS[name].title}: export success ✅ {written.seconds:.1f}s, {saved}"))
-    last = report.files[-2]
     LOGGER.info(f"\nExport complete ({seconds:.1f}s)")
     LOGGER.info(cli.printable(f"Results saved to {report.files[-1].parent.resolve()}, the proof in {report.files[-1]}"))
-    LOGGER.info(cli.printable(f"Detect:    python detect.py --weights {last}"))
-    LOGGER.info(cli.printable(f"Validate:  python val.py --weights {last}"))
+    if runs := [path for path in report.files if (kind := format_of(path)) and not kind.not_run]:
+        LOGGER.info(cli.printable(f"Detect:    python detect.py --weights {runs[-1]}"))
+        LOGGER.info(cli.printable(f"Validate:  python val.py --weights {runs[-1]}"))
     LOGGER.info("Visualize: https://netron.app")
 
 
 def _megabytes(path: Path) -> str:
-    return f"{path.stat().st_size / 1e6:.1f} MB"
+    return f"{size_of(path) / 1e6:.1f} MB"
 
 
 if __name__ == "__main__":

@@ -81,13 +81,13 @@ class AnchorDetect(Detect):
 
     def _decode(self, level: Tensor, anchors: Tensor, stride: float) -> Tensor:
         """Return the predictions (B, 4 + nc + nm, na H W) of one level's raw numbers (B, na no, H, W)."""
-        t = level.unflatten(1, (self.na, self.no))
-        height, width = level.shape[2], level.shape[3]  # those of t would be constants in an ONNX file
+        height, width = level.shape[2], level.shape[3]
         rows, columns = (torch.arange(side, device=level.device, dtype=level.dtype) for side in (height, width))
-        grid = torch.stack([columns.expand(height, width), rows[:, None].expand(height, width)])
+        grid = torch.stack([columns.expand(height, width), rows[:, None].expand(height, width)]).flatten(1)
+        t = level.flatten(2).unflatten(1, (self.na, self.no))  # four dimensions, the most that some runtimes know
         xy, wh, objectness, classes = t[:, :, : 5 + self.nc].sigmoid().split((2, 2, 1, self.nc), 2)
         xy = (xy * 2 - 0.5 + grid) * stride
-        wh = (wh * 2) ** 2 * anchors[:, :, None, None]
+        wh = (wh * 2) ** 2 * anchors[:, :, None]
         parts = [xy, wh, objectness * classes, *([t[:, :, 5 + self.nc :]] if self.nm else [])]
         return torch.cat(parts, 2).transpose(1, 2).flatten(2)
 

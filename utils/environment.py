@@ -6,8 +6,8 @@ script, and depends on nothing but the standard library. What the switches do an
 - `YOLO_AUTOINSTALL`: never runs pip;
 - `ULTRALYTICS_SAFE_LOAD`: its loader reads tensors and known classes only, and its YAML reader has no `eval`;
 - `YOLO_CONFIG_DIR`: settings and the two fonts that it would otherwise download, in a folder of our own;
-- `openvino_telemetry`: reports to its makers whenever OpenVINO is imported; where it cannot be imported itself,
-  nothing is reported.
+- `REPORTERS`: modules of OpenVINO and MNN that report to their makers, MNN's after installing what it needs for that
+  with pip; where they cannot be imported, nothing is reported or installed.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import tempfile
 from pathlib import Path
 
 THREADS = os.environ.get("OMP_NUM_THREADS", "")  # the user's wish; ultralytics sets it to 1 where there is none
+REPORTERS = ("openvino_telemetry", "MNN.tools.utils.log")
 FONTS = ("Arial.ttf", "Arial.Unicode.ttf")  # the names under which ultralytics looks for a font
 
 
@@ -57,7 +58,8 @@ def prepare() -> None:
     os.environ.update(YOLO_OFFLINE="1", YOLO_AUTOINSTALL="false", ULTRALYTICS_SAFE_LOAD="1")
     if "YOLO_CONFIG_DIR" not in os.environ:
         os.environ["YOLO_CONFIG_DIR"] = str(config_dir())
-    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # None: cannot be imported
+    for name in REPORTERS:
+        sys.modules.setdefault(name, None)  # type: ignore[arg-type]  # None: cannot be imported
     provide_fonts(Path(os.environ["YOLO_CONFIG_DIR"]))
 
 

@@ -9,16 +9,21 @@ was. The files carry the metadata that ultralytics reads (stride, names, imgsz, 
 from __future__ import annotations
 
 import copy
+import ctypes
 import dataclasses
+import fcntl
 import hashlib
+import importlib.metadata
 import json
 import logging
 import os
+import shutil
+import sys
 import tempfile
 import time
 import types
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -29,7 +34,7 @@ import utils.environment  # noqa: F401
 from models import DetectionModel, create_model
 from models.errors import UserError
 from models.summary import check_levels, count_parameters
-from utils.formats import FORMATS, format_of
+from utils.formats import DEFAULT, FORMATS, Format, files_in, format_of, size_of
 from utils.latency import Latency, measure
 from utils.proof import (
     HALF_TOLERANCE,
@@ -50,13 +55,16 @@ import onnxruntime
 import torch
 import ultralytics
 from torch import Tensor, nn
+from onnxruntime.transformers.onnx_model import OnnxModel
 from torch.nn.modules.batchnorm import _BatchNorm
 from ultralytics.engine.exporter import Exporter
 from ultralytics.utils import LOGGER
 
+TEMPORARY_PREFIX, REPLACED = ".export-", "replaced"  # of the folder to write in; in it, of what was there before
 OPSETS = range(11, 21)  # of ONNX, that torch's tracing exporter writes
 MARGIN = 1.35  # of the variances of fresh weights
 ROUNDS = 5  # of measuring how long the networks take
+SOURCE = ".checkpoint-to-export"  # a suffix that occurs nowhere else in a path
 DYNAMIC_BATCH = 2  # that a file with dynamic shapes is proven with
 EXPORT_ERRORS = (  # what torch, ultralytics and onnx raise for a model that they cannot write
     RuntimeError,
@@ -77,7 +85,7 @@ class Options:
     """What to write, and how."""
 
     size: tuple[int, int] = (640, 640)  # height, width, in pixels
-    formats: tuple[str, ...] = tuple(FORMATS)
+    formats: tuple[str, ...] = DEFAULT
     batch: int = 1
     device: str = "cpu"
     fuse: bool = True
@@ -91,7 +99,7 @@ class Options:
 
 @dataclass(frozen=True)
 class Written:
-    """One file and what is known of it before the proof."""
+    """One file or folder and what is known of it before the proof."""
 
     path: Path
     seconds: float  # that writing and checking took
@@ -114,8 +122,8 @@ class Report:
 
     @property
     def ok(self) -> bool:
-        """Whether every file agrees with the unfused model."""
-        return all(proof.ok for proof in self.proofs.values())
+        """Whether every file that can be run here agrees with the unfused model."""
+        return all(proof.ok or proof.not_run for proof in self.proofs.values())
 
     def as_dict(self) -> dict[str, Any]:
         """Return it as JSON takes it."""
@@ -132,7 +140,7 @@ class Report:
             "formats": {name: self._format(name) for name in self.written},
             "tolerance": dataclasses.asdict(self._tolerance),
             "latency": {"of": "medians on the CPU", "threads": torch.get_num_threads(), "rounds": ROUNDS},
-            "versions": versions(),
+            "versions": versions(o.formats),
             "ok": self.ok,
         }
 
@@ -148,7 +156,7 @@ class Report:
             "file": written.path.name,
             **found,
             "bytes": written.bytes,
-            "sha256": hashlib.sha256(written.path.read_bytes()).hexdigest(),
+            "sha256": digest(written.path),
             **self.proofs[name].as_dict(),
             "latency_ms": {key: round(self.latency[of].median, 3) for key, of in names.items() if of in self.latency},
             "latency_min_ms": {
@@ -220,18 +228,19 @@ def export(model: DetectionModel, folder: Path, stem: str, weights: str, options
     deploy = model.fuse() if options.fuse else copy.deepcopy(model)
     with _temporary_folder(folder) as temporary:
         written = {
-            name: write(deploy, temporary / f"{stem}{FORMATS[name].ending}", options) for name in options.formats
+            name: write(deploy, temporary / name / f"{stem}{FORMATS[name].ending}", options) for name in options.formats
         }
-        proofs = {name: prove(reference, deploy, file.path, options) for name, file in written.items()}
+        with _quiet(options.verbose):
+            proofs = {name: prove(reference, deploy, file.path, options) for name, file in written.items()}
         report = Report(weights, model, deploy, options, written, proofs, latency={})
         if report.ok:
             report.latency = compare_latency(reference, deploy, written, options)
-            report.files = _publish(report, folder, stem)
+            report.files = _publish(report, temporary, folder, stem)
     return report
 
 
 def write(deploy: DetectionModel, path: Path, options: Options) -> Written:
-    """Write `deploy` as it stands to `path`, whose ending says the format.
+    """Write `deploy` as it stands to `path`, whose ending says the format. Other files may come to lie beside it.
 
     Raises:
         ExportError: this model cannot be written so.
@@ -240,34 +249,52 @@ def write(deploy: DetectionModel, path: Path, options: Options) -> Written:
     kind = format_of(path)
     if kind is None:
         raise ValueError(f"{path} has the ending of no format")
-    name = kind.name
-    _reserve(path.parent, 2 * count_parameters(deploy) * 4 + 2**23)
-    model = copy.deepcopy(deploy)
-    model.pt_path = str(path.with_suffix(".pt"))  # whose suffix the Exporter changes
-    model.__dict__["fuse"] = types.MethodType(
-        _as_it_is, model
-    )  # the Exporter would fuse, and here that is decided already
-    settings = {"format": name, "imgsz": list(options.size), "batch": options.batch, "dynamic": options.dynamic}
-    settings |= {"device": options.device, "quantize": 16 if options.half else None}
-    if name == "onnx":
-        settings |= {"opset": options.opset, "simplify": options.simplify}
-    exporter = Exporter(overrides=settings)
-    exporter.add_callback("on_export_start", _sign)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    space = kind.copies * count_parameters(deploy) * 4 + 2**23
+    _reserve(path.parent, space)
     start = time.perf_counter()
     try:
         with _quiet(options.verbose):
-            exporter(model)
-        opset = _check_onnx(path) if name == "onnx" else None
+            made = _make_exporter(kind, options)(_to_be_written(deploy, path, kind))
+        Path(made).replace(path)
+        if kind.name == "onnx" and options.half:
+            _sort_onnx(path)
+        opset = _check_onnx(path) if kind.name == "onnx" else None
     except OSError:
         raise
-    except EXPORT_ERRORS as error:
+    except Exception if kind.writers else EXPORT_ERRORS as error:
+        _reserve(path.parent, space)  # what fails may have failed because the disk filled up
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise ExportError(f"{kind.title} cannot be written for this model: {reason}") from error
-    return Written(path, time.perf_counter() - start, path.stat().st_size, opset)
+    return Written(path, time.perf_counter() - start, size_of(path), opset)
+
+
+def _make_exporter(kind: Format, options: Options) -> Exporter:
+    settings = {"format": kind.name, "imgsz": list(options.size), "batch": options.batch, "dynamic": options.dynamic}
+    settings |= {"device": options.device, "quantize": 16 if options.half else None}
+    if kind.onnx:
+        settings |= {"opset": options.opset, "simplify": options.simplify}
+    exporter = Exporter(overrides=settings)
+    exporter.add_callback("on_export_start", _sign)
+    return exporter
+
+
+def _to_be_written(deploy: DetectionModel, path: Path, kind: Format) -> DetectionModel:
+    """Return a copy of `deploy` that the Exporter takes as it is, and of which it makes `path`."""
+    model = copy.deepcopy(deploy)
+    stem = path.name[: -len(kind.ending)]
+    model.pt_path = str(path.with_name(stem + SOURCE))  # the Exporter changes the suffix wherever it stands in there
+    model.__dict__["fuse"] = types.MethodType(
+        _as_it_is, model
+    )  # the Exporter would fuse, and here that is decided already
+    return model
 
 
 def prove(reference: Reference, deploy: DetectionModel, path: Path, options: Options) -> Proof:
     """Compare the file at `path` with the reference, and what the module `utils.proof` says besides."""
+    kind = format_of(path)
+    if kind and kind.not_run:
+        return Proof(not_run=kind.not_run)
     tolerance = HALF_TOLERANCE if options.half else Tolerance()
     proof = Proof()
     stride = int(deploy.stride.max())
@@ -291,7 +318,9 @@ def compare_latency(
     images = reference.batches(options.size, options.batch)[0][1]
     fused = copy.deepcopy(deploy).float().cpu()
     runs = {"unfused": partial(reference, images), "fused": partial(fused, images)}
-    runs |= {name: partial(load_runner(file.path), images) for name, file in written.items()}
+    for name, file in written.items():
+        if not FORMATS[name].not_run:
+            runs[name] = partial(load_runner(file.path), images)
     return measure(runs, ROUNDS)
 
 
@@ -321,10 +350,12 @@ def fused_text(deploy: DetectionModel) -> str:
     return "\n".join(lines)
 
 
-def versions() -> dict[str, str]:
-    """Return the versions of the libraries that an export depends on."""
+def versions(formats: Sequence[str] = ()) -> dict[str, str]:
+    """Return the versions of the libraries that an export into these formats depends on."""
     libraries = {"torch": torch, "ultralytics": ultralytics, "onnx": onnx, "onnxruntime": onnxruntime}
-    return {name: str(library.__version__) for name, library in libraries.items()}
+    own = sorted({package for name in formats for package in FORMATS[name].packages})
+    found = {package: importlib.metadata.version(package) for package in own}
+    return {name: str(library.__version__) for name, library in libraries.items()} | found
 
 
 # Parts ----------------------------------------------------------------------------------------------------------------
@@ -342,16 +373,50 @@ def _sign(exporter: Exporter) -> None:
 
 @contextmanager
 def _quiet(verbose: bool) -> Iterator[None]:
-    """Silence ultralytics' talk of temporary paths and torch's tracing notes; what they warn of is proven instead."""
+    """Silence what Python and native libraries say of temporary paths and tracing; what they warn of is proven."""
+    if verbose:
+        yield
+        return
     level = LOGGER.level
-    with warnings.catch_warnings():
-        if not verbose:
-            LOGGER.setLevel(logging.WARNING)
-            warnings.simplefilter("ignore")
+    with warnings.catch_warnings(), open(os.devnull, "w") as nowhere, _instead_of_output(nowhere.fileno()):
+        LOGGER.setLevel(logging.WARNING)
+        warnings.simplefilter("ignore")
         try:
             yield
         finally:
             LOGGER.setLevel(level)
+
+
+@contextmanager
+def _instead_of_output(descriptor: int) -> Iterator[None]:
+    """Let what this process and those that it starts print go to a file descriptor."""
+    streams = (1, 2)
+    _flush()
+    kept = [os.dup(stream) for stream in streams]
+    for stream in streams:
+        os.dup2(descriptor, stream)
+    try:
+        yield
+    finally:
+        _flush()
+        for stream, former in zip(streams, kept, strict=True):
+            os.dup2(former, stream)
+            os.close(former)
+
+
+def _flush() -> None:
+    """Write out what Python and C hold back."""
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:
+            stream.flush()
+    ctypes.CDLL(None).fflush(None)
+
+
+def _sort_onnx(path: Path) -> None:
+    """Put the nodes of an ONNX file behind those that they read, where the conversion to float16 has not."""
+    graph = OnnxModel(onnx.load(path))
+    graph.topological_sort()
+    onnx.save(graph.model, path)
 
 
 def _check_onnx(path: Path) -> int:
@@ -363,14 +428,59 @@ def _check_onnx(path: Path) -> int:
 
 @contextmanager
 def _temporary_folder(folder: Path) -> Iterator[Path]:
-    """Give a folder inside of `folder`, on the same disk, and remove it with all that is in it."""
+    """Give a folder inside of `folder`, on the same disk, and remove it with all that is in it.
+
+    It is locked for as long as this process lives, so that the next export knows what a killed one left, and removes
+    that.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        temporary = tempfile.TemporaryDirectory(dir=folder, prefix=".export-")
+        with _locked(folder):
+            _remove_left_over(folder)
+            temporary = tempfile.TemporaryDirectory(dir=folder, prefix=TEMPORARY_PREFIX)
+            lock = _lock(Path(temporary.name))
     except OSError as error:
         raise UserError(f"the folder {folder} cannot be written to: {error.strerror}") from error
-    with temporary as path:
-        yield Path(path)
+    try:
+        with temporary as path:
+            yield Path(path)
+    finally:
+        os.close(lock)
+
+
+def _remove_left_over(folder: Path) -> None:
+    """Remove what exports that were killed have left in `folder`, after putting back what they were replacing."""
+    for path in folder.glob(f"{TEMPORARY_PREFIX}*"):
+        try:
+            lock = _lock(path, wait=False)
+        except OSError:  # it is still at work, or the file system knows no locks
+            continue
+        for former in (path / REPLACED).glob("*"):
+            if not (folder / former.name).exists():
+                former.replace(folder / former.name)
+        shutil.rmtree(path, ignore_errors=True)
+        os.close(lock)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    lock = _lock(folder)
+    try:
+        yield
+    finally:
+        os.close(lock)
+
+
+def _lock(folder: Path, wait: bool = True) -> int:
+    """Lock a folder against other exports until the descriptor that this returns is closed, or the process ends."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        if not wait:
+            os.close(descriptor)
+            raise
+    return descriptor
 
 
 def _reserve(folder: Path, count: int) -> None:
@@ -388,18 +498,42 @@ def _reserve(folder: Path, count: int) -> None:
         (folder / "reserve").unlink(missing_ok=True)
 
 
-def _publish(report: Report, folder: Path, stem: str) -> list[Path]:
+def _publish(report: Report, temporary: Path, folder: Path, stem: str) -> list[Path]:
     """Give the files their final names, the report last, and return them."""
-    temporary = next(iter(report.written.values())).path.parent
     summary = temporary / f"{stem}.export.json"
     summary.write_text(json.dumps(report.as_dict(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     made = [*(written.path for written in report.written.values()), summary]
     for path in made:
-        _sync(path)
+        for file in files_in(path):
+            _sync(file)
+    former = temporary / REPLACED
+    former.mkdir()
     for path in made:
-        path.replace(folder / path.name)
+        _replace(path, folder / path.name, former / path.name)
     _sync(folder)
     return [folder / path.name for path in made]
+
+
+def _replace(new: Path, place: Path, former: Path) -> None:
+    """Move `new` to `place`; a folder that is there goes to `former`, and comes back if the move fails."""
+    if not place.is_dir() or place.is_symlink():
+        new.replace(place)
+        return
+    try:
+        place.replace(former)
+        new.replace(place)
+    except BaseException:
+        if former.exists() and not place.exists():
+            former.replace(place)
+        raise
+
+
+def digest(path: Path) -> str:
+    """Return the SHA-256 of a file; of a folder that of the lines which `sha256sum *` prints in it."""
+    if not path.is_dir():
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    lines = (f"{digest(file)}  {file.relative_to(path).as_posix()}\n" for file in files_in(path))
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def _sync(path: Path) -> None:

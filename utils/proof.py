@@ -310,6 +310,7 @@ class Proof:
     """All comparisons of one format."""
 
     cases: list[Case] = field(default_factory=list)
+    not_run: str = ""  # why there can be none on this machine
 
     @property
     def ok(self) -> bool:
@@ -318,6 +319,8 @@ class Proof:
 
     def as_dict(self) -> dict[str, Any]:
         """Return the worst of all comparisons, and each of them, as JSON takes it."""
+        if self.not_run:
+            return {"ok": None, "not_proven": self.not_run}
         return {**summarize(self.cases), "cases": [case.as_dict() for case in self.cases], "ok": self.ok}
 
 
@@ -444,13 +447,15 @@ def _first_line(error: BaseException) -> str:
 # Telling --------------------------------------------------------------------------------------------------------------
 def proof_table(proofs: dict[str, Proof]) -> str:
     """Return the proofs as text: a line for each file and input, and one for each comparison to remark on."""
-    width = max(len(case.file) for proof in proofs.values() for case in proof.cases) + 2
+    width = max((len(case.file) for proof in proofs.values() for case in proof.cases), default=0) + 2
     width = max(width, len(TEMPORARY) + len(max(proofs, key=len)) + 3)
     lines = [
         f"{'file':<{width}}{'input':<14}{'pictures':>8}{'box error':>13}{'score error':>13}"
         f"{'same boxes':>14}{'least IoU':>11}"
     ]
     for name, proof in proofs.items():
+        if proof.not_run:
+            lines.append(f"{name:<{width}}written, not proven here: {proof.not_run}")
         groups: dict[tuple[str, str], list[Case]] = {}
         for case in proof.cases:
             file = f"{case.file} {name}" if case.file == TEMPORARY else case.file

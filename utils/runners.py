@@ -1,18 +1,30 @@
-"""Running an exported file on the CPU: one loader for each format, all of them giving a function on a batch."""
+"""Running an exported file on the CPU in float32: one loader for each format, all giving a function on a batch.
+
+Some runtimes compute in bfloat16 or float16 where the processor can, unless they are told not to: OpenVINO with AMX,
+NCNN and MNN on ARM. They are told here, since the proof is about the file; `--half` of detect.py lets OpenVINO choose.
+"""
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import utils.environment  # noqa: F401
+from utils.formats import format_of
 
 # isort: split
+import numpy as np
 import onnxruntime
 import torch
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 from torch import Tensor
+from ultralytics.nn.autobackend import AutoBackend
+from ultralytics.nn.backends import OpenVINOBackend
+from ultralytics.nn.backends.base import BaseBackend
 
 Outputs = tuple[Tensor, ...]  # float32, as models/heads.py says: boxes with scores; of a segmenter the prototypes too
 Runner = Callable[[Tensor], Outputs]  # takes (B, ch, H, W) float32 in [0, 1]
@@ -29,19 +41,23 @@ RUN_ERRORS = (  # what the runtimes raise for a file that they cannot load, or n
 
 
 def load_runner(path: Path, threads: int | None = None) -> Runner:
-    """Return a function that runs an exported file on the CPU.
+    """Return a function that runs an exported file, or folder, on the CPU.
 
     Args:
-        path: .torchscript or .onnx.
-        threads: how many ONNX Runtime computes on, torch's number by default. TorchScript computes on torch's.
+        path: its ending says the format, one of those that run here.
+        threads: how many the runtime computes on, torch's number by default. TorchScript and ExecuTorch keep theirs.
 
     Raises:
         RUN_ERRORS: the file is damaged, or needs what its runtime does not have.
+        ValueError: the ending is that of no format, or of one that does not run here.
     """
-    return _load_torchscript(path) if path.suffix == ".torchscript" else _load_onnx(path, threads)
+    kind = format_of(path)
+    if kind is None or kind.elsewhere:
+        raise ValueError(f"{path} is of no format that runs here")
+    return LOADERS.get(kind.name, _load_other)(path, threads or torch.get_num_threads())
 
 
-def _load_torchscript(path: Path) -> Runner:
+def _load_torchscript(path: Path, _: int) -> Runner:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # torch would like everyone to leave TorchScript
         module = torch.jit.load(path, map_location="cpu").eval()
@@ -49,16 +65,147 @@ def _load_torchscript(path: Path) -> Runner:
     return lambda images: _as_outputs(module(images.to(dtype)))
 
 
-def _load_onnx(path: Path, threads: int | None) -> Runner:
+def _load_onnx(path: Path, threads: int) -> Runner:
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads or torch.get_num_threads()
+    options.intra_op_num_threads = threads
     options.log_severity_level = 3  # errors
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     name, kind = session.get_inputs()[0].name, session.get_inputs()[0].type
     dtype = torch.float16 if kind == "tensor(float16)" else torch.float32
-    return lambda images: _as_outputs(map(torch.from_numpy, session.run(None, {name: images.to(dtype).numpy()})))
+    return lambda images: _as_outputs(session.run(None, {name: images.to(dtype).numpy()}))
 
 
-def _as_outputs(output: Tensor | Iterable[Tensor]) -> Outputs:
-    """Return what a network gave, one tensor or several, in float32."""
-    return tuple(tensor.float() for tensor in ([output] if isinstance(output, Tensor) else output))
+def _load_openvino(path: Path, threads: int) -> Runner:
+    import openvino  # noqa: PLC0415 (slow, and few need it)
+
+    graph = _file_in(path, "*.xml")
+    settings = {"INFERENCE_PRECISION_HINT": openvino.Type.f32, "INFERENCE_NUM_THREADS": threads}
+    settings["PERFORMANCE_HINT"] = "LATENCY"
+    network = openvino.Core().compile_model(graph, "CPU", settings)
+    return lambda images: _as_outputs(network(images.numpy()).values())
+
+
+def _load_ncnn(path: Path, threads: int) -> Runner:
+    import ncnn  # noqa: PLC0415 (optional)
+
+    net = ncnn.Net()
+    net.opt.num_threads = threads
+    net.opt.use_vulkan_compute = False
+    net.opt.use_fp16_packed = net.opt.use_fp16_storage = net.opt.use_fp16_arithmetic = False
+    net.opt.use_bf16_storage = False
+    graph = _file_in(path, "*.param")
+    if net.load_param(str(graph)) or net.load_model(str(graph.with_suffix(".bin"))):
+        raise RuntimeError("NCNN knows no such graph")
+    into, out_of = net.input_names()[0], sorted(net.output_names())
+
+    def run(images: Tensor) -> Outputs:
+        pictures = []
+        for picture in images.numpy():
+            with net.create_extractor() as extractor:
+                extractor.input(into, ncnn.Mat(picture))
+                found = [extractor.extract(name) for name in out_of]
+            if any(code for code, _ in found):
+                raise RuntimeError("NCNN gives no output")
+            pictures.append([np.array(mat) for _, mat in found])
+        return _as_outputs(np.stack(output) for output in zip(*pictures, strict=True))
+
+    return run
+
+
+def _load_mnn(path: Path, threads: int) -> Runner:
+    import MNN  # noqa: PLC0415 (optional)
+
+    net = _open_mnn(path, threads)
+
+    def run(images: Tensor) -> Outputs:
+        found = net.onForward([MNN.expr.const(images.contiguous().data_ptr(), list(images.shape))])
+        if not found:
+            raise RuntimeError("MNN gives no output")
+        return _as_outputs(variable.read().copy() for variable in found)
+
+    return run
+
+
+def _open_mnn(path: Path, threads: int = 1) -> Any:
+    import MNN  # noqa: PLC0415 (optional)
+
+    runtime = MNN.nn.create_runtime_manager(({"precision": "high", "backend": "CPU", "numThread": threads},))
+    try:
+        return MNN.nn.load_module_from_file(str(path), [], [], runtime_manager=runtime, rearrange=True)
+    except SystemError as error:
+        raise RuntimeError("MNN knows no such file") from error
+
+
+def _load_other(path: Path, _: int) -> Runner:
+    """Return a function that runs a file with ultralytics' backend for it."""
+    try:
+        backend = AutoBackend(str(path), device=torch.device("cpu"), verbose=False)
+    except Exception as error:
+        raise RuntimeError(str(error) or type(error).__name__) from error
+
+    def run(images: Tensor) -> Outputs:
+        try:
+            return _as_outputs(backend.backend.forward(images))
+        except Exception as error:
+            raise RuntimeError(str(error) or type(error).__name__) from error
+
+    return run
+
+
+LOADERS = {
+    "torchscript": _load_torchscript,
+    "onnx": _load_onnx,
+    "openvino": _load_openvino,
+    "ncnn": _load_ncnn,
+    "mnn": _load_mnn,
+}
+
+
+def _file_in(folder: Path, pattern: str) -> Path:
+    """Return the first file of a folder that a pattern fits; RuntimeError where there is none."""
+    found = sorted(folder.glob(pattern))
+    if not found:
+        raise RuntimeError(f"there is no {pattern} in {folder}")
+    return found[0]
+
+
+def _as_outputs(output: Any | Iterable[Any]) -> Outputs:
+    """Return what a network gave, tensors or arrays, one or several, in float32."""
+    several = [output] if isinstance(output, (Tensor, np.ndarray)) else output
+    return tuple(torch.as_tensor(tensor).float() for tensor in several)
+
+
+# ultralytics' backends -------------------------------------------------------------------------------------------------
+class Float32OpenVINOBackend(OpenVINOBackend):
+    """ultralytics' OpenVINO, on the CPU in float32 as files are proven; with `fp16` on what and in what it likes."""
+
+    def load_model(self, weight: str | Path) -> None:
+        """Load a model folder and compile its graph."""
+        super().load_model(weight)
+        hint, wanted = "INFERENCE_PRECISION_HINT", self.ov.Type.f32
+        network = self.ov_compiled_model
+        if self.fp16 or (hint in network.get_property("SUPPORTED_PROPERTIES") and network.get_property(hint) == wanted):
+            return
+        config = {**self.compile_model.keywords["config"], hint: wanted}
+        self.compile_model = partial(self.compile_model, device_name="CPU", config=config)
+        self.ov_compiled_model = self.compile_model(_file_in(Path(weight), "*.xml"))
+
+
+AutoBackend._BACKEND_MAP["openvino"] = Float32OpenVINOBackend  # there is no other way to choose the precision
+
+
+def read_metadata(path: Path) -> dict[str, Any]:
+    """Return the metadata of an export, empty where it holds none; it may be anything, as exports come from strangers.
+
+    Raises:
+        RUN_ERRORS: the file is damaged.
+        ValueError: the metadata is no dictionary.
+    """
+    kind = format_of(path)
+    if kind and kind.name == "mnn":  # which only its runtime reads
+        found = json.loads(_open_mnn(path).get_info().get("bizCode") or "{}")
+    else:
+        found = BaseBackend.read_metadata(path)
+    if not isinstance(found, dict) or not all(isinstance(key, str) for key in found):
+        raise ValueError("not a dictionary of names")
+    return found
