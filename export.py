@@ -5,6 +5,7 @@
     python export.py --include onnx --dynamic --simplify --opset 18      # batch, height and width stay free
     python export.py --include openvino --half                           # a folder, best_openvino_model
     python export.py --include ncnn mnn tflite executorch coreml         # for phones and boards
+    python export.py --include onnx --nms --preprocess bgr               # bytes in, boxes out; thresholds are inputs
     python export.py --no-fuse                                           # keep the training branches
     python export.py --cfg riformer-yolo.yaml --output /tmp/timing       # freshly initialised weights, for timing
 
@@ -39,9 +40,11 @@ from utils.export import (
     fresh_model,
     fused_text,
 )
+from utils.exporters import ABLE, EXPORTERS
 from utils.formats import DEFAULT, FORMATS, check_formats, check_possible, format_of, size_of
 from utils.proof import PHOTOS, proof_table
 from utils.sources import Unreadable, read_picture
+from utils.wrappers import ORDERS, Nms
 
 # isort: split
 import torch
@@ -67,6 +70,18 @@ def make_parser() -> cli.Parser:
     add("--half", **flag, help="float16 weights; what computes in float16, too, depends on the format")
     add("--simplify", **flag, help="slim the ONNX graph with onnxslim")
     add("--opset", type=cli.positive_int, default=17, help="ONNX operator set")
+    add(
+        "--exporter",
+        choices=tuple(EXPORTERS),
+        default="torchscript",
+        help="of ONNX: torch's tracing one, or torch.export",
+    )
+    add("--preprocess", choices=ORDERS, help="take bytes (B, H, W, 3) in this order instead of numbers in [0, 1]")
+    add("--nms", **flag, help="end in NMS, whose thresholds are inputs; ONNX only")
+    add("--conf-thres", type=cli.fraction, default=Nms.conf_thres, help="with --nms: least confidence by default")
+    add("--iou-thres", type=cli.fraction, default=Nms.iou_thres, help="with --nms: overlap by default")
+    add("--agnostic-nms", **flag, help="with --nms: across classes by default")
+    add("--max-det", "--topk-all", type=cli.positive_int, default=Nms.max_det, help="with --nms: boxes in one picture")
     add("--verbose", **flag, help="show what ultralytics and torch say while they write")
     cli.add_plugins(parser)
     return parser
@@ -91,6 +106,8 @@ def main(args: argparse.Namespace) -> int:
     check_possible(formats, dynamic=args.dynamic, half=args.half, batch=args.batch_size, gpu=gpu)
     pictures = real_pictures(args.data)
     model, path, folder = load(args)
+    check_surroundings(args, model, formats)
+    nms = Nms(args.conf_thres, args.iou_thres, args.agnostic_nms, args.max_det) if args.nms else None
     size = cli.check_imgsz(args.imgsz or model.imgsz, int(model.stride.max()))
     options = Options(
         size=(size[0], size[1]),
@@ -102,6 +119,9 @@ def main(args: argparse.Namespace) -> int:
         half=args.half,
         simplify=args.simplify,
         opset=opset,
+        exporter=args.exporter,
+        nms=nms,
+        preprocess=args.preprocess,
         verbose=args.verbose,
         pictures=pictures,
     )
@@ -113,6 +133,18 @@ def main(args: argparse.Namespace) -> int:
         return 1
     log_result(report, time.perf_counter() - start)
     return 0 if report.ok else 1
+
+
+def check_surroundings(args: argparse.Namespace, model: DetectionModel, formats: tuple[str, ...]) -> None:
+    """Raise UserError for a model or a format that cannot have NMS or bytes around it."""
+    for option, able in ABLE.items():
+        unable = [name for name in formats if name not in able]
+        if getattr(args, option) and unable:
+            raise UserError(f"--{option} is not for {', '.join(unable)}: give --include {' '.join(able)}")
+    if args.nms and model.end2end:
+        raise UserError("the model gives each object once and needs no NMS: leave out --nms")
+    if args.preprocess and model.spec.ch != 3:
+        raise UserError(f"--preprocess is for pictures of 3 channels, and the model takes {model.spec.ch}")
 
 
 def load(args: argparse.Namespace) -> tuple[DetectionModel, Path, Path]:

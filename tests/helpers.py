@@ -16,7 +16,10 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_leaves
 
+from models import create_model
 from models.spec import CONFIGS
+from utils.export import see
+from utils.proof import make_pictures
 
 GOLDEN = Path(__file__).parent / "golden"
 SCALES = ("layer_scale", "gamma")  # names of layer scales, here and in timm
@@ -131,6 +134,13 @@ def randomize_(module: nn.Module, seed: int = 0) -> nn.Module:
             norm.running_mean.normal_(0, 0.5, generator=generator)
             norm.running_var.uniform_(0.5, 2, generator=generator)
     return module
+
+
+def random_model(cfg: str | dict) -> nn.Module:
+    """Return a model in which every term counts, and whose boxes differ from picture to picture."""
+    model = randomize_(create_model(cfg))
+    see(model, torch.stack(list(make_pictures((128, 128)).values())))
+    return model
 
 
 def relative_error(got: torch.Tensor, want: torch.Tensor) -> float:

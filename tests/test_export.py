@@ -12,16 +12,16 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from helpers import SHIPPED, randomize_, tiny, write
+from helpers import SHIPPED, random_model, tiny, write
 from torch import nn
 
 import export as script
 import utils.export
-from models import DetectionModel, create_model, switch_to_deploy
+from models import DetectionModel, switch_to_deploy
 from models.errors import UserError
 from utils import cli
 from utils.checkpoint import load_checkpoint, pack_model, save_checkpoint
-from utils.export import ExportError, Options, export, fresh_model, see
+from utils.export import ExportError, Options, export, fresh_model
 from utils.formats import FORMATS
 from utils.proof import Proof, Reference, make_pictures
 
@@ -32,13 +32,6 @@ from ultralytics.utils import ASSETS
 
 ROOT = Path(script.__file__).parent
 STRICT = {"box": 1e-3, "score": 1e-5}  # what we promise; the tolerance of the proof is ten times that
-
-
-def random_model(cfg):
-    """Return a model in which every term counts, and whose boxes differ from picture to picture."""
-    model = randomize_(create_model(cfg))
-    see(model, torch.stack(list(make_pictures((128, 128)).values())))
-    return model
 
 
 def save(model, path):

@@ -34,6 +34,7 @@ import utils.environment  # noqa: F401
 from models import DetectionModel, create_model
 from models.errors import UserError
 from models.summary import check_levels, count_parameters
+from utils.exporters import EXPORTERS, announce, surround
 from utils.formats import DEFAULT, FORMATS, Format, files_in, format_of, size_of
 from utils.latency import Latency, measure
 from utils.proof import (
@@ -48,6 +49,7 @@ from utils.proof import (
     third_shape,
 )
 from utils.runners import load_runner
+from utils.wrappers import Nms
 
 # isort: split
 import onnx
@@ -93,6 +95,9 @@ class Options:
     half: bool = False  # float16
     simplify: bool = False  # onnxslim
     opset: int = 17
+    exporter: str = "torchscript"  # of ONNX, one of EXPORTERS
+    nms: Nms | None = None  # at the end of an ONNX file
+    preprocess: str | None = None  # order of the bytes that a file takes, one of ORDERS; None: numbers in [0, 1]
     verbose: bool = False
     pictures: tuple[Path, ...] = PHOTOS  # real ones, to prove on
 
@@ -135,6 +140,9 @@ class Report:
             "batch": o.batch,
             "dynamic": o.dynamic,
             "half": o.half,
+            "exporter": o.exporter,
+            "nms": dataclasses.asdict(o.nms) if o.nms else None,
+            "preprocess": o.preprocess,
             "fused": fused_counts(self.deploy),
             "params": {"train": count_parameters(self.model), "deploy": count_parameters(self.deploy)},
             "formats": {name: self._format(name) for name in self.written},
@@ -259,6 +267,8 @@ def write(deploy: DetectionModel, path: Path, options: Options) -> Written:
         Path(made).replace(path)
         if kind.name == "onnx" and options.half:
             _sort_onnx(path)
+        if kind.name == "onnx":
+            surround(path, deploy, options.nms, options.preprocess)
         opset = _check_onnx(path) if kind.name == "onnx" else None
     except OSError:
         raise
@@ -274,8 +284,9 @@ def _make_exporter(kind: Format, options: Options) -> Exporter:
     settings |= {"device": options.device, "quantize": 16 if options.half else None}
     if kind.onnx:
         settings |= {"opset": options.opset, "simplify": options.simplify}
-    exporter = Exporter(overrides=settings)
+    exporter = EXPORTERS[options.exporter](overrides=settings)
     exporter.add_callback("on_export_start", _sign)
+    exporter.add_callback("on_export_start", partial(announce, nms=options.nms, preprocess=options.preprocess))
     return exporter
 
 

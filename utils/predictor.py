@@ -17,11 +17,13 @@ from typing import Any
 
 import utils.environment  # noqa: F401
 from models.errors import UserError, WeightsError
+from utils.backends import read_options
 from utils.checkpoint import load_checkpoint
 from utils.cli import check_imgsz, printable
 from utils.outputs import Outputs, draw
 from utils.pictures import Frame
 from utils.sources import AnySource, prefetch
+from utils.wrappers import ORDERS
 
 # isort: split
 import cv2
@@ -39,7 +41,7 @@ BACKLOG = 8  # frames that may wait to be written; bounds the memory
 MAX_METADATA = 100_000  # characters of one entry
 Shape = tuple[int | str, ...]  # a word stands for any number
 UNNAMED = 999  # classes that ultralytics gives to weights without names
-LITERALS = ("imgsz", "names", "args", "end2end")  # metadata that ultralytics reads as Python literals
+LITERALS = ("imgsz", "names", "args", "end2end", "nms")  # metadata that ultralytics reads as Python literals
 
 
 class Predictor(DetectionPredictor):
@@ -100,6 +102,7 @@ class Predictor(DetectionPredictor):
         if retina_masks and self.task != "segment":
             LOGGER.warning(f"--retina-masks is of no use: {weights.name} finds boxes, not masks")
         own_size, fixed = self._load(weights, network)
+        read_options(self.model, self.args)
         self.imgsz = self._choose_imgsz(weights, imgsz, own_size, fixed)
         if weights.suffix in EXPORTS:
             self._try_out(weights)
@@ -128,7 +131,8 @@ class Predictor(DetectionPredictor):
             raise WeightsError(f"{weights} is damaged, or no {weights.suffix[1:]} file that runs here") from error
         own = getattr(self.model, "imgsz", None)
         if weights.suffix == ".onnx":  # the graph knows better than its metadata
-            sides = self.model.session.get_inputs()[0].shape[2:]
+            sides = self.model.session.get_inputs()[0].shape
+            sides = sides[1:3] if "preprocess" in self.model.metadata else sides[2:]
             fixed = all(isinstance(side, int) for side in sides)
             return (sides if fixed else own), fixed
         return own, own is not None and not self.model.dynamic
@@ -314,6 +318,8 @@ def check_metadata(path: Path) -> str:
         raise WeightsError(f"{path} does not number its class names 0, 1, …")
     if not (1 <= stride <= 1024 and 1 <= batch <= 1024 and channels == 3):
         raise WeightsError(f"{path} is for stride {stride}, batch {batch} and {channels} channels, which cannot run")
+    if values.get("preprocess", ORDERS[0]) not in ORDERS:
+        raise WeightsError(f"{path} takes bytes in an order that is not known here: {values['preprocess']}")
     if task not in PREDICTORS:
         raise WeightsError(f"{path} was made for the task {task}, not for {' or '.join(PREDICTORS)}")
     foreign = sorted(k for k in values if hasattr(BaseBackend, k) or k.startswith("_") or k in RESERVED)

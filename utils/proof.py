@@ -30,17 +30,24 @@ import utils.environment  # noqa: F401
 from models import DetectionModel
 from utils.runners import RUN_ERRORS, Outputs, load_runner
 from utils.sources import read_picture
+from utils.wrappers import Nms, nms_of, threshold_inputs
 
 # isort: split
 import torch
 from torch import Tensor, nn
 from ultralytics.data.augment import LetterBox
+from ultralytics.nn.backends.base import BaseBackend
 from ultralytics.utils import ASSETS
+from ultralytics.utils.metrics import box_iou
 from ultralytics.utils.nms import non_max_suppression
+from ultralytics.utils.ops import xywh2xyxy
 
 PHOTOS = (ASSETS / "bus.jpg", ASSETS / "zidane.jpg")
 CHECKER = 8  # pixels a side of a square of the checkerboard
 CONF, IOU = 0.25, 0.45  # of NMS
+THRESHOLDS = ((1, 0.45), (1, 0.7), (2, 0.3))  # of files with NMS: share of the confidence, IoU
+SCORE_ROUNDING = 2e-3  # as much as float16 may be off
+IOU_ROUNDING = 0.01  # NMS moves classes far apart, where float32 knows fractions of a pixel
 CANDIDATES = 100  # that go into NMS where the model sees nothing
 SAME_IOU = 0.4  # below NMS's, so that of two boxes that rounding may swap in NMS each finds the other
 TEMPORARY = "temporary"  # what the report calls a file that was made for the proof only
@@ -73,7 +80,8 @@ def make_pictures(size: tuple[int, int], channels: int = 3, files: Sequence[Path
     """
     layers = [i % 3 for i in range(channels)]
     pictures = {path.name: letterbox(path, size)[layers] for path in files}
-    pictures["noise"] = torch.rand(channels, *size, generator=torch.Generator().manual_seed(0))
+    noise = torch.randint(256, (channels, *size), generator=torch.Generator().manual_seed(0))
+    pictures["noise"] = noise / 255  # as all pictures, which some files take as bytes
     rows, columns = (torch.arange(side) // CHECKER for side in size)
     pictures["checkerboard"] = ((rows[:, None] + columns) % 2).float().expand(channels, *size)
     return pictures
@@ -118,7 +126,7 @@ class Difference:
     @property
     def sees_something(self) -> bool:
         """Whether these are detections, not just the best of what the model takes for background."""
-        return self.conf == CONF and self.reference > 0
+        return self.conf >= CONF and self.reference > 0
 
     def within(self, tolerance: Tolerance) -> bool:
         """Return whether both sides are the same network; False for anything that is not a number."""
@@ -217,10 +225,82 @@ def _box_errors(expected: Tensor, got: Tensor, nc: int) -> Errors:
     return Errors(error[:, :4].flatten(), error[:, 4 : 4 + nc].flatten(), mask)
 
 
-def _matched(errors: Difference, reference: Sequence[Tensor], found: Sequence[Tensor]) -> Difference:
-    """Return `errors` with what the detections of each picture, (n, 6 or more), have in common."""
+def measure_nms(
+    expected: Outputs, got: Outputs, nc: int, nms: Nms, tolerance: Tolerance = Tolerance()
+) -> tuple[Difference, Errors]:
+    """Return how far a file with NMS is from our own NMS on the outputs of the unfused model, as `measure` does.
+
+    Each box of the file must be one of the model's candidates, its best class, above the threshold, and no two of a
+    class may overlap by more than they may. What NMS leaves of the model must be there, but where more boxes are left
+    than a file gives, its last ones decide nothing.
+
+    Args:
+        expected: of the unfused model, candidates (B, 4 + nc + nm, N), and prototypes of a segmenter.
+        got: of the file, (B, max_det, 6 + nm): x1 y1 x2 y2 in pixels, score, class; and prototypes.
+        nc: number of classes.
+        nms: what the file was told.
+        tolerance: what may be lacking in the score of a detection that counts as the same.
+    """
+    candidates, boxes = expected[0], got[0]
+    due = (len(candidates), nms.max_det, candidates.shape[1] - nc + 2)
+    form = candidates.new_zeros(due)  # of which the outputs that may be compared are
+    found = [rows[rows[:, 4] > 0] for rows in boxes]
+    if problem := _problem((form, *expected[1:]), got) or next(
+        filter(None, (_misfit(rows, nms) for rows in found)), ""
+    ):
+        return Difference(problem=problem), Errors(*[torch.empty(0)] * 3)
+    options = {"agnostic": nms.agnostic_nms, "max_det": nms.max_det, "nc": nc}
+    reference = non_max_suppression(candidates, nms.conf_thres, nms.iou_thres, **options)
+    judged = [
+        rows[rows[:, 4] > rows[-1, 4] + tolerance.score] if len(rows) == nms.max_det else rows for rows in reference
+    ]
+    nearest = [_candidate_errors(*each, nc, tolerance) for each in zip(candidates, found, strict=True)]
+    protos = (_relative_errors(*pair) for pair in zip(expected[1:], got[1:], strict=True))
+    errors = Errors(*map(torch.cat, zip(*nearest, strict=True)))
+    errors = errors._replace(mask=torch.cat([errors.mask, *protos]))
+    box, score, mask = (part.max().item() if len(part) else 0.0 for part in errors)
+    same = min(SAME_IOU, nms.iou_thres - 0.05)
+    return _matched(Difference(box, score, mask, nms.conf_thres), judged, found, same), errors
+
+
+def _misfit(found: Tensor, nms: Nms) -> str:
+    """Return what is wrong with boxes (n, 6 or more) that NMS is said to have left, if anything."""
+    if not len(found):
+        return ""
+    group = found[:, 5] * (not nms.agnostic_nms)
+    overlap = (box_iou(found[:, :4], found[:, :4]).triu(1) * (group[:, None] == group)).max().item()
+    if overlap > nms.iou_thres + IOU_ROUNDING:
+        return f"leaves boxes that overlap by {overlap:.3f}, over {nms.iou_thres}"
+    least = found[:, 4].min().item()
+    return (
+        f"leaves a score of {least:.3g}, under {nms.conf_thres:.3g}" if least < nms.conf_thres - SCORE_ROUNDING else ""
+    )
+
+
+def _candidate_errors(candidates: Tensor, found: Tensor, nc: int, tolerance: Tolerance) -> Errors:
+    """Compare boxes of one picture with the candidates nearest to them.
+
+    Args:
+        candidates: (4 + nc + nm, N).
+        found: (n, 6 + nm): x1 y1 x2 y2 in pixels, score, class, coefficients.
+        nc: number of classes.
+        tolerance: what counts as near.
+    """
+    boxes, (scores, classes) = xywh2xyxy(candidates[:4].T), candidates[4 : 4 + nc].max(0)
+    box = (found[:, None, :4] - boxes).abs().amax(-1)  # (n, N)
+    score = (found[:, None, 4] - scores).abs()
+    other = found[:, None, 5] != classes
+    nearest = (box / tolerance.box_px + score / tolerance.score).masked_fill(other, math.inf).argmin(1, keepdim=True)
+    box, score = (error.masked_fill(other, math.inf).gather(1, nearest)[:, 0] for error in (box, score))
+    return Errors(box, score, _relative_errors(candidates[4 + nc :].T[nearest[:, 0]], found[:, 6:]))
+
+
+def _matched(
+    errors: Difference, reference: Sequence[Tensor], found: Sequence[Tensor], same: float = SAME_IOU
+) -> Difference:
+    """Return `errors` with what the detections of each picture, (n, 6 or more), have in common, IoU `same` or more."""
     overlaps = torch.cat([_best_overlap(a, b) for a, b in zip(reference, found, strict=True)])
-    matched = overlaps[overlaps >= SAME_IOU]
+    matched = overlaps[overlaps >= same]
     return dataclasses.replace(
         errors,
         reference=len(overlaps),
@@ -255,6 +335,7 @@ class Evidence:
     images: Tensor
     expected: Outputs
     got: Outputs
+    nms: Nms | None = None  # of the file, as it was told
 
 
 @dataclass(frozen=True)
@@ -389,7 +470,11 @@ class Reference:
         return copy.deepcopy(self.model).double()
 
     def cases(self, path: Path, size: tuple[int, int], batch: int, tolerance: Tolerance, name: str) -> Iterator[Case]:
-        """Run the file at `path`, called `name` in the report, on every picture and yield the comparisons."""
+        """Run the file at `path`, called `name` in the report, on every picture and yield the comparisons.
+
+        A file with NMS runs several times on each: as it is, and with other thresholds.
+        """
+        file_nms = nms_of(BaseBackend.read_metadata(path))
         try:
             run = load_runner(path)
         except RUN_ERRORS as error:
@@ -397,14 +482,16 @@ class Reference:
             yield Case(name, size, batch, "none", Difference(problem=problem), tolerance)
             return
         for picture, images, expected in self.batches(size, batch):
-            try:
-                with torch.inference_mode():
-                    got = run(images)
-            except RUN_ERRORS as error:
-                problem = f"does not run: {_first_line(error)}"
-                yield Case(name, size, batch, picture, Difference(problem=problem), tolerance)
-                continue
-            yield self.judge(name, picture, Evidence(images, expected, got), tolerance)[0]
+            for nms, inputs in _told(file_nms, expected[0], self.model.nc):
+                where = f"{picture}, conf {nms.conf_thres:.2g}, IoU {nms.iou_thres}" if nms else picture
+                try:
+                    with torch.inference_mode():
+                        got = run(images, **inputs)
+                except RUN_ERRORS as error:
+                    problem = f"does not run: {_first_line(error)}"
+                    yield Case(name, size, batch, where, Difference(problem=problem), tolerance)
+                    continue
+                yield self.judge(name, where, Evidence(images, expected, got, nms), tolerance)[0]
 
     def judge(self, file: str, picture: str, evidence: Evidence, tolerance: Tolerance) -> tuple[Case, Errors]:
         """Compare what a file put out with what this model did, by its own rounding where the tolerance is exceeded.
@@ -415,16 +502,31 @@ class Reference:
             evidence: the pictures and both outputs.
             tolerance: the largest errors that need no explanation.
         """
-        outputs = evidence.expected, evidence.got
         batch, _, height, width = evidence.images.shape
-        difference, errors = measure(*outputs, self.model.nc, self.model.end2end, tolerance)
+        difference, errors = self._measure(evidence, tolerance)
         case = Case(file, (height, width), batch, picture, difference, tolerance, evidence=evidence)
         if case.ok or difference.problem:
             return case, errors
         own = self.rounding(evidence.images, evidence.expected)
         allowed = Tolerance(*map(max, dataclasses.astuple(tolerance), _times(ROUNDING, own)))
-        wider = self.compare(*outputs, allowed)
+        wider, _ = self._measure(evidence, allowed)
         return dataclasses.replace(case, difference=wider, allowed=allowed, rounding=own), errors
+
+    def _measure(self, evidence: Evidence, tolerance: Tolerance) -> tuple[Difference, Errors]:
+        """Return how far a file is from this model, by what the file gives."""
+        outputs = evidence.expected, evidence.got, self.model.nc
+        if evidence.nms:
+            return measure_nms(*outputs, evidence.nms, tolerance)
+        return measure(*outputs, self.model.end2end, tolerance)
+
+
+def _told(nms: Nms | None, candidates: Tensor, nc: int) -> list[tuple[Nms | None, dict[str, Any]]]:
+    """Return what to tell a file in turn: its NMS, none where it has none, with the inputs that make it so."""
+    if nms is None:
+        return [(None, {})]
+    conf = _confidence(candidates[:, : 4 + nc])
+    others = [dataclasses.replace(nms, conf_thres=share * conf, iou_thres=iou) for share, iou in THRESHOLDS]
+    return [(nms, {}), *((other, threshold_inputs(**other.inputs)) for other in others)]
 
 
 def run_eager(model: nn.Module, images: Tensor) -> Outputs:

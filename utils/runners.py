@@ -15,6 +15,7 @@ from typing import Any
 
 import utils.environment  # noqa: F401
 from utils.formats import format_of
+from utils.wrappers import as_bytes
 
 # isort: split
 import numpy as np
@@ -27,8 +28,8 @@ from ultralytics.nn.backends import OpenVINOBackend
 from ultralytics.nn.backends.base import BaseBackend
 
 Outputs = tuple[Tensor, ...]  # float32, as models/heads.py says: boxes with scores; of a segmenter the prototypes too
-Runner = Callable[[Tensor], Outputs]  # takes (B, ch, H, W) float32 in [0, 1]
-
+Runner = Callable[..., Outputs]  # takes (B, ch, H, W) float32 in [0, 1]; an ONNX file's optional inputs by their names
+DTYPES = {"tensor(float)": torch.float32, "tensor(float16)": torch.float16, "tensor(uint8)": torch.uint8}
 RUN_ERRORS = (  # what the runtimes raise for a file that they cannot load, or not run at some size
     RuntimeError,
     ort_errors.Fail,
@@ -54,7 +55,9 @@ def load_runner(path: Path, threads: int | None = None) -> Runner:
     kind = format_of(path)
     if kind is None or kind.elsewhere:
         raise ValueError(f"{path} is of no format that runs here")
-    return LOADERS.get(kind.name, _load_other)(path, threads or torch.get_num_threads())
+    run = LOADERS.get(kind.name, _load_other)(path, threads or torch.get_num_threads())
+    order = read_metadata(path).get("preprocess")
+    return (lambda images, **inputs: run(as_bytes(images, order), **inputs)) if order else run
 
 
 def _load_torchscript(path: Path, _: int) -> Runner:
@@ -62,7 +65,7 @@ def _load_torchscript(path: Path, _: int) -> Runner:
         warnings.simplefilter("ignore", FutureWarning)  # torch would like everyone to leave TorchScript
         module = torch.jit.load(path, map_location="cpu").eval()
     dtype = next(module.parameters()).dtype
-    return lambda images: _as_outputs(module(images.to(dtype)))
+    return lambda images: _as_outputs(module(images if images.dtype == torch.uint8 else images.to(dtype)))
 
 
 def _load_onnx(path: Path, threads: int) -> Runner:
@@ -71,8 +74,12 @@ def _load_onnx(path: Path, threads: int) -> Runner:
     options.log_severity_level = 3  # errors
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     name, kind = session.get_inputs()[0].name, session.get_inputs()[0].type
-    dtype = torch.float16 if kind == "tensor(float16)" else torch.float32
-    return lambda images: _as_outputs(session.run(None, {name: images.to(dtype).numpy()}))
+    dtype = DTYPES[kind]
+
+    def run(images: Tensor, **inputs: np.ndarray) -> Outputs:
+        return _as_outputs(session.run(None, {name: images.to(dtype).numpy(), **inputs}))
+
+    return run
 
 
 def _load_openvino(path: Path, threads: int) -> Runner:

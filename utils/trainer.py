@@ -32,6 +32,7 @@ from models.heads import AnchorDetect
 from models.loss import AnchorGains
 from models.summary import backbone_card
 from utils.anchors import fit_anchors
+from utils.backends import read_options
 from utils.checkpoint import build_model, load_checkpoint, pack_model, plain, read_checkpoint, save_checkpoint
 from utils.datasets import build_dataset, check_images, load_dataset
 from utils.transfer import transfer
@@ -269,6 +270,7 @@ class Validator(DetectionValidator):
                 f"trained on, or treat all classes as one with --single-cls"
             )
         super().init_metrics(model)
+        read_options(model, self.args)
 
 
 class SegmentationValidator(Validator, segment.SegmentationValidator):
