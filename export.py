@@ -6,14 +6,18 @@
     python export.py --include openvino --half                           # a folder, best_openvino_model
     python export.py --include ncnn mnn tflite executorch coreml         # for phones and boards
     python export.py --include onnx --nms --preprocess bgr               # bytes in, boxes out; thresholds are inputs
+    python export.py --data my-data.yaml                                 # proven on the val split, and by its mAP
+    python export.py --source my/pictures --pictures 500                 # proven on pictures without labels
     python export.py --no-fuse                                           # keep the training branches
     python export.py --cfg riformer-yolo.yaml --output /tmp/timing       # freshly initialised weights, for timing
 
-Written beside the weights: best.torchscript, best.onnx, and best.export.json with the errors that the proof found.
+Written beside the weights: best.torchscript, best.onnx, and best.export.json with the errors that the proof found;
+with --data or --source best.export.jpg as well, which shows the picture with the largest error from both sides.
 A format that this machine can write but not run is marked as not proven, with the reason; one that it cannot write is
 refused before anything is written, with what to install.
 Fusing is the default, and --fuse says so. In Python: export.run(weights="best.pt", include=["onnx"]).
-The exit code is 1, and nothing is written, when a file disagrees with the unfused model; 2 when the input was wrong.
+The exit code is 2 when the input was wrong, and 1 when a file disagrees with the unfused model: then none of the files
+is written, but best.export-failed.json and .jpg, which say by how much and in which row of the YAML they part.
 """
 
 from __future__ import annotations
@@ -21,7 +25,9 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import utils.environment  # noqa: F401
 from models import DetectionModel
@@ -30,7 +36,7 @@ from models.plugins import load_plugins
 from models.summary import count_parameters
 from utils import cli
 from utils.checkpoint import load_checkpoint
-from utils.datasets import list_images, load_dataset
+from utils.datasets import check_images, list_images, load_dataset
 from utils.export import (
     ExportError,
     Options,
@@ -43,14 +49,16 @@ from utils.export import (
 from utils.exporters import ABLE, EXPORTERS
 from utils.formats import DEFAULT, FORMATS, check_formats, check_possible, format_of, size_of
 from utils.proof import PHOTOS, proof_table
-from utils.sources import Unreadable, read_picture
+from utils.sources import Files, Unreadable, read_picture
+from utils.survey import Material, survey_table
 from utils.wrappers import ORDERS, Nms
 
 # isort: split
 import torch
 from ultralytics.utils import LOGGER
 
-PICTURES = 2  # of a data set that --data names
+FEW = 2  # pictures of one's own that take the place of the photographs in the proof of every size
+MANY = 128  # pictures that --data and --source take by default
 
 
 def make_parser() -> cli.Parser:
@@ -61,7 +69,9 @@ def make_parser() -> cli.Parser:
     add("--cfg", default="", help="model YAML: export freshly initialised weights instead, for timing")
     add("--output", default="", help="folder of the files; default: beside the weights, with --cfg runs/export/exp*")
     add("--include", nargs="+", default=list(DEFAULT), metavar="FORMAT", help=f"of {', '.join(FORMATS)}")
-    add("--data", default="", help="dataset YAML: prove on pictures of its val split instead of two photographs")
+    add("--data", default="", help="dataset YAML: prove on its val split, errors and mAP, not on two photographs alone")
+    add("--source", default="", help="pictures to prove on: a file, a folder, a pattern, or a .txt list of these")
+    add("--pictures", type=cli.non_negative_int, default=MANY, help="of --data or --source, evenly taken; 0: all")
     add("--imgsz", "--img", "--img-size", nargs="+", type=cli.image_side, help="pixels; one side, or height width")
     add("--batch-size", type=cli.positive_int, default=1, help="pictures in one input")
     add("--device", type=cli.device, default="cpu", help="cpu, or a CUDA number; the proof runs on the CPU")
@@ -104,10 +114,10 @@ def main(args: argparse.Namespace) -> int:
     formats, opset = check_formats(args.include), check_opset(args.opset)
     gpu = args.device not in ("", "cpu", "mps")
     check_possible(formats, dynamic=args.dynamic, half=args.half, batch=args.batch_size, gpu=gpu)
-    pictures = real_pictures(args.data)
     model, path, folder = load(args)
     check_surroundings(args, model, formats)
     nms = Nms(args.conf_thres, args.iou_thres, args.agnostic_nms, args.max_det) if args.nms else None
+    few, material = gather(args, model)
     size = cli.check_imgsz(args.imgsz or model.imgsz, int(model.stride.max()))
     options = Options(
         size=(size[0], size[1]),
@@ -123,7 +133,8 @@ def main(args: argparse.Namespace) -> int:
         nms=nms,
         preprocess=args.preprocess,
         verbose=args.verbose,
-        pictures=pictures,
+        pictures=few,
+        material=material,
     )
     log_start(model, path, options)
     try:
@@ -162,22 +173,57 @@ def load(args: argparse.Namespace) -> tuple[DetectionModel, Path, Path]:
     return load_checkpoint(path), path, folder
 
 
-def real_pictures(data: str) -> tuple[Path, ...]:
-    """Return the pictures to prove on: the first readable ones of a data set's val split, or two photographs."""
-    if not data:
-        return PHOTOS
-    found = []
-    for name in list_images(load_dataset(data)["val"]):
+def gather(args: argparse.Namespace, model: DetectionModel) -> tuple[tuple[Path, ...], Material | None]:
+    """Return a few pictures to prove every size on, and the many that --data and --source name, if they do."""
+    if not args.data and not args.source:
+        return PHOTOS, None
+    name = " and ".join(filter(None, (args.data, args.source)))
+    files = list(Files(args.source).pictures) if args.source else []
+    if args.source and not files:
+        raise UserError(f"there is no picture in the source {args.source}")
+    data = load_dataset(args.data) if args.data else None
+    pictures = [Path(image) for image in list_images(data["val"], data["path"])] if data else []
+    few = readable(pictures + files, name)
+    if data and not args.cfg and is_labelled(data):  # fresh weights have no accuracy
+        check_classes(data, model)
+        return few, Material(data, tuple(files), args.pictures, name)
+    return few, Material(None, tuple(pictures + files), args.pictures, name)
+
+
+def readable(files: Sequence[Path], name: str) -> tuple[Path, ...]:
+    """Return the first few pictures that can be read."""
+    found: list[Path] = []
+    for path in files:
         try:
-            read_picture(Path(name))
+            read_picture(path)
         except Unreadable:
             continue
-        found.append(Path(name))
-        if len(found) == PICTURES:
+        found.append(path)
+        if len(found) == FEW:
             break
     if not found:
-        raise UserError(f"none of the pictures of {data} can be read")
+        raise UserError(f"none of the pictures of {name} can be read")
     return tuple(found)
+
+
+def is_labelled(data: dict[str, Any]) -> bool:
+    """Return whether the val split of a data set has labels, and say so if it has not."""
+    try:
+        check_images(data, ("val",))
+    except UserError as error:
+        LOGGER.warning(f"{error}; its pictures are compared, mAP is not measured")
+        return False
+    return True
+
+
+def check_classes(data: dict[str, Any], model: DetectionModel) -> None:
+    """Raise UserError for a data set that is not of the model's kind."""
+    given, known = (data["nc"], data["channels"]), (model.nc, model.spec.ch)
+    if given != known:
+        raise UserError(
+            f"the weights know {known[0]} classes and {known[1]} channels, {Path(data['yaml_file']).name} has "
+            f"{given[0]} and {given[1]}: name the data set that they were trained on, or pictures with --source"
+        )
 
 
 def log_start(model: DetectionModel, path: Path, options: Options) -> None:
@@ -199,8 +245,12 @@ def log_result(report: Report, seconds: float) -> None:
         LOGGER.info(f"{FORMATS[name].title}: written in {written.seconds:.1f}s ({written.bytes / 1e6:.1f} MB{opset})")
     allowed = ", with the tolerance of float16" if report.options.half else ""
     LOGGER.info(f"\nCompared with the unfused model in float32{allowed}:\n{proof_table(report.proofs)}\n")
+    if report.surveys and report.options.material:
+        LOGGER.info(f"{survey_table(report.surveys, report.options.material, report.options.size)}\n")
     if not report.ok:
-        LOGGER.error("the files disagree with the model; nothing was written, and what was there before stays")
+        shown = " and ".join(map(str, report.evidence))
+        refused = "the files disagree with the model; none was written, and what was there before stays"
+        LOGGER.error(cli.printable(f"{refused}. What was found: {shown}"))
         return
     threads = torch.get_num_threads()
     LOGGER.info(f"Latency at batch {report.options.batch} on {threads} CPU thread(s), median (minimum):")
@@ -213,6 +263,8 @@ def log_result(report: Report, seconds: float) -> None:
         LOGGER.info(cli.printable(f"{FORMATS[name].title}: export success ✅ {written.seconds:.1f}s, {saved}"))
     LOGGER.info(f"\nExport complete ({seconds:.1f}s)")
     LOGGER.info(cli.printable(f"Results saved to {report.files[-1].parent.resolve()}, the proof in {report.files[-1]}"))
+    if report.evidence:
+        LOGGER.info(cli.printable(f"Worst case: {report.evidence[0]}"))
     if runs := [path for path in report.files if (kind := format_of(path)) and not kind.not_run]:
         LOGGER.info(cli.printable(f"Detect:    python detect.py --weights {runs[-1]}"))
         LOGGER.info(cli.printable(f"Validate:  python val.py --weights {runs[-1]}"))

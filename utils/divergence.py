@@ -23,7 +23,7 @@ from models import DetectionModel
 from models.blocks.reparam import Reparameterizable
 from utils.formats import format_of
 from utils.intermediates import Shape, Visit, Watch, watch
-from utils.proof import ROUNDING, Case, Evidence, Reference, Tolerance, run_eager
+from utils.proof import HALF_TOLERANCE, ROUNDING, Case, Evidence, Reference, Tolerance, run_eager
 from utils.runners import RUN_ERRORS, Outputs
 
 # isort: split
@@ -79,8 +79,20 @@ class Divergence:
         return f"{culprit}: row {self.row} {self.word} is the first that differs{far}{inside}{sound}"
 
 
+def explain(
+    reference: Reference, deploy: DetectionModel, path: Path, cases: Sequence[Case], tolerance: Tolerance
+) -> dict[str, Any] | None:
+    """Return where a file parts from the unfused model in the worst of some cases, as JSON takes it; None if not."""
+    failing = [case for case in cases if not case.ok and case.evidence]
+    if not failing:
+        return None
+    worst = max(failing, key=lambda case: case.excess)
+    found = find_divergence(reference, deploy, path, worst, tolerance)
+    return found.as_dict() if found else None
+
+
 def find_divergence(
-    reference: Reference, deploy: DetectionModel, path: Path, case: Case, tolerance: Tolerance, floor: float = FLOOR
+    reference: Reference, deploy: DetectionModel, path: Path, case: Case, tolerance: Tolerance
 ) -> Divergence | None:
     """Return where a file parts from the unfused model.
 
@@ -89,14 +101,13 @@ def find_divergence(
         deploy: the eager model that was written.
         path: the file.
         case: a comparison that failed.
-        tolerance: of the proof.
-        floor: relative errors of inner tensors that the file's own precision explains.
+        tolerance: of the proof; that of float16 files has the layers within compared as loosely.
 
     Returns:
         None where there is nothing to look into: the file does not run, or the unfused model's outputs are not finite.
     """
     evidence = case.evidence
-    if evidence is None or not all(bool(output.isfinite().all()) for output in evidence.expected):
+    if case.ok or evidence is None or not all(bool(output.isfinite().all()) for output in evidence.expected):
         return None
     images = evidence.images
 
@@ -108,7 +119,9 @@ def find_divergence(
     title = kind.title if kind else path.name
     if not agrees(run_eager(fused, images)):
         original = Original(reference.model, reference.exact, images)
-        return _locate(Divergence("fusing", title), original, partial(_watch_eager, fused, images), _preserved, FLOOR)
+        look, inner = partial(_watch_eager, fused, images), partial(_preserved, fused)
+        return _locate(Divergence("fusing", title), original, look, inner, FLOOR)
+    floor = HALF_FLOOR if tolerance == HALF_TOLERANCE else FLOOR
     original = Original(fused, copy.deepcopy(fused).double(), images)
     try:
         return _locate(Divergence("file", title), original, partial(watch, path, images), _all, floor, agrees)
@@ -128,7 +141,7 @@ def _locate(
     found: Divergence,
     original: Original,
     look: Look,
-    inner: Callable[[nn.Module], Iterator[str]],
+    inner: Callable[[str, nn.Module], Iterator[str]],
     floor: float,
     agrees: Callable[[Outputs], bool] = lambda _: False,
 ) -> Divergence:
@@ -137,7 +150,7 @@ def _locate(
     Args:
         found: who parts.
         look: shows what the other side computes.
-        inner: gives the names of the modules of a row whose outputs the other side should have.
+        inner: gives the modules within one, called by its name in the model, whose outputs the other side should have.
         floor: the relative error that rounding explains.
         agrees: whether outputs are right after all.
     """
@@ -153,7 +166,7 @@ def _locate(
     row = _first_difference(model, sound)
     if not any(sound) and math.isinf(rows[0].error):
         return replace(found, note="the outputs of its rows are not to be found in it")
-    modules = _observe(original, [f"model.{row}.{name}" for name in inner(model.model[row])])
+    modules = _observe(original, list(inner(f"model.{row}", model.model[row])))
     search = Search(modules)
     look(search.shapes, search)
     return replace(
@@ -271,15 +284,19 @@ def _watch_eager(model: nn.Module, images: Tensor, shapes: Collection[Shape], vi
         return run_eager(model, images)
 
 
-def _all(module: nn.Module) -> Iterator[str]:
-    """Yield the names of all modules within: what is written as it stands has the outputs of each."""
-    return (name for name, _ in module.named_modules() if name)
+def _all(name: str, module: nn.Module) -> Iterator[str]:
+    """Yield the names of all modules within one: what is written as it stands has the outputs of each."""
+    return (full for full, inner in module.named_modules(prefix=name) if inner is not module)
 
 
-def _preserved(module: nn.Module, prefix: str = "") -> Iterator[str]:
-    """Yield the names of the modules whose outputs fusing keeps: blocks that fuse, and BatchNorms outside of them."""
-    for name, child in module.named_children():
-        if isinstance(child, Reparameterizable | _BatchNorm):
-            yield prefix + name
-        else:
-            yield from _preserved(child, f"{prefix}{name}.")
+def _preserved(fused: nn.Module, name: str, module: nn.Module) -> Iterator[str]:
+    """Yield the modules within one whose outputs `fused` still has: blocks that fuse, and BatchNorms outside of them.
+
+    What fusing drops as a whole, such as the branch of a head that only training needs, holds none.
+    """
+    kept = {full for full, _ in fused.named_modules(remove_duplicate=False)}
+    if isinstance(module, Reparameterizable | _BatchNorm):
+        yield name
+    elif name in kept:
+        for child, inner in module.named_children():
+            yield from _preserved(fused, f"{name}.{child}", inner)

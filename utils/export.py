@@ -16,6 +16,7 @@ import hashlib
 import importlib.metadata
 import json
 import logging
+import math
 import os
 import shutil
 import sys
@@ -34,9 +35,12 @@ import utils.environment  # noqa: F401
 from models import DetectionModel, create_model
 from models.errors import UserError
 from models.summary import check_levels, count_parameters
+from utils.divergence import explain
+from utils.exhibit import draw_exhibit
 from utils.exporters import EXPORTERS, announce, surround
 from utils.formats import DEFAULT, FORMATS, Format, files_in, format_of, size_of
 from utils.latency import Latency, measure
+from utils.outputs import write_bytes, write_image
 from utils.proof import (
     HALF_TOLERANCE,
     PHOTOS,
@@ -49,6 +53,7 @@ from utils.proof import (
     third_shape,
 )
 from utils.runners import load_runner
+from utils.survey import HALF_MAX_DROP, MAX_DROP, Material, Survey, survey
 from utils.wrappers import Nms
 
 # isort: split
@@ -56,8 +61,8 @@ import onnx
 import onnxruntime
 import torch
 import ultralytics
-from torch import Tensor, nn
 from onnxruntime.transformers.onnx_model import OnnxModel
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from ultralytics.engine.exporter import Exporter
 from ultralytics.utils import LOGGER
@@ -100,6 +105,7 @@ class Options:
     preprocess: str | None = None  # order of the bytes that a file takes, one of ORDERS; None: numbers in [0, 1]
     verbose: bool = False
     pictures: tuple[Path, ...] = PHOTOS  # real ones, to prove on
+    material: Material | None = None  # many, to prove on at scale
 
 
 @dataclass(frozen=True)
@@ -124,11 +130,14 @@ class Report:
     proofs: dict[str, Proof]
     latency: dict[str, Latency]
     files: list[Path] = dataclasses.field(default_factory=list)  # in their final place; empty when not ok
+    surveys: dict[str, Survey] = dataclasses.field(default_factory=dict)  # of many pictures
+    evidence: list[Path] = dataclasses.field(default_factory=list)  # what shows the worst case
 
     @property
     def ok(self) -> bool:
         """Whether every file that can be run here agrees with the unfused model."""
-        return all(proof.ok or proof.not_run for proof in self.proofs.values())
+        proven = all(proof.ok or proof.not_run for proof in self.proofs.values())
+        return proven and all(found.ok for found in self.surveys.values())
 
     def as_dict(self) -> dict[str, Any]:
         """Return it as JSON takes it."""
@@ -166,6 +175,7 @@ class Report:
             "bytes": written.bytes,
             "sha256": digest(written.path),
             **self.proofs[name].as_dict(),
+            **({"survey": self.surveys[name].as_dict()} if name in self.surveys else {}),
             "latency_ms": {key: round(self.latency[of].median, 3) for key, of in names.items() if of in self.latency},
             "latency_min_ms": {
                 key: round(self.latency[of].minimum, 3) for key, of in names.items() if of in self.latency
@@ -241,9 +251,12 @@ def export(model: DetectionModel, folder: Path, stem: str, weights: str, options
         with _quiet(options.verbose):
             proofs = {name: prove(reference, deploy, file.path, options) for name, file in written.items()}
         report = Report(weights, model, deploy, options, written, proofs, latency={})
+        if report.ok and options.material:
+            prove_at_scale(reference, report, options.material)
         if report.ok:
             report.latency = compare_latency(reference, deploy, written, options)
             report.files = _publish(report, temporary, folder, stem)
+        report.evidence = leave_evidence(reference, report, folder, stem)
     return report
 
 
@@ -310,16 +323,74 @@ def prove(reference: Reference, deploy: DetectionModel, path: Path, options: Opt
     proof = Proof()
     stride = int(deploy.stride.max())
     other = other_shape(options.size, stride)
-    proof.cases += reference.cases(path, options.size, options.batch, tolerance, path.name)
+
+    def compare(file: Path, size: tuple[int, int], batch: int, name: str) -> None:
+        cases = list(reference.cases(file, size, batch, tolerance, name))
+        proof.cases += cases
+        proof.divergence = proof.divergence or explain(reference, deploy, file, cases, tolerance)
+
+    compare(path, options.size, options.batch, path.name)
     if options.dynamic:
-        for size, batch in ((other, options.batch), (third_shape(options.size, stride), DYNAMIC_BATCH)):
-            proof.cases += reference.cases(path, size, batch, tolerance, path.name)
+        compare(path, other, options.batch, path.name)
+        compare(path, third_shape(options.size, stride), DYNAMIC_BATCH, path.name)
     elif deploy.only_size is None:
         with tempfile.TemporaryDirectory(dir=path.parent) as folder:
             sibling = Path(folder) / path.name
             write(deploy, sibling, dataclasses.replace(options, size=other))
-            proof.cases += reference.cases(sibling, other, options.batch, tolerance, TEMPORARY)
+            compare(sibling, other, options.batch, TEMPORARY)
     return proof
+
+
+def prove_at_scale(reference: Reference, report: Report, material: Material) -> None:
+    """Compare the files of a report with the reference on many pictures, as `utils/survey.py` does."""
+    o = report.options
+    runs_here = {name: file.path for name, file in report.written.items() if not FORMATS[name].not_run}
+    files = {name: (path.name, load_runner(path)) for name, path in runs_here.items()}
+    tolerance, most_drop = (HALF_TOLERANCE, HALF_MAX_DROP) if o.half else (Tolerance(), MAX_DROP)
+    report.surveys = survey(reference, files, material, o.size, o.batch, tolerance, most_drop)
+    for name, found in report.surveys.items():
+        worst = [found.worst] if found.worst else []
+        report.proofs[name].divergence = explain(reference, report.deploy, runs_here[name], worst, tolerance)
+
+
+def leave_evidence(reference: Reference, report: Report, folder: Path, stem: str) -> list[Path]:
+    """Write the picture of the worst case beside the report, and remove those that tell of an earlier export.
+
+    Of files that were refused the picture and the report are called `stem`.export-failed, and stay until a success.
+    Those that were proven on a few pictures only need no picture.
+    """
+    success, failure = (folder / f"{stem}.export{end}" for end in ("", "-failed"))
+    name = success if report.ok else failure
+    picture, summary = (name.with_name(name.name + suffix) for suffix in (".jpg", ".json"))
+    made = []
+    cases = [found.worst for found in report.surveys.values()]
+    if not report.ok:
+        cases += [case for proof in report.proofs.values() for case in proof.cases]
+        write_bytes(summary, to_json(report).encode())
+        made.append(summary)
+    shown = [case for case in cases if case and case.evidence]
+    if shown:
+        write_image(picture, draw_exhibit(reference, max(shown, key=lambda case: case.excess)))
+        made.append(picture)
+    stale = [picture] if not shown else []
+    if report.ok:
+        stale += [failure.with_name(failure.name + suffix) for suffix in (".jpg", ".json")]
+    for path in stale:
+        path.unlink(missing_ok=True)
+    return made
+
+
+def to_json(report: Report) -> str:
+    """Return the content of the report's file; numbers that are none become null."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: plain(entry) for key, entry in value.items()}
+        if isinstance(value, list):
+            return [plain(entry) for entry in value]
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+
+    return json.dumps(plain(report.as_dict()), indent=1, ensure_ascii=False) + "\n"
 
 
 def compare_latency(
@@ -512,7 +583,7 @@ def _reserve(folder: Path, count: int) -> None:
 def _publish(report: Report, temporary: Path, folder: Path, stem: str) -> list[Path]:
     """Give the files their final names, the report last, and return them."""
     summary = temporary / f"{stem}.export.json"
-    summary.write_text(json.dumps(report.as_dict(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    summary.write_text(to_json(report), encoding="utf-8")
     made = [*(written.path for written in report.written.values()), summary]
     for path in made:
         for file in files_in(path):

@@ -49,7 +49,7 @@ class Watch(TorchDispatchMode):
 
 
 def watch(path: Path, images: Tensor, shapes: Collection[Shape], visit: Visit) -> Outputs | None:
-    """Run a file and show `visit` its inner tensors, in float32, in any order.
+    """Run a file and show `visit` its inner tensors and its outputs, in float32, in any order.
 
     Args:
         path: a file, or a folder, of one of the formats.
@@ -57,7 +57,7 @@ def watch(path: Path, images: Tensor, shapes: Collection[Shape], visit: Visit) -
         shapes: of the tensors that are of interest; others may be shown too.
 
     Returns:
-        what the file put out while it was looked into, or None where its format does not let itself be looked into.
+        what the file put out meanwhile, nothing where it has no such tensors; None where the format shows none.
 
     Raises:
         RUN_ERRORS, or what the format's own library raises: the file does not run so.
@@ -84,9 +84,9 @@ def _look_onnx(path: Path, images: Tensor, shapes: Collection[Shape], visit: Vis
             onnx.save(exposed, Path(folder) / path.name)
             everything = load_runner(Path(folder) / path.name)(images)
         outputs = everything[: len(model.graph.output)]
-        for tensor in everything[len(model.graph.output) :]:
+        for tensor in everything:
             visit(tensor)
-    return outputs or load_runner(path)(images)
+    return outputs
 
 
 def _inner_values(model: onnx.ModelProto, size: Shape, shapes: Collection[Shape]) -> Iterator[onnx.ValueInfoProto]:
@@ -138,9 +138,9 @@ def _look_openvino(path: Path, images: Tensor, shapes: Collection[Shape], visit:
             openvino.save_model(exposed, place / source.name, compress_to_fp16=False)
             everything = load_runner(place)(images)
         outputs = everything[:count]
-        for tensor in everything[count:]:
+        for tensor in everything:
             visit(tensor)
-    return outputs or load_runner(path)(images)
+    return outputs
 
 
 def _groups(values: Iterable[T], shape_of: Callable[[T], Shape | None]) -> Iterator[list[T]]:

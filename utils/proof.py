@@ -78,13 +78,21 @@ def make_pictures(size: tuple[int, int], channels: int = 3, files: Sequence[Path
     Raises:
         Unreadable: a file is no picture.
     """
-    layers = [i % 3 for i in range(channels)]
-    pictures = {path.name: letterbox(path, size)[layers] for path in files}
+    pictures = {path.name: load_picture(path, size, channels) for path in files}
     noise = torch.randint(256, (channels, *size), generator=torch.Generator().manual_seed(0))
     pictures["noise"] = noise / 255  # as all pictures, which some files take as bytes
     rows, columns = (torch.arange(side) // CHECKER for side in size)
     pictures["checkerboard"] = ((rows[:, None] + columns) % 2).float().expand(channels, *size)
     return pictures
+
+
+def load_picture(path: Path, size: tuple[int, int], channels: int = 3) -> Tensor:
+    """Return a picture, letterboxed to a size, as (channels, *size) float32 in [0, 1]; arguments as above.
+
+    Raises:
+        Unreadable: the file is no picture.
+    """
+    return letterbox(path, size)[[i % 3 for i in range(channels)]]
 
 
 def letterbox(path: Path, size: tuple[int, int]) -> Tensor:
@@ -337,6 +345,18 @@ class Evidence:
     got: Outputs
     nms: Nms | None = None  # of the file, as it was told
 
+    def singles(self) -> list[Evidence]:
+        """Return the evidence for each picture of the batch."""
+        return [
+            Evidence(
+                self.images[one],
+                tuple(part[one] for part in self.expected),
+                tuple(part[one] for part in self.got),
+                self.nms,
+            )
+            for one in (slice(i, i + 1) for i in range(len(self.images)))
+        ]
+
 
 @dataclass(frozen=True)
 class Case:
@@ -392,6 +412,7 @@ class Proof:
 
     cases: list[Case] = field(default_factory=list)
     not_run: str = ""  # why there can be none on this machine
+    divergence: dict[str, Any] | None = None  # where the file parts from the model, as `utils/divergence.py` found it
 
     @property
     def ok(self) -> bool:
@@ -402,7 +423,8 @@ class Proof:
         """Return the worst of all comparisons, and each of them, as JSON takes it."""
         if self.not_run:
             return {"ok": None, "not_proven": self.not_run}
-        return {**summarize(self.cases), "cases": [case.as_dict() for case in self.cases], "ok": self.ok}
+        parting = {"divergence": self.divergence} if self.divergence else {}
+        return {**summarize(self.cases), **parting, "cases": [case.as_dict() for case in self.cases], "ok": self.ok}
 
 
 def summarize(cases: Sequence[Case]) -> dict[str, Any]:
@@ -572,11 +594,13 @@ def proof_table(proofs: dict[str, Proof]) -> str:
                 f"{file:<{width}}{shape:<14}{len(cases):>8}"
                 f"{worst['max_box_error_px']:>10.1e} px{worst['max_score_error']:>13.1e}{boxes}"
             )
-            lines += [f"    {remark}" for case in cases if (remark := _remark(case))]
+            lines += [f"    {text}" for case in cases if (text := remark(case))]
+        if proof.divergence:
+            lines.append(f"    {proof.divergence['text']}")
     return "\n".join(lines)
 
 
-def _remark(case: Case) -> str:
+def remark(case: Case) -> str:
     """Return where a comparison parts, or that it needed more than the tolerance; nothing for the others."""
     d, allowed = case.difference, case.allowed
     if case.ok and case.rounding:

@@ -15,18 +15,15 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import math
-import os
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import utils.environment  # noqa: F401
 from utils.calibration import Accuracy
-from utils.latency import Latency, measure
+from utils.latency import Latency
 
 # isort: split
 import numpy as np
@@ -173,7 +170,7 @@ class FloatGraph:
 
     def unit(self, name: str) -> set[str]:
         """Return the names of a layer's node and of its activation's nodes."""
-        inside = {output: self.layers[name] for output in self.layers[name].output}
+        inside = dict.fromkeys(self.layers[name].output, self.layers[name])
         found = {self.layers[name].name}
         waiting = list(inside)
         while waiting:

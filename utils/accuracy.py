@@ -1,0 +1,174 @@
+"""How well several networks detect the objects of one data set: ultralytics' validator, one pass over the pictures.
+
+Every picture is read and prepared once and given to all networks, so that they are compared on the same numbers, and
+whoever wants to compare their raw outputs can look on.
+"""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import utils.environment  # noqa: F401
+from models import DetectionModel
+from utils.runners import Outputs, Runner
+from utils.trainer import VALIDATORS, write_data_yaml
+
+# isort: split
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Subset
+from ultralytics.utils import LOGGER
+
+T = TypeVar("T")
+Observe = Callable[[Sequence[str], Tensor, Mapping[str, Outputs]], None]  # file names, (B, ch, H, W), network → outputs
+
+CONF, IOU, MAX_DET = 0.001, 0.6, 300  # val.py's defaults
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """mAP in [0, 1]: at IoU 0.5, and the mean over IoU 0.5 to 0.95; of a segmenter that of its masks as well."""
+
+    map50: float
+    map: float
+    mask_map50: float | None = None
+    mask_map: float | None = None
+
+    def as_dict(self) -> dict[str, float]:
+        """Return what there is."""
+        return {key: value for key, value in asdict(self).items() if value is not None}
+
+    def drop_to(self, other: Accuracy) -> float:
+        """Return by how many points the mAP of `other` is lower, boxes or masks, whichever lost more."""
+        pairs = [(self.map, other.map), (self.mask_map, other.mask_map)]
+        return 100 * max(mine - theirs for mine, theirs in pairs if mine is not None and theirs is not None)
+
+
+def measure_accuracy(
+    networks: Mapping[str, Runner],
+    model: DetectionModel,
+    data: dict[str, Any],
+    size: tuple[int, int],
+    batch: int = 1,
+    most: int = 0,
+    observe: Observe = lambda *_: None,
+) -> dict[str, Accuracy]:
+    """Return the mAP of each network on the val split of a data set.
+
+    Args:
+        networks: name → what runs it; they all do the task of `model`, with its classes.
+        model: says what the outputs mean.
+        data: what `load_dataset` returned.
+        size: height and width that the pictures are letterboxed to.
+        batch: pictures at a time; the last batch may hold fewer.
+        most: the number of pictures, taken evenly from the split; 0 takes all.
+        observe: called with every batch and what the networks put out for it.
+
+    Raises:
+        UserError: the data set has other classes, or nothing that can be used.
+    """
+    witness = WITNESSES[model.task]
+    with tempfile.TemporaryDirectory() as folder, _without_talk():
+        write_data_yaml(data, Path(folder) / "data.yaml")
+        validator = witness(save_dir=Path(folder), args=_options(model.task, Path(folder), max(size), batch))
+        validator.args.imgsz = list(size)
+        validator.panel, validator.most, validator.observe = Panel(model, networks), most, observe
+        first = validator(model=validator.panel)
+        everyone = {name: rival.get_stats() for name, rival in validator.rivals.items()}
+    return {name: _accuracy(stats) for name, stats in {next(iter(networks)): first, **everyone}.items()}
+
+
+def evenly(items: Sequence[T], most: int) -> list[T]:
+    """Return at most so many of the items, evenly spread; 0 returns all."""
+    count = min(most or len(items), len(items))
+    return [items[i * len(items) // count] for i in range(count)]
+
+
+class Panel(nn.Module):
+    """Several networks as one that ultralytics validates: it gives the outputs of the first and keeps those of all."""
+
+    def __init__(self, model: DetectionModel, networks: Mapping[str, Runner]) -> None:
+        super().__init__()
+        self.networks = networks
+        self.outputs: dict[str, Outputs] = {}
+        self.names, self.stride, self.end2end, self.yaml = model.names, model.stride, model.end2end, model.yaml
+
+    def forward(self, images: Tensor) -> Tensor | Outputs:
+        """Run all networks on (B, ch, H, W)."""
+        self.outputs = {name: run(images) for name, run in self.networks.items()}
+        first = next(iter(self.outputs.values()))
+        return first if len(first) > 1 else first[0]
+
+
+def _make_witness(kind: type) -> type:
+    """Return a kind of validator that measures all networks of a panel, each by a copy of itself."""
+
+    class Witness(kind):  # type: ignore[misc, valid-type]
+        panel: Panel
+        most: int
+        observe: Observe
+
+        def get_model(self, model: Any, trainer: Any = None) -> Any:  # noqa: ARG002
+            return model  # ultralytics would copy it, which sessions do not allow
+
+        def get_dataloader(self, dataset_path: str, batch_size: int) -> DataLoader:
+            dataset = self.build_dataset(dataset_path, batch=batch_size)
+            chosen = Subset(dataset, evenly(range(len(dataset)), self.most))
+            return DataLoader(chosen, batch_size, collate_fn=dataset.collate_fn)
+
+        def init_metrics(self, model: Any) -> None:
+            super().init_metrics(model)
+            self.args.save_json = False  # ultralytics would measure COCO a second time
+            self.rivals = {name: copy.copy(self) for name in list(self.panel.networks)[1:]}
+            for rival in self.rivals.values():
+                rival.metrics = copy.deepcopy(self.metrics)
+
+        def update_metrics(self, preds: Any, batch: dict[str, Any]) -> None:
+            super().update_metrics(preds, batch)
+            for name, rival in self.rivals.items():
+                output = self.panel.outputs[name]
+                found = rival.postprocess(output if len(output) > 1 else output[0])
+                super(Witness, rival).update_metrics(found, batch)
+            self.observe(batch["im_file"], batch["img"], self.panel.outputs)
+
+        def get_desc(self) -> str:
+            return "comparing pictures of the val split"
+
+        def print_results(self) -> None:
+            pass
+
+    return Witness
+
+
+WITNESSES = {task: _make_witness(kind) for task, kind in VALIDATORS.items()}
+
+
+def _options(task: str, folder: Path, side: int, batch: int) -> dict[str, Any]:
+    """Return ultralytics' options of this validation."""
+    options: dict[str, Any] = {"mode": "val", "task": task, "data": str(folder / "data.yaml"), "split": "val"}
+    options |= {"batch": batch, "imgsz": side, "conf": CONF, "iou": IOU, "max_det": MAX_DET, "device": "cpu"}
+    return options | {"workers": 0, "plots": False, "rect": False}
+
+
+def _accuracy(stats: dict[str, float]) -> Accuracy:
+    keys = {"map50": "mAP50(B)", "map": "mAP50-95(B)", "mask_map50": "mAP50(M)", "mask_map": "mAP50-95(M)"}
+    return Accuracy(**{key: float(stats[f"metrics/{of}"]) for key, of in keys.items() if f"metrics/{of}" in stats})
+
+
+@contextmanager
+def _without_talk() -> Iterator[None]:
+    """Keep what ultralytics tells about a validation to itself; its warnings and its bar stay."""
+
+    def is_worth_saying(record: Any) -> bool:
+        return record.levelno > LOGGER.level
+
+    LOGGER.addFilter(is_worth_saying)
+    try:
+        yield
+    finally:
+        LOGGER.removeFilter(is_worth_saying)

@@ -1,0 +1,110 @@
+"""The picture that goes with a proof: what the unfused model sees and what the file sees, side by side."""
+
+from __future__ import annotations
+
+import utils.environment  # noqa: F401
+from utils.proof import Case, Evidence, Reference, detections
+from utils.runners import Outputs
+
+# isort: split
+import cv2
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+from ultralytics.engine.results import Results
+from ultralytics.utils import ops
+
+SIDE = 640  # pixels that the longer side of each picture has at least
+MARGIN, FONT = 10, 18  # pixels
+MOST = 20  # boxes drawn where the model sees nothing and the best of the background were compared
+INK, PAPER, GREY = (20, 20, 20), (250, 250, 250), (110, 110, 110)
+
+
+def draw_exhibit(reference: Reference, case: Case) -> np.ndarray:
+    """Return what was compared in a case as one picture, (H, W, 3) uint8 in BGR.
+
+    Left are the boxes, and masks, of the unfused model, right those of the file; above, whose they are and how far
+    they are apart. Of a batch the picture with the largest error is shown.
+
+    Args:
+        reference: the unfused model.
+        case: one that has evidence.
+    """
+    if case.evidence is None:
+        raise ValueError(f"the case {case.picture} of {case.file} holds no evidence")
+    shown = _worst_of(reference, case, case.evidence)
+    conf = case.difference.conf
+    sides = [_draw(reference, shown.images[0], outputs, conf) for outputs in (shown.expected, shown.got)]
+    height, width = sides[0].shape[:2]
+    line = FONT + MARGIN
+    sheet = Image.new("RGB", (2 * width + 3 * MARGIN, height + 3 * line + 2 * MARGIN), PAPER)
+    for i, (title, side) in enumerate(zip(("unfused PyTorch", case.file), sides, strict=True)):
+        left = MARGIN + i * (width + MARGIN)
+        sheet.paste(Image.fromarray(side[..., ::-1]), (left, 3 * line + MARGIN))
+        _write(sheet, (left, 2 * line + MARGIN), title, INK)
+    for i, (text, colour) in enumerate(zip(_caption(case), (INK, GREY), strict=True)):
+        _write(sheet, (MARGIN, i * line + MARGIN), text, colour)
+    return np.ascontiguousarray(np.asarray(sheet)[..., ::-1])
+
+
+def _caption(case: Case) -> tuple[str, str]:
+    """Return two lines: the errors, and what was compared."""
+    d = case.difference
+    verdict = "agrees" if case.ok else "DIFFERS"
+    errors = d.problem or f"box error {d.box_px:.1e} px, score error {d.score:.1e}"
+    masks = f", mask error {d.mask:.1e}" if d.mask else ""
+    found = f"{d.matched} of {d.reference} boxes are the same, least IoU {d.min_iou:.6f}"
+    if not d.sees_something:
+        found = "the model sees nothing here; the best of the background"
+    size = "x".join(map(str, case.size))
+    return f"{verdict}: {errors}{masks}", f"largest error of all pictures: {case.picture} at {size}; {found}"
+
+
+def _write(sheet: Image.Image, place: tuple[int, int], text: str, colour: tuple[int, int, int]) -> None:
+    """Write a line, as small as it must be to fit."""
+    draw = ImageDraw.Draw(sheet)
+    text = text.encode("latin-1", "replace").decode("latin-1")  # what the font has
+    for size in range(FONT, 6, -1):
+        font = ImageFont.load_default(size)
+        if place[0] + draw.textlength(text, font) <= sheet.width - MARGIN:
+            break
+    draw.text(place, text, colour, font)
+
+
+def _worst_of(reference: Reference, case: Case, evidence: Evidence) -> Evidence:
+    """Return the evidence for the one picture of a batch with the largest error."""
+    singles = evidence.singles()
+    if len(singles) == 1 or case.difference.problem:
+        return singles[0]
+
+    def excess(single: Evidence) -> float:
+        d = reference.compare(single.expected, single.got, case.allowed)
+        return max(d.box_px / case.allowed.box_px, d.score / case.allowed.score, d.reference - d.matched)
+
+    return max(singles, key=excess)
+
+
+def _draw(reference: Reference, image: Tensor, outputs: Outputs, conf: float) -> np.ndarray:
+    """Return a picture (ch, H, W) in [0, 1] with what outputs of batch 1 hold, enlarged, as (H, W, 3) uint8 BGR."""
+    model = reference.model
+    rgb = image[[i % len(image) for i in range(3)]].permute(1, 2, 0).mul(255).round().byte().numpy()
+    scale = max(1, round(SIDE / max(rgb.shape)))
+    rows = _rows(outputs, model.nc, model.end2end, conf)
+    masks = None
+    if len(outputs) > 1 and len(rows):
+        masks = ops.process_mask(outputs[1][0], rows[:, 6:], rows[:, :4], rgb.shape[:2], upsample=True)
+        masks = masks.repeat_interleave(scale, 1).repeat_interleave(scale, 2)
+    boxes = torch.cat([rows[:, :4] * scale, rows[:, 4:6]], 1)
+    large = cv2.resize(rgb, None, fx=scale, fy=scale, interpolation=cv2.INTER_CUBIC)
+    result = Results(np.ascontiguousarray(large[..., ::-1]), "", model.names, boxes=boxes, masks=masks)
+    return result.plot(line_width=2)
+
+
+def _rows(outputs: Outputs, nc: int, end2end: bool, conf: float) -> Tensor:
+    """Return the detections of batch 1 that can be drawn; none of outputs that are not the model's."""
+    try:
+        rows = detections(outputs[0], nc, end2end, conf)[0]
+    except (RuntimeError, IndexError, AssertionError):
+        return torch.zeros(0, 6)
+    return rows[rows.isfinite().all(1)][: MOST if conf < 0.25 else None]
