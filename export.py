@@ -8,6 +8,7 @@
     python export.py --include onnx --nms --preprocess bgr               # bytes in, boxes out; thresholds are inputs
     python export.py --data my-data.yaml                                 # proven on the val split, and by its mAP
     python export.py --source my/pictures --pictures 500                 # proven on pictures without labels
+    python export.py --include onnx --int8                               # quantized as well: best-int8.onnx
     python export.py --no-fuse                                           # keep the training branches
     python export.py --cfg riformer-yolo.yaml --output /tmp/timing       # freshly initialised weights, for timing
 
@@ -35,6 +36,7 @@ from models.errors import UserError
 from models.plugins import load_plugins
 from models.summary import count_parameters
 from utils import cli
+from utils.calibration import calibration_pictures, find_data
 from utils.checkpoint import load_checkpoint
 from utils.datasets import check_images, list_images, load_dataset
 from utils.export import (
@@ -48,6 +50,7 @@ from utils.export import (
 )
 from utils.exporters import ABLE, EXPORTERS
 from utils.formats import DEFAULT, FORMATS, check_formats, check_possible, format_of, size_of
+from utils.int8 import MOST, Int8, Quantization, check_int8, curve_table, layer_table
 from utils.proof import PHOTOS, proof_table
 from utils.sources import Files, Unreadable, read_picture
 from utils.survey import Material, survey_table
@@ -78,6 +81,10 @@ def make_parser() -> cli.Parser:
     add("--fuse", action=argparse.BooleanOptionalAction, default=True, help="fuse all that can be fused")
     add("--dynamic", **flag, help="leave batch, height and width free")
     add("--half", **flag, help="float16 weights; what computes in float16, too, depends on the format")
+    add("--int8", **flag, help="quantize as well, calibrated on the train split of --data, or of the weights' own")
+    add("--max-drop", type=cli.finite_float, default=1.0, help="points of mAP50-95 that --int8 may cost on val")
+    add("--calibration-pictures", type=cli.positive_int, default=100, help="of the training split, for --int8")
+    add("--reduce-range", **flag, help="7-bit weights in ONNX, for x86 processors without VNNI")
     add("--simplify", **flag, help="slim the ONNX graph with onnxslim")
     add("--opset", type=cli.positive_int, default=17, help="ONNX operator set")
     add(
@@ -119,6 +126,8 @@ def main(args: argparse.Namespace) -> int:
     nms = Nms(args.conf_thres, args.iou_thres, args.agnostic_nms, args.max_det) if args.nms else None
     few, material = gather(args, model)
     size = cli.check_imgsz(args.imgsz or model.imgsz, int(model.stride.max()))
+    if args.int8:
+        check_int8(formats, opset, args.half, size, args.batch_size, args.max_drop)
     options = Options(
         size=(size[0], size[1]),
         formats=formats,
@@ -135,6 +144,7 @@ def main(args: argparse.Namespace) -> int:
         verbose=args.verbose,
         pictures=few,
         material=material,
+        int8=quantization(args, path, model.nc) if args.int8 else None,
     )
     log_start(model, path, options)
     try:
@@ -171,6 +181,19 @@ def load(args: argparse.Namespace) -> tuple[DetectionModel, Path, Path]:
     if not cli.is_utf8(folder.absolute() / path.name):
         raise UserError(f"the exports of {path} would be called what is not UTF-8, which torch cannot write: --output")
     return load_checkpoint(path), path, folder
+
+
+def quantization(args: argparse.Namespace, weights: Path, classes: int) -> Int8:
+    """Return what to quantize with: the data set that --data names, else that of the weights' training."""
+    data = find_data(args.data, weights)
+    if data["nc"] != classes:
+        raise UserError(
+            f"the weights know {classes} classes and {data['yaml_file']} has {data['nc']}: "
+            f"name the data set that they were trained on with --data"
+        )
+    pictures = calibration_pictures(data, args.calibration_pictures)
+    LOGGER.info(f"INT8: {len(pictures)} calibration pictures of {cli.printable(data['train'])}")
+    return Int8(data, tuple(pictures), args.max_drop, args.reduce_range)
 
 
 def gather(args: argparse.Namespace, model: DetectionModel) -> tuple[tuple[Path, ...], Material | None]:
@@ -247,6 +270,14 @@ def log_result(report: Report, seconds: float) -> None:
     LOGGER.info(f"\nCompared with the unfused model in float32{allowed}:\n{proof_table(report.proofs)}\n")
     if report.surveys and report.options.material:
         LOGGER.info(f"{survey_table(report.surveys, report.options.material, report.options.size)}\n")
+    for found in report.quantized.values():
+        log_quantization(found)
+    if not report.ok and report.quantized:
+        LOGGER.error(
+            f"no INT8 file with at most {MOST:.0%} of its layers in float stays within --max-drop; nothing was "
+            f"written, and what was there before stays: train with --qat, or give a larger --max-drop"
+        )
+        return
     if not report.ok:
         shown = " and ".join(map(str, report.evidence))
         refused = "the files disagree with the model; none was written, and what was there before stays"
@@ -261,6 +292,9 @@ def log_result(report: Report, seconds: float) -> None:
         place = next(path for path in report.files if format_of(path) == FORMATS[name])
         saved = f"saved as {place} ({_megabytes(place)})"
         LOGGER.info(cli.printable(f"{FORMATS[name].title}: export success ✅ {written.seconds:.1f}s, {saved}"))
+    for found in report.quantized.values():
+        place = report.files[-1].parent / str(found.file and found.file.name)
+        LOGGER.info(cli.printable(f"INT8 {found.format.title}: {found.speed:.2f}x as fast ✅ saved as {place}"))
     LOGGER.info(f"\nExport complete ({seconds:.1f}s)")
     LOGGER.info(cli.printable(f"Results saved to {report.files[-1].parent.resolve()}, the proof in {report.files[-1]}"))
     if report.evidence:
@@ -269,6 +303,12 @@ def log_result(report: Report, seconds: float) -> None:
         LOGGER.info(cli.printable(f"Detect:    python detect.py --weights {runs[-1]}"))
         LOGGER.info(cli.printable(f"Validate:  python val.py --weights {runs[-1]}"))
     LOGGER.info("Visualize: https://netron.app")
+
+
+def log_quantization(found: Quantization) -> None:
+    """Log what quantization did to the layers of one format, and what keeping some in float costs and brings."""
+    LOGGER.info(f"INT8 {found.format.title}, calibrated on {found.pictures} pictures; the layers that suffer most:")
+    LOGGER.info(f"{layer_table(found.layers)}\n\nThe worst layers in float, mAP in points:\n{curve_table(found)}\n")
 
 
 def _megabytes(path: Path) -> str:

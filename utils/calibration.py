@@ -94,14 +94,14 @@ def batches(pictures: Sequence[Path], shape: Sequence[int], what: str) -> Iterat
         yield torch.stack([letterbox(file, (height, width))[layers] for file in files])
 
 
-def measure_accuracy(weights: Path, task: str, data: dict[str, Any], size: tuple[int, int]) -> Accuracy:
+def measure_accuracy(weights: Path, task: str, data: dict[str, Any], side: int) -> Accuracy:
     """Return the mAP of an exported file on the val split of a data set, by ultralytics' validator.
 
     Args:
         weights: what its `AutoBackend` runs.
         task: detect or segment, whose boxes are measured alike.
         data: what `load_dataset` gave.
-        size: height and width of the input, in pixels.
+        side: of the square input, in pixels.
 
     Raises:
         UserError: the weights know other classes than the data set.
@@ -109,7 +109,7 @@ def measure_accuracy(weights: Path, task: str, data: dict[str, Any], size: tuple
     with tempfile.TemporaryDirectory() as folder, quiet():
         file = Path(folder) / "data.yaml"
         write_data_yaml(data, file)
-        options = {"mode": "val", "task": task, "data": str(file), "imgsz": max(size), "conf": CONF, "iou": IOU}
+        options = {"mode": "val", "task": task, "data": str(file), "imgsz": side, "conf": CONF, "iou": IOU}
         options |= {"batch": 1, "device": "cpu", "workers": 0, "plots": False, "verbose": False, "rect": False}
         found = VALIDATORS[task](save_dir=Path(folder), args=options)(model=str(weights))
     return Accuracy(100 * found["metrics/mAP50-95(B)"], 100 * found["metrics/mAP50(B)"])

@@ -12,7 +12,6 @@ import copy
 import ctypes
 import dataclasses
 import fcntl
-import hashlib
 import importlib.metadata
 import json
 import logging
@@ -38,7 +37,8 @@ from models.summary import check_levels, count_parameters
 from utils.divergence import explain
 from utils.exhibit import draw_exhibit
 from utils.exporters import EXPORTERS, announce, surround
-from utils.formats import DEFAULT, FORMATS, Format, files_in, format_of, size_of
+from utils.formats import DEFAULT, FORMATS, Format, digest, files_in, format_of, size_of
+from utils.int8 import Int8, Quantization, draw_curves, quantize
 from utils.latency import Latency, measure
 from utils.outputs import write_bytes, write_image
 from utils.proof import (
@@ -106,6 +106,7 @@ class Options:
     verbose: bool = False
     pictures: tuple[Path, ...] = PHOTOS  # real ones, to prove on
     material: Material | None = None  # many, to prove on at scale
+    int8: Int8 | None = None  # quantized files as well
 
 
 @dataclass(frozen=True)
@@ -129,15 +130,16 @@ class Report:
     written: dict[str, Written]
     proofs: dict[str, Proof]
     latency: dict[str, Latency]
+    quantized: dict[str, Quantization] = dataclasses.field(default_factory=dict)
     files: list[Path] = dataclasses.field(default_factory=list)  # in their final place; empty when not ok
     surveys: dict[str, Survey] = dataclasses.field(default_factory=dict)  # of many pictures
     evidence: list[Path] = dataclasses.field(default_factory=list)  # what shows the worst case
 
     @property
     def ok(self) -> bool:
-        """Whether every file that can be run here agrees with the unfused model."""
+        """Whether every file that can be run here agrees with the unfused model, and every INT8 file is good enough."""
         proven = all(proof.ok or proof.not_run for proof in self.proofs.values())
-        return proven and all(found.ok for found in self.surveys.values())
+        return proven and all(found.ok for found in (*self.surveys.values(), *self.quantized.values()))
 
     def as_dict(self) -> dict[str, Any]:
         """Return it as JSON takes it."""
@@ -157,6 +159,7 @@ class Report:
             "formats": {name: self._format(name) for name in self.written},
             "tolerance": dataclasses.asdict(self._tolerance),
             "latency": {"of": "medians on the CPU", "threads": torch.get_num_threads(), "rounds": ROUNDS},
+            "int8": {name: found.as_dict() for name, found in self.quantized.items()},
             "versions": versions(o.formats),
             "ok": self.ok,
         }
@@ -253,6 +256,8 @@ def export(model: DetectionModel, folder: Path, stem: str, weights: str, options
         report = Report(weights, model, deploy, options, written, proofs, latency={})
         if report.ok and options.material:
             prove_at_scale(reference, report, options.material)
+        if report.ok and options.int8:
+            report.quantized = _quantize(deploy, written, temporary / "int8", options, options.int8)
         if report.ok:
             report.latency = compare_latency(reference, deploy, written, options)
             report.files = _publish(report, temporary, folder, stem)
@@ -312,6 +317,18 @@ def _to_be_written(deploy: DetectionModel, path: Path, kind: Format) -> Detectio
         _as_it_is, model
     )  # the Exporter would fuse, and here that is decided already
     return model
+
+
+def _quantize(
+    deploy: DetectionModel, written: dict[str, Written], folder: Path, options: Options, int8: Int8
+) -> dict[str, Quantization]:
+    """Return the quantized files, which are in `folder`; their layers are looked at in an ONNX file."""
+    folder.mkdir()
+    graph = folder / "float.onnx"
+    write(deploy, graph, dataclasses.replace(options, simplify=False))
+    files = {name: file.path for name, file in written.items()}
+    shape = (options.batch, deploy.spec.ch, *options.size)
+    return quantize(files, graph, deploy.task, shape, int8, getattr(deploy, "ranges", {}))
 
 
 def prove(reference: Reference, deploy: DetectionModel, path: Path, options: Options) -> Proof:
@@ -582,9 +599,12 @@ def _reserve(folder: Path, count: int) -> None:
 
 def _publish(report: Report, temporary: Path, folder: Path, stem: str) -> list[Path]:
     """Give the files their final names, the report last, and return them."""
+    quantized = [found.take(temporary, stem) for found in report.quantized.values()]
+    if quantized:
+        quantized.append(draw_curves(list(report.quantized.values()), temporary / f"{stem}.int8.png"))
     summary = temporary / f"{stem}.export.json"
     summary.write_text(to_json(report), encoding="utf-8")
-    made = [*(written.path for written in report.written.values()), summary]
+    made = [*(written.path for written in report.written.values()), *quantized, summary]
     for path in made:
         for file in files_in(path):
             _sync(file)
@@ -608,14 +628,6 @@ def _replace(new: Path, place: Path, former: Path) -> None:
         if former.exists() and not place.exists():
             former.replace(place)
         raise
-
-
-def digest(path: Path) -> str:
-    """Return the SHA-256 of a file; of a folder that of the lines which `sha256sum *` prints in it."""
-    if not path.is_dir():
-        return hashlib.sha256(path.read_bytes()).hexdigest()
-    lines = (f"{digest(file)}  {file.relative_to(path).as_posix()}\n" for file in files_in(path))
-    return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def _sync(path: Path) -> None:

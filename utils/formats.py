@@ -6,6 +6,7 @@ packages write and run it, and why it is not run here where nothing can run it.
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
 import sys
 from collections.abc import Sequence
@@ -243,3 +244,11 @@ def files_in(path: Path) -> list[Path]:
 def size_of(path: Path) -> int:
     """Return the bytes of an export, of all files of a folder."""
     return sum(file.stat().st_size for file in files_in(path))
+
+
+def digest(path: Path) -> str:
+    """Return the SHA-256 of a file; of a folder that of the lines which `sha256sum *` prints in it."""
+    if not path.is_dir():
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    lines = (f"{digest(file)}  {file.relative_to(path).as_posix()}\n" for file in files_in(path))
+    return hashlib.sha256("".join(lines).encode()).hexdigest()

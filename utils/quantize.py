@@ -3,7 +3,8 @@
 Weights are quantized per output channel, symmetrically; activations per tensor to unsigned numbers, with the ranges
 that calibration pictures give them. Everything between the picture and the last convolutions of the head is quantized,
 SiLU as a Sigmoid and a Mul as well as Concat, MaxPool, Resize and Add: each of them left in float would put the whole
-map through two conversions. The decoding of boxes stays in float, as one scale for pixels and scores would spoil both.
+map through two conversions. The last convolutions and the decoding of boxes stay in float: the convolutions put out
+coordinates, objectness and classes in one tensor, and one scale for all of them would spoil the boxes.
 
 How much a layer suffers is its signal-to-noise ratio: the energy of its output over the energy of what changes when
 its weights and its inputs alone are quantized, all layers before it in float. Fused RepVGG kernels are those that
@@ -14,16 +15,17 @@ suffer: the identity and 1x1 branches make single weights large, and all others 
 from __future__ import annotations
 
 import copy
-import dataclasses
+import logging
+import re
+import shutil
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import utils.environment  # noqa: F401
-from utils.calibration import Accuracy
-from utils.latency import Latency
+from models.errors import UserError
 
 # isort: split
 import numpy as np
@@ -40,8 +42,8 @@ ACTIVATIONS = ("Relu", "Clip", "LeakyRelu", "Sigmoid", "HardSigmoid", "Mul")  # 
 OTHERS = ("Add", "Concat", "MaxPool", "AveragePool", "GlobalAveragePool", "Resize")
 FIXED = ".dfl.conv.weight"  # the bins of ultralytics' head, which are part of decoding
 ALONE = "alone/"  # begins the names of what is computed from float inputs
-MOST = 0.5  # of the layers may stay in float; the rest would hardly be an INT8 file
-ROUNDS = 5  # of measuring latency
+MIN_OPSET = 13  # from which on scales may differ from channel to channel
+NNCF = "nncf==3.4.0"
 Ranges = Mapping[str, tuple[float, float]]  # layer → least and largest input
 
 
@@ -55,70 +57,6 @@ class Layer:
     sqnr: float  # dB
 
 
-@dataclass(frozen=True)
-class Point:
-    """One file of the search: so many of the worst layers in float, and what came of it."""
-
-    floats: int
-    accuracy: Accuracy
-    drop: float  # points of mAP50-95 below the float file
-    path: Path
-
-
-@dataclass
-class Quantization:
-    """The search for one format; `path` is the file with the fewest layers in float that drops no more than allowed."""
-
-    format: str
-    layers: list[Layer]  # worst first
-    points: list[Point]  # in the order of `floats`; the last one is the float file
-    max_drop: float
-    pictures: int  # it was calibrated on
-    data: str  # the data set's file
-    latency: dict[int, Latency] = field(default_factory=dict)  # floats → of the file
-
-    @property
-    def chosen(self) -> Point | None:
-        """The file to publish; None when no file of at most half of the layers in float was good enough."""
-        good = [point for point in self.points[:-1] if point.drop <= self.max_drop]
-        return min(good, key=lambda point: point.floats) if good else None
-
-    @property
-    def ok(self) -> bool:
-        """Whether there is a file to publish."""
-        return self.chosen is not None
-
-    @property
-    def kept(self) -> list[str]:
-        """The layers that are in float."""
-        return [layer.name for layer in self.layers[: self.chosen.floats if self.chosen else 0]]
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return it as JSON takes it."""
-        chosen, fast = self.chosen, {floats: latency.minimum for floats, latency in self.latency.items()}
-        return {
-            "data": self.data,
-            "calibration_pictures": self.pictures,
-            "max_drop": self.max_drop,
-            "drop": round(chosen.drop, 3) if chosen else None,
-            "speedup": round(fast[len(self.layers)] / fast[chosen.floats], 3) if chosen and fast else None,
-            "float_layers": self.kept,
-            "layers": [dataclasses.asdict(layer) for layer in self.layers],
-            "curve": [
-                {
-                    "float_layers": point.floats,
-                    "map50_95": round(point.accuracy.map50_95, 3),
-                    "map50": round(point.accuracy.map50, 3),
-                    "drop": round(point.drop, 3),
-                    "latency_min_ms": round(fast[point.floats], 3) if fast else None,
-                    "bytes": size_of(point.path),
-                }
-                for point in self.points
-            ],
-            "ok": self.ok,
-        }
-
-
 # The graph ------------------------------------------------------------------------------------------------------------
 class FloatGraph:
     """A float ONNX file as quantization sees it.
@@ -127,8 +65,8 @@ class FloatGraph:
         path: the file; nodes have names, as torch's exporters give them.
 
     Attributes:
-        layers: path of a module, else name of a node → node with the weight.
-        shape: of the input: batch, channels, height, width.
+        layers: path of a module, else name of a node → node with the weight; those that can be quantized.
+        ends: the same of the layers that decoding reads, which stay in float.
     """
 
     def __init__(self, path: Path) -> None:
@@ -141,13 +79,16 @@ class FloatGraph:
             for name in node.input:
                 self.readers[name].append(node)
             self.writers.update(dict.fromkeys(node.output, node))
-        self.layers = {
+        found = {
             _layer_name(node): node
             for node in self.model.graph.node
             if node.op_type in LAYERS and node.input[1] in self.weights and not node.input[1].endswith(FIXED)
         }
-        sides = self.model.graph.input[0].type.tensor_type.shape.dim
-        self.shape = tuple(side.dim_value for side in sides)
+        before = {name: self._before([node]) for name, node in found.items()}
+        inner = {name for name, node in found.items() if any(node.name in nodes for nodes in before.values())}
+        self.layers = {name: node for name, node in found.items() if name in inner}
+        self.ends = {name: node for name, node in found.items() if name not in inner}
+        self.body = {node for nodes in before.values() for node in nodes}
 
     def weight(self, name: str) -> np.ndarray:
         """Return the weight of a layer, (output channels, all others)."""
@@ -157,20 +98,31 @@ class FloatGraph:
             weight = weight.swapaxes(0, 1)
         return weight.reshape(len(weight), -1)
 
-    def body(self) -> set[str]:
-        """Return the names of the nodes that can be quantized: layers and what leads to one; decoding does not."""
+    def channels(self, name: str) -> int:
+        """Return how many channels a layer reads."""
+        node = (self.layers | self.ends)[name]
+        sides = self.weights[node.input[1]].dims
+        groups = next((attribute.i for attribute in node.attribute if attribute.name == "group"), 1)
+        across = next((attribute.i for attribute in node.attribute if attribute.name == "transB"), 0)
+        if node.op_type == "Conv":
+            return sides[1] * groups
+        return {"ConvTranspose": sides[0], "Gemm": sides[across]}.get(node.op_type, sides[-2])
+
+    def _before(self, nodes: Iterable[Any]) -> set[str]:
+        """Return the names of all nodes that some others depend on."""
         seen: set[str] = set()
-        waiting = list(self.layers.values())
+        waiting = list(nodes)
         while waiting:
-            node = waiting.pop()
-            if node.name not in seen:
-                seen.add(node.name)
-                waiting += [self.writers[name] for name in node.input if name in self.writers]
+            for name in waiting.pop().input:
+                writer = self.writers.get(name)
+                if writer is not None and writer.name not in seen:
+                    seen.add(writer.name)
+                    waiting.append(writer)
         return seen
 
     def unit(self, name: str) -> set[str]:
         """Return the names of a layer's node and of its activation's nodes."""
-        inside = dict.fromkeys(self.layers[name].output, self.layers[name])
+        inside = set(self.layers[name].output)
         found = {self.layers[name].name}
         waiting = list(inside)
         while waiting:
@@ -178,14 +130,14 @@ class FloatGraph:
                 whole = all(tensor in inside for tensor in reader.input if tensor in self.writers)
                 if reader.op_type in ACTIVATIONS and reader.name not in found and whole:
                     found.add(reader.name)
-                    inside.update(dict.fromkeys(reader.output, reader))
+                    inside.update(reader.output)
                     waiting += [*inside]
         return found
 
     def calibrate(self, batches: Iterable[Tensor], folder: Path, learned: Ranges) -> TensorsData:
         """Return the range of every tensor over some inputs; those of `learned` layers' inputs are as given."""
         name = self.model.graph.input[0].name
-        calibrator = create_calibrator(self.path, list((*LAYERS, *ACTIVATIONS, *OTHERS)), str(folder / "ranges.onnx"))
+        calibrator = create_calibrator(self.path, [*LAYERS, *ACTIVATIONS, *OTHERS], str(folder / "ranges.onnx"))
         calibrator.collect_data(_Reader({name: images.numpy()} for images in batches))
         ranges = calibrator.compute_data()
         for layer, (low, high) in learned.items():
@@ -208,7 +160,7 @@ class FloatGraph:
             weight_qType=QuantType.QInt8,
             activation_qType=QuantType.QUInt8,
             tensors_range=ranges,
-            nodes_to_quantize=sorted(self.body() - kept),
+            nodes_to_quantize=sorted(self.body - kept),
             nodes_to_exclude=[],
             op_types_to_quantize=[*LAYERS, *ACTIVATIONS, *OTHERS],
             extra_options={},
@@ -216,7 +168,31 @@ class FloatGraph:
         quantizer.quantize_model()
         model = quantizer.model.model
         model.producer_name = self.model.producer_name
+        for name in (*floats, *self.ends):
+            self._read_by_channel(model.graph, name)
         return model
+
+    def _read_by_channel(self, graph: Any, name: str) -> None:
+        """Let a layer that is in float dequantize its input by itself, with the one scale repeated for every channel.
+
+        ONNX Runtime quantizes the weights of what reads a tensor with a single scale, even if they were left in float,
+        and that with one scale for all of the weight.
+        """
+        layer = next(node for node in graph.node if node.name == (self.layers | self.ends)[name].name)
+        dequantize = next((node for node in graph.node if layer.input[0] in node.output), None)
+        if dequantize is None or dequantize.op_type != "DequantizeLinear":
+            return
+        known = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
+        repeated = []
+        for value in dequantize.input[1:]:
+            tensor = np.repeat(known[value].reshape(1), self.channels(name))
+            repeated.append(f"{value}/{name}")
+            graph.initializer.append(numpy_helper.from_array(tensor, repeated[-1]))
+        own = f"{layer.input[0]}/{name}"
+        inputs = [dequantize.input[0], *repeated]
+        node = onnx.helper.make_node("DequantizeLinear", inputs, [own], f"{dequantize.name}/{name}", axis=1)
+        graph.node.insert(list(graph.node).index(layer), node)
+        layer.input[0] = own
 
     def survey(self, quantized: Any, batches: Iterable[Tensor]) -> list[Layer]:
         """Return what quantization does to each layer, worst signal-to-noise ratio first.
@@ -292,3 +268,44 @@ def _session(model: Any) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # errors
     return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+
+# OpenVINO -------------------------------------------------------------------------------------------------------------
+def quantize_openvino(folder: Path, target: Path, inputs: Iterable[Tensor], floats: Collection[str] = ()) -> None:
+    """Write a float OpenVINO folder once more, quantized by NNCF.
+
+    Args:
+        folder: what ultralytics' exporter wrote.
+        target: the new folder.
+        inputs: calibration pictures; NNCF takes statistics of other kinds than ranges alone.
+        floats: paths of the modules that stay in float.
+
+    Raises:
+        UserError: NNCF is not installed.
+    """
+    nncf = import_nncf()
+    import openvino  # noqa: PLC0415  # takes a second, and only this needs it
+
+    source = next(folder.glob("*.xml"))
+    ignored = nncf.IgnoredScope(patterns=[rf"__module\.{re.escape(name)}/.*" for name in floats], validate=False)
+    pictures = [images.numpy() for images in inputs]
+    model = nncf.quantize(
+        openvino.Core().read_model(source),
+        nncf.Dataset(pictures),
+        preset=nncf.QuantizationPreset.MIXED,
+        target_device=nncf.TargetDevice.CPU,
+        subset_size=len(pictures),
+        ignored_scope=ignored,
+    )
+    shutil.copytree(folder, target, ignore=shutil.ignore_patterns("*.xml", "*.bin"))  # the metadata
+    openvino.save_model(model, target / source.name, compress_to_fp16=False)
+
+
+def import_nncf() -> Any:
+    """Return the module nncf, with its talk kept to warnings; UserError where it is not installed."""
+    try:
+        import nncf  # noqa: PLC0415  # an optional package
+    except ImportError as error:
+        raise UserError(f"--int8 for OpenVINO needs the package nncf: pip install {NNCF}") from error
+    nncf.set_log_level(logging.WARNING)
+    return nncf

@@ -1,0 +1,347 @@
+"""Quantization: what is in the files, what is known of the layers, and when nothing is written."""
+
+import json
+import math
+from pathlib import Path
+
+import onnx
+import onnxruntime
+import pytest
+import torch
+from helpers import randomize_, tiny, write
+from torch import nn
+
+import export as script
+import utils.int8
+from models import create_model, switch_to_deploy
+from models.errors import UserError
+from utils import cli
+from utils.calibration import Accuracy, batches, calibration_pictures, find_data
+from utils.checkpoint import pack_model, save_checkpoint
+from utils.export import Options, see
+from utils.export import write as write_file
+from utils.formats import FORMATS
+from utils.int8 import check_int8, search
+from utils.proof import PHOTOS, make_pictures
+from utils.quantize import FloatGraph, Layer
+from utils.runners import load_runner
+
+# isort: split
+from ultralytics.nn.autobackend import AutoBackend
+from ultralytics.utils import ASSETS
+
+ROOT = Path(script.__file__).parent
+SHAPE = (1, 3, 64, 64)
+OUTLIER = "model.1.conv"  # the layer of the tiny networks that is given large weights
+KEPT = 3  # layers, when each of the 20 costs 0.1 points and 1.75 are allowed
+FLOAT_KERNELS = {"Conv", "FusedConv"}
+
+
+def photographs():
+    return batches(PHOTOS, SHAPE, "test")
+
+
+def network(activation):
+    """Return a tiny network; in each channel of one layer, one weight is much larger than the others, and unused."""
+    model = randomize_(create_model(tiny(activation=activation)))
+    model.names, model.imgsz = {0: "cat", 1: "dog"}, 64
+    with torch.no_grad():
+        model.get_submodule(OUTLIER).weight[:, 0, 0, 0] = 20.0
+        model.get_submodule("model.0.bn").weight[0] = 0  # it reads zeros
+        model.get_submodule("model.0.bn").bias[0] = 0
+    see(model, torch.stack(list(make_pictures((64, 64)).values())))
+    return model
+
+
+@pytest.fixture(scope="module", params=["nn.SiLU()", "nn.ReLU()"])
+def model(request):
+    return network(request.param)
+
+
+@pytest.fixture(scope="module")
+def deploy(model):
+    return switch_to_deploy(model)
+
+
+@pytest.fixture(scope="module")
+def graph(deploy, tmp_path_factory):
+    path = tmp_path_factory.mktemp("float") / "float.onnx"
+    write_file(deploy, path, Options(size=SHAPE[2:]))
+    return FloatGraph(path)
+
+
+@pytest.fixture(scope="module")
+def ranges(graph):
+    return graph.calibrate(photographs(), graph.path.parent, {})
+
+
+@pytest.fixture(scope="module")
+def layers(graph, ranges):
+    return graph.survey(graph.quantized(ranges), photographs())
+
+
+def saved(quantized, path):
+    onnx.save(quantized, str(path))
+    return path
+
+
+def kernels(file):
+    """Return the operators that ONNX Runtime really runs for a file."""
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(file.with_name("optimized.onnx"))
+    options.log_severity_level = 3
+    onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+    return [node.op_type for node in onnx.load(options.optimized_model_filepath).graph.node]
+
+
+# Files ----------------------------------------------------------------------------------------------------------------
+def test_every_convolution_is_a_layer(deploy, graph):
+    convolutions = {name for name, m in deploy.named_modules() if isinstance(m, nn.Conv2d) and ".dfl" not in name}
+    assert {*graph.layers, *graph.ends} == convolutions
+    assert OUTLIER in graph.layers
+    assert set(graph.ends) == {f"model.6.{branch}.{level}.2" for branch in ("cv2", "cv3") for level in (0, 1)}
+
+
+def test_the_chain_stays_in_int8(graph, ranges, tmp_path):
+    file = saved(graph.quantized(ranges), tmp_path / "int8.onnx")
+    assert {"QuantizeLinear", "DequantizeLinear"} <= {node.op_type for node in onnx.load(file).graph.node}
+    run = kernels(file)
+    assert run.count("QLinearConv") == len(graph.layers)
+    assert run.count("QuantizeLinear") == 1  # of the picture
+    assert "QLinearConcat" in run
+    assert "QuickGelu" not in run
+    assert sum(kernel in FLOAT_KERNELS for kernel in run) == len(graph.ends) + 1  # and the bins of the boxes
+
+
+def test_outputs_are_close(deploy, graph, ranges, tmp_path):
+    layers = graph.survey(graph.quantized(ranges), photographs())
+    images = next(iter(photographs()))
+    with torch.inference_mode():
+        expected = deploy(images)[0]
+    errors = []
+    for count in (0, len(layers) // 2):
+        file = saved(graph.quantized(ranges, [layer.name for layer in layers[:count]]), tmp_path / f"{count}.onnx")
+        got = load_runner(file)(images)[0]
+        assert got.shape == expected.shape
+        errors.append((got - expected)[:, 4:].abs().mean().item())
+    assert 0 < errors[1] < errors[0] < 0.1
+
+
+def test_a_file_is_what_ultralytics_reads(graph, ranges, tmp_path):
+    backend = AutoBackend(saved(graph.quantized(ranges), tmp_path / "int8.onnx"))
+    assert (backend.names, backend.stride, backend.imgsz) == ({0: "cat", 1: "dog"}, 8, [64, 64])
+
+
+def test_seven_bits(graph, ranges):
+    weights = {}
+    for reduce_range in (False, True):
+        model = graph.quantized(ranges, reduce_range=reduce_range)
+        tensors = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+        weights[reduce_range] = abs(tensors[f"{OUTLIER}.weight_quantized"].astype(int)).max()
+    assert weights == {False: 127, True: 64}
+
+
+# Layers ---------------------------------------------------------------------------------------------------------------
+def test_the_layer_with_an_outlier_is_the_worst(layers, graph):
+    assert layers[0].name == OUTLIER
+    assert layers[0].sqnr < layers[1].sqnr - 3
+    weight = torch.from_numpy(graph.weight(OUTLIER).copy())
+    expected = weight.abs().amax(1) / weight.std(1, correction=0)
+    assert layers[0].weight_range == pytest.approx(expected.max().item(), rel=1e-4)
+    assert layers[0].typical_range == pytest.approx(expected.quantile(0.5).item(), rel=1e-2)
+    assert [layer.sqnr for layer in layers] == sorted(layer.sqnr for layer in layers)
+
+
+def test_the_ratio_is_that_of_a_layer_alone(deploy, layers, ranges, graph):
+    """By torch, for the first layer: its picture and its weights rounded, nothing else."""
+    first = deploy.get_submodule("model.0.conv")
+    low, high = (x.item() for x in ranges[graph.model.graph.input[0].name].range_value)
+    scale = (max(high, 0) - min(low, 0)) / 255
+    signal = noise = 0.0
+    with torch.inference_mode():
+        weight = first.weight
+        steps = weight.abs().amax((1, 2, 3)) / 127
+        rounded = torch.fake_quantize_per_channel_affine(weight, steps, torch.zeros(len(steps)), 0, -127, 127)
+        for images in photographs():
+            exact = first(images)
+            seen = torch.fake_quantize_per_tensor_affine(images, scale, round(-min(low, 0) / scale), 0, 255)
+            error = nn.functional.conv2d(seen, rounded, first.bias, first.stride, first.padding) - exact
+            signal, noise = signal + exact.square().sum().item(), noise + error.square().sum().item()
+    found = next(layer for layer in layers if layer.name == "model.0.conv")
+    assert found.sqnr == pytest.approx(10 * math.log10(signal / noise), abs=0.2)
+
+
+@pytest.mark.parametrize("names", [[OUTLIER], [OUTLIER, "model.3.conv"]])
+def test_layers_kept_in_float_run_in_float(graph, ranges, names, tmp_path):
+    """ONNX Runtime would quantize their weights by itself, with one scale for all channels."""
+    run = kernels(saved(graph.quantized(ranges, names), tmp_path / "kept.onnx"))
+    assert sum(kernel in FLOAT_KERNELS for kernel in run) == len(graph.ends) + 1 + len(names)
+    assert run.count("QLinearConv") == len(graph.layers) - len(names)
+
+
+def test_learned_ranges_take_the_place_of_observed_ones(graph):
+    ranges = graph.calibrate(photographs(), graph.path.parent, {OUTLIER: (-1.0, 3.0)})
+    assert [float(x) for x in ranges[graph.layers[OUTLIER].input[0]].range_value] == [-1, 3]
+
+
+# The search -----------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("needed", "tried"),
+    [(0, [0]), (1, [0, 1]), (3, [0, 1, 2, 3, 4]), (6, [0, 1, 2, 4, 5, 6, 8]), (9, [0, 1, 2, 4, 8])],
+)
+def test_the_fewest_layers_that_are_enough(needed, tried, tmp_path):
+    layers = [Layer(str(i), 1.0, 1.0, float(i)) for i in range(16)]
+    reference = tmp_path / "float"
+    reference.write_text("16")
+
+    def write_text(floats):
+        assert list(floats) == [str(i) for i in range(len(floats))]
+        (tmp_path / str(len(floats))).write_text(str(len(floats)))
+        return tmp_path / str(len(floats))
+
+    def evaluate(path):
+        return Accuracy(90.0 if int(path.read_text()) >= needed else 80.0, 95.0)
+
+    points = search(FORMATS["onnx"], layers, write_text, reference, evaluate, max_drop=1.0)
+    assert [point.floats for point in points] == [*tried, 16]
+    found = utils.int8.Quantization(FORMATS["onnx"], layers, points, 1.0, 8, "data.yaml")
+    assert found.ok is (needed <= 8)  # half of them
+    assert found.kept == ([str(i) for i in range(needed)] if found.ok else [])
+
+
+# As a command ---------------------------------------------------------------------------------------------------------
+@pytest.fixture(scope="module")
+def trained():
+    return network("nn.SiLU()")
+
+
+@pytest.fixture
+def best(trained, tmp_path):
+    """A checkpoint in the folder of its run, with the data set that it was trained on."""
+    images = tmp_path / "set/images"
+    images.mkdir(parents=True)
+    for name in ("bus", "zidane"):
+        (images / f"{name}.jpg").write_bytes((ASSETS / f"{name}.jpg").read_bytes())
+        labels = tmp_path / "set/labels"
+        labels.mkdir(exist_ok=True)
+        (labels / f"{name}.txt").write_text("0 0.5 0.5 0.4 0.4\n")
+    run = tmp_path / "run"
+    (run / "weights").mkdir(parents=True)
+    write(
+        run, {"path": str(tmp_path / "set"), "train": "images", "val": "images", "names": ["cat", "dog"]}, "data.yaml"
+    )
+    save_checkpoint({**pack_model(trained), "ema": trained.state_dict()}, run / "weights/best.pt")
+    return run / "weights/best.pt"
+
+
+def command(*words):
+    return cli.run_script(script.main, script.make_parser(), list(map(str, words)))
+
+
+def names_in(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def judge(monkeypatch, drop):
+    """Let files be judged by the layers that are quantized: each of them costs `drop` points."""
+
+    def measure(weights, task, data, side):
+        count = onnx_layers(weights)
+        return Accuracy(90 - drop * count, 99 - drop * count)
+
+    monkeypatch.setattr(utils.int8, "measure_accuracy", measure)
+
+
+def onnx_layers(path):
+    """Return how many convolutions of a file read quantized weights."""
+    graph = onnx.load(path).graph
+    made = {name for node in graph.node if node.op_type == "DequantizeLinear" for name in node.output}
+    return sum(node.op_type == "Conv" and node.input[1] in made for node in graph.node)
+
+
+def test_files_and_report(best, monkeypatch, caplog):
+    judge(monkeypatch, drop=0.1)
+    assert command("--weights", best, "--include", "onnx", "--int8", "--max-drop", 1.75) == 0
+    folder = best.parent
+    assert names_in(folder) == ["best-int8.onnx", "best.export.json", "best.int8.png", "best.onnx", "best.pt"]
+    report = json.loads((folder / "best.export.json").read_text(encoding="utf-8"))
+    found = report["int8"]["onnx"]
+    count = len(found["layers"])
+    assert found["file"] == "best-int8.onnx"
+    assert found["bytes"] == (folder / "best-int8.onnx").stat().st_size < (folder / "best.onnx").stat().st_size
+    assert found["drop"] <= 1.75 < 0.1 * count
+    assert found["float_layers"] == [layer["name"] for layer in found["layers"]][:KEPT]
+    assert OUTLIER in found["float_layers"]
+    assert onnx_layers(folder / "best-int8.onnx") == count - KEPT
+    assert [point["float_layers"] for point in found["curve"]][-1] == count
+    assert all(point["latency_min_ms"] > 0 for point in found["curve"])
+    assert (found["data"], found["calibration_pictures"], found["ok"]) == (str(best.parents[1] / "data.yaml"), 2, True)
+    assert "<- written" in caplog.text
+    assert OUTLIER in caplog.text
+
+
+def test_nothing_is_written_when_the_drop_is_too_large(best, monkeypatch, caplog):
+    judge(monkeypatch, drop=10)
+    assert command("--weights", best, "--include", "onnx", "--int8") == 1
+    assert names_in(best.parent) == ["best.pt"]
+    assert "nothing was written" in caplog.text
+
+
+def test_the_val_split_judges(best):
+    assert command("--weights", best, "--include", "onnx", "--int8", "--max-drop", 100) == 0
+    found = json.loads(best.with_name("best.export.json").read_text(encoding="utf-8"))["int8"]["onnx"]
+    assert [point["float_layers"] for point in found["curve"]] == [0, len(found["layers"])]
+    assert all(0 <= point["map50_95"] <= 100 for point in found["curve"])
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--half", "--device", "cpu"], "--half writes float16 files, which needs a GPU"),
+        (["--include", "torchscript"], "--int8 is for onnx and openvino, of which --include names none"),
+        (["--max-drop", "101"], "--max-drop is a number of points of mAP50-95 from 0 to 100, not 101"),
+        (["--max-drop", "-1"], "--max-drop is a number of points of mAP50-95 from 0 to 100, not -1"),
+        (["--opset", "12"], "--int8 needs an --opset of at least 13"),
+        (["--imgsz", "64", "96"], "--int8 is judged by mAP, on square pictures"),
+        (["--batch-size", "2"], "--int8 is judged by mAP, a picture at a time"),
+        (["--data", "nothing.yaml"], "there is no file nothing.yaml"),
+        (["--data", "shapes.yaml"], "the weights know 2 classes and"),
+        (["--calibration-pictures", "0"], "expected a whole number of at least 1"),
+    ],
+)
+def test_wrong_options_are_one_sentence(best, words, message, capsys):
+    include = [] if "--include" in words else ["--include", "onnx"]
+    assert command("--weights", best, "--int8", *include, *words) == 2
+    told = capsys.readouterr().err
+    assert message in told
+    assert told.count("\n") == 1
+    assert names_in(best.parent) == ["best.pt"]
+
+
+def test_two_precisions(capsys):
+    with pytest.raises(UserError, match="--int8 and --half are two precisions"):
+        check_int8(["onnx"], 17, True, [64, 64], 1, 1.0)
+
+
+@pytest.mark.parametrize("what", ["no pictures", "broken pictures"])
+def test_a_train_split_without_pictures(best, what, tmp_path, capsys):
+    (tmp_path / "empty").mkdir()
+    if what == "broken pictures":
+        (tmp_path / "labels").mkdir()
+        (tmp_path / "empty/images").mkdir()
+        (tmp_path / "empty/labels").mkdir()
+        (tmp_path / "empty/images/a.jpg").write_bytes(b"broken")
+        (tmp_path / "empty/labels/a.txt").write_text("")
+    data = {"path": str(tmp_path / "set"), "train": str(tmp_path / "empty"), "val": "images", "names": ["cat", "dog"]}
+    assert command("--weights", best, "--include", "onnx", "--int8", "--data", write(tmp_path, data)) == 2
+    told = capsys.readouterr().err
+    assert ("there are no pictures in" if what == "no pictures" else "can be read, nothing to calibrate with") in told
+    assert names_in(best.parent) == ["best.pt"]
+
+
+def test_calibration_pictures_are_spread_over_the_split(best):
+    data = find_data("", best)
+    assert [path.name for path in calibration_pictures(data, 1)] == ["bus.jpg"]
+    assert [path.name for path in calibration_pictures(data, 100)] == ["bus.jpg", "zidane.jpg"]
+    assert len({images.shape for images in batches(calibration_pictures(data, 100), (3, 1, 32, 64), "test")}) == 1
+    assert find_data("shapes.yaml", best)["nc"] == 4
