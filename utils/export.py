@@ -139,7 +139,8 @@ class Report:
     def ok(self) -> bool:
         """Whether every file that can be run here agrees with the unfused model, and every INT8 file is good enough."""
         proven = all(proof.ok or proof.not_run for proof in self.proofs.values())
-        return proven and all(found.ok for found in (*self.surveys.values(), *self.quantized.values()))
+        good = all(found.ok for found in self.quantized.values())
+        return proven and good and all(found.ok for found in self.surveys.values())
 
     def as_dict(self) -> dict[str, Any]:
         """Return it as JSON takes it."""
