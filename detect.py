@@ -8,6 +8,7 @@
                                                               --source list.txt          # a path on each line
                                                               --source 0                 # camera; or rtsp://…
     python detect.py --weights best.onnx --source folder/ --save-txt --save-conf --save-crop --save-csv
+    python detect.py --web                                               # a page to drop pictures and videos on
     python detect.py --conf 0.4 --iou 0.5 --classes 0 2 --max-det 100 --img 320 480      # height and width
 
 Weights are .pt (ours), .onnx or .torchscript. Written to runs/detect/exp, exp2, …: pictures as .jpg, videos as .mp4,
@@ -23,6 +24,7 @@ import sys
 from pathlib import Path
 
 import utils.environment  # noqa: F401
+from models.errors import UserError
 from models.plugins import load_plugins
 from utils import cli
 from utils.outputs import Outputs, Wanted
@@ -32,6 +34,9 @@ from utils.sources import AnySource, has_pictures, open_source
 # isort: split
 from ultralytics.utils import ASSETS, LOGGER
 from ultralytics.utils.checks import check_imshow
+
+PAGE_OPTIONS = ("imgsz", "conf_thres", "iou_thres", "max_det", "device", "classes", "agnostic_nms", "half")
+WEB = {*PAGE_OPTIONS, "web", "port", "weights", "plugins", "line_thickness", "hide_labels", "hide_conf"}  # with --web
 
 
 def make_parser() -> cli.Parser:
@@ -71,6 +76,8 @@ def make_parser() -> cli.Parser:
     add("--half", **flag, help="compute in float16, on a GPU")
     add("--vid-stride", type=cli.positive_int, default=1, help="take every n-th frame of a video")
     add("--reconnect", type=cli.non_negative_int, default=300, help="seconds to connect to a lost stream again; 0: end")
+    add("--web", **flag, help="serve a page on this machine to drop pictures and videos on")
+    add("--port", type=cli.positive_int, help="of the page of --web; default: the first free one from 7860 on")
     cli.add_plugins(parser)
     return parser
 
@@ -92,6 +99,11 @@ def main(args: argparse.Namespace) -> int:
     cli.log_options("detect", args)
     load_plugins(args.plugins)
     source = open_source(args.source or default_source(), args.vid_stride, args.reconnect)
+    if args.web:
+        return open_page(args)
+    if args.port:
+        raise UserError("--port goes with --web")
+    source = open_source(args.source or default_source(), args.vid_stride)
     predictor = create_predictor(
         cli.find_weights(args.weights),
         imgsz=args.imgsz,
@@ -112,6 +124,23 @@ def main(args: argparse.Namespace) -> int:
     seconds = predict(predictor, source, outputs, show=args.view_img and check_imshow(warn=True))
     report(predictor, source, outputs, seconds)
     return 1 if source.unreadable else 0
+
+
+def open_page(args: argparse.Namespace) -> int:
+    """Serve the page of --web until Ctrl-C; UserError for an option that the page does not have."""
+    from utils.web import find_listed, serve  # noqa: PLC0415 (it exports too, which takes a while to import)
+
+    defaults = vars(make_parser().parse_args([]))
+    for name, value in vars(args).items():
+        if value != defaults[name] and name not in WEB:
+            raise UserError(f"--{name.replace('_', '-')} does not go with --web, whose page takes and shows everything")
+    serve(
+        find_listed([args.weights] if args.weights else []),
+        args.port,
+        wanted_files(args),
+        **{name: getattr(args, name) for name in PAGE_OPTIONS},
+    )
+    return 0
 
 
 def default_source() -> Path:
