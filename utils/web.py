@@ -208,7 +208,7 @@ class Studio:
                 runs, ROUNDS, lambda: progress(0.75 + 0.25 * next(done) / ROUNDS, desc="measuring in turns")
             )
         threads = torch.get_num_threads()
-        note = f"{size[1]}×{size[0]} pixels on {threads} CPU thread{'s' * (threads > 1)}; the least of {ROUNDS} runs in turns"
+        note = f"{size[1]}×{size[0]} pixels, {threads} CPU thread{'s' * (threads > 1)}, the least of {ROUNDS} runs in turns"
         return speed_table({title: times.minimum for title, times in latency.items()}) + f'<p class="note">{note}</p>'
 
 
@@ -218,7 +218,7 @@ def open_upload(upload: Path) -> Files:
     A list of paths or a pattern with * would have other files read, which the page must not.
     """
     if upload.suffix[1:].lower() not in IMG_FORMATS | VID_FORMATS or "*" in str(upload):
-        raise UserError(f"{upload.name} is neither a picture nor a video: it ends in none of their suffixes")
+        raise UserError(f"{upload.name} is neither a picture nor a video, going by the end of its name")
     return Files(upload)
 
 
