@@ -208,8 +208,8 @@ class Studio:
                 runs, ROUNDS, lambda: progress(0.75 + 0.25 * next(done) / ROUNDS, desc="measuring in turns")
             )
         threads = torch.get_num_threads()
-        note = f"{size[1]}×{size[0]} pixels, {threads} CPU thread{'s' * (threads > 1)}, the least of {ROUNDS} runs in turns"
-        return speed_table({title: times.minimum for title, times in latency.items()}) + f'<p class="note">{note}</p>'
+        how = f"{size[1]}×{size[0]} pixels, {threads} CPU thread{'s' * (threads > 1)}, the least of {ROUNDS} runs in turns"
+        return speed_table({title: times.minimum for title, times in latency.items()}) + f'<p class="note">{how}</p>'
 
 
 def open_upload(upload: Path) -> Files:
