@@ -98,12 +98,11 @@ def main(args: argparse.Namespace) -> int:
     """Detect, say what was done, and return the exit code."""
     cli.log_options("detect", args)
     load_plugins(args.plugins)
-    source = open_source(args.source or default_source(), args.vid_stride, args.reconnect)
     if args.web:
         return open_page(args)
     if args.port:
         raise UserError("--port goes with --web")
-    source = open_source(args.source or default_source(), args.vid_stride)
+    source = open_source(args.source or default_source(), args.vid_stride, args.reconnect)
     predictor = create_predictor(
         cli.find_weights(args.weights),
         imgsz=args.imgsz,

@@ -28,15 +28,15 @@ from utils.formats import format_of
 from utils.forms import FORMS, FUSED, ONNX, UNFUSED, make
 from utils.latency import measure
 from utils.outputs import Wanted, draw
+from utils.pictures import Frame, is_picture
 from utils.predictor import Predictor, create_predictor, open_weights
 from utils.runners import RUN_ERRORS, load_runner
-from utils.sources import Files, Frame
+from utils.sources import Files, is_video
 
 # isort: split
 import cv2
 import numpy as np
 import torch
-from ultralytics.data.utils import IMG_FORMATS, VID_FORMATS
 from ultralytics.engine.results import Results
 from ultralytics.utils import LOGGER
 
@@ -208,8 +208,9 @@ class Studio:
                 runs, ROUNDS, lambda: progress(0.75 + 0.25 * next(done) / ROUNDS, desc="measuring in turns")
             )
         threads = torch.get_num_threads()
-        how = f"{size[1]}×{size[0]} pixels, {threads} CPU thread{'s' * (threads > 1)}, the least of {ROUNDS} runs in turns"
-        return speed_table({title: times.minimum for title, times in latency.items()}) + f'<p class="note">{how}</p>'
+        cores = f"{threads} CPU thread{'s' * (threads > 1)}"
+        how = f'<p class="note">{size[1]}×{size[0]} pixels, {cores}, the least of {ROUNDS} runs in turns</p>'
+        return speed_table({title: times.minimum for title, times in latency.items()}) + how
 
 
 def open_upload(upload: Path) -> Files:
@@ -217,7 +218,7 @@ def open_upload(upload: Path) -> Files:
 
     A list of paths or a pattern with * would have other files read, which the page must not.
     """
-    if upload.suffix[1:].lower() not in IMG_FORMATS | VID_FORMATS or "*" in str(upload):
+    if not (is_picture(upload) or is_video(upload)) or "*" in str(upload):
         raise UserError(f"{upload.name} is neither a picture nor a video, going by the end of its name")
     return Files(upload)
 
