@@ -40,7 +40,8 @@ from models.summary import check_levels, count_gflops, count_parameters
 from utils import cli
 from utils.datasets import check_images, load_dataset
 from utils.export import ExportError, versions
-from utils.forms import FORMS, UNFUSED, Made, loader, make, open_network
+from utils.formats import FORMATS
+from utils.forms import DEFAULT, FORMS, UNFUSED, Made, loader, make, open_network
 from utils.latency import measure, torch_threads
 from utils.memory import peak_memory, weights_size
 from utils.proof import make_pictures
@@ -67,7 +68,7 @@ def make_parser() -> cli.Parser:
     add("--zoo", nargs="+", default=[], metavar="PATTERN", help="every YAML of models/configs whose name fits")
     add("--weights", nargs="+", default=[], metavar="PT", help="checkpoints of train.py")
     add("--data", default="", help="dataset YAML: measure the accuracy of --weights on its val split, in every form")
-    add("--forms", nargs="+", default=list(FORMS), metavar="FORM", help=f"of {', '.join(FORMS)}")
+    add("--forms", nargs="+", default=[], metavar="FORM", help=f"some of {', '.join(FORMS)}")
     add("--backbone", action="store_true", help="the list backbone of each model without neck and head")
     add("--imgsz", "--img", "--img-size", nargs="+", type=cli.image_side, default=[640], help="pixels")
     add("--threads", type=cli.positive_int, default=0, help="CPU threads of each runtime; default: torch's choice")
@@ -147,11 +148,24 @@ def find_sources(args: argparse.Namespace) -> dict[str, Path]:
 
 
 def check_forms(names: Sequence[str]) -> list[str]:
-    """Return the keys of forms, each once and those of PyTorch first; UserError for one that does not exist."""
+    """Return the keys of the forms that can be had here, those of PyTorch first; the usual ones where none is named.
+
+    Raises:
+        UserError: there is no such form, or none of them can be had here.
+    """
     for name in names:
         if name not in FORMS:
             raise UserError(f"there is no form '{name}'{did_you_mean(name, FORMS)}, choose of {', '.join(FORMS)}")
-    return [key for key in FORMS if key in names]
+    keys = []
+    for key in (key for key in FORMS if key in (names or DEFAULT)):
+        reason = FORMATS[FORMS[key].format].not_run if FORMS[key].format else ""
+        if reason:
+            LOGGER.warning(f"{FORMS[key].title} is left out: {reason}")
+        else:
+            keys.append(key)
+    if not keys:
+        raise UserError("none of these --forms can be run here")
+    return keys
 
 
 def check_data(args: argparse.Namespace) -> dict[str, Any] | None:

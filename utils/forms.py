@@ -104,6 +104,8 @@ FORMS = {
     },
 }
 
+DEFAULT = ("eager", "fused", "torchscript", "onnx", "onnx-unfused", "onnx-published", "openvino", "openvino-published")
+
 
 @dataclass(frozen=True)
 class Made:
