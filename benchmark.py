@@ -108,6 +108,7 @@ def benchmark(args: argparse.Namespace) -> list[Row]:
     """Build and export every model, run all forms in turns, and tell."""
     cli.log_options("benchmark", args)
     load_plugins(args.plugins)
+    cli.check_imgsz(args.imgsz, 1)
     args.forms = check_forms(args.forms)
     args.threads = args.threads or torch.get_num_threads()
     sources, data = find_sources(args), check_data(args)
@@ -234,7 +235,7 @@ def check_size(network: Any, imgsz: Sequence[int]) -> tuple[int, int]:
     height, width = cli.check_imgsz(list(imgsz), stride)
     only = network.only_size if whole else network.size
     if only not in (None, (height, width)):
-        raise UserError(f"takes pictures of {only[0]}x{only[1]} pixels only, for which --imgsz {only[0]} {only[1]}")
+        raise UserError(f"takes pictures of {only[0]}x{only[1]} pixels only, which --imgsz {only[0]} {only[1]} gives")
     if whole:
         check_levels(network, (height, width))
     return height, width
@@ -336,7 +337,7 @@ def about(args: argparse.Namespace) -> dict[str, Any]:
         "backbone": args.backbone,
         "data": Path(args.data).name,
         "machine": {"processor": processor(), "cores": os.cpu_count(), "system": platform.platform()},
-        "versions": versions(),
+        "versions": versions([FORMS[key].format for key in args.forms if FORMS[key].format]),
     }
 
 

@@ -1,23 +1,31 @@
-"""benchmark.py and the clock under it: everything in turns, every form there, the published form the same function."""
+"""benchmark.py and what is under it: the clock, memory, forms as data, and everything that is told of them."""
 
 import csv
+import html.parser
 import json
 import re
 import resource
 import time
+from dataclasses import asdict
+from functools import partial
 
 import pytest
 import torch
 from helpers import randomize_, relative_error, tiny, tiny_backbone, write
 
 import benchmark
-from models import DetectionModel
+from models import DetectionModel, create_backbone
 from models.blocks.riformer import RIFormerBlock
 from models.errors import UserError
-from utils import cli
+from utils import cli, forms
+from utils.export import ExportError
 from utils.latency import Latency, measure, torch_threads
+from utils.memory import peak_memory, weights_size
+from utils.report import AXES, COLUMNS, COMPARED, Row, page, remarks, save, table
+from utils.runners import load_runner
 
-FORMS = [benchmark.UNFUSED, benchmark.FUSED, benchmark.TORCHSCRIPT, benchmark.ONNX, benchmark.ONNX_UNFUSED]
+FORMS = ["eager", "fused", "torchscript", "onnx", "onnx-unfused"]
+TITLES = {key: form.title for key, form in forms.FORMS.items()}
 
 
 # The clock ------------------------------------------------------------------------------------------------------------
@@ -55,28 +63,54 @@ def test_threads_are_put_back_after_an_error():
     assert torch.get_num_threads() == before
 
 
+# Memory ---------------------------------------------------------------------------------------------------------------
+def test_weights_in_memory_are_parameters_and_buffers():
+    assert weights_size(torch.nn.Linear(10, 5)) == 4 * (10 * 5 + 5)
+    assert weights_size(torch.nn.BatchNorm1d(3)) == 4 * 4 * 3 + 8  # and the number of batches
+
+
+@pytest.mark.slow
+def test_peak_memory_is_that_of_the_network(tmp_path):
+    sizes = {}
+    for name, wide in (("small", 10), ("large", 4000)):  # 64 MB
+        torch.jit.script(torch.nn.Linear(wide, wide)).save(tmp_path / f"{name}.torchscript")
+        load = partial(load_runner, tmp_path / f"{name}.torchscript", 1)
+        sizes[name] = peak_memory(load, (1, wide), 1)
+    assert 0 <= sizes["small"] < 40e6
+    assert 55e6 < sizes["large"] - sizes["small"] < 200e6
+
+
+@pytest.mark.slow
+def test_a_process_that_fails_has_no_peak(tmp_path, capfd):
+    assert peak_memory(partial(load_runner, tmp_path / "none.torchscript", 1), (1, 3, 32, 32), 1) is None
+    capfd.readouterr()  # its traceback
+
+
 # The script -----------------------------------------------------------------------------------------------------------
 @pytest.fixture(scope="module")
 def result(tmp_path_factory):
     """Two small models measured, and the folder of the results."""
     folder = tmp_path_factory.mktemp("benchmark")
     cfgs = [write(folder, tiny(width_multiple=width), f"w{width}.yaml") for width in (0.5, 1.0)]
-    return benchmark.run(cfg=cfgs, imgsz=[64, 96], rounds=2, threads=1, project=folder), folder / "exp", cfgs
+    options = {"imgsz": [64, 96], "rounds": 2, "threads": 1, "forms": FORMS, "no_memory": True}
+    return benchmark.run(cfg=cfgs, project=folder, **options), folder / "exp", cfgs
 
 
 def test_a_row_for_each_form_of_each_model(result):
     rows, _, _ = result
     assert [(row.model, row.form) for row in rows] == [(m, form) for m in ("w0.5.yaml", "w1.0.yaml") for form in FORMS]
     assert all(0 < row.minimum_ms <= row.median_ms for row in rows)
+    assert not any(row.note for row in rows)
 
 
 def test_sizes_before_and_after_fusing(result):
     rows, _, cfgs = result
     model = DetectionModel(cfgs[1])
-    unfused = {benchmark.UNFUSED, benchmark.ONNX_UNFUSED}
     for row in rows[len(FORMS) :]:
-        module = model if row.form in unfused else model.fuse()
+        module = model if row.form in ("eager", "onnx-unfused") else model.fuse()
         assert row.params == sum(p.numel() for p in module.parameters())
+        assert row.weights_mb == pytest.approx(weights_size(module) / 1e6, abs=1e-3)
+        assert (row.file_mb is None) == (row.form in ("eager", "fused"))
     assert rows[5].gflops == rows[6].gflops > rows[0].gflops > 0
 
 
@@ -90,25 +124,165 @@ def test_ratios(result):
 
 def test_results_are_written_and_nothing_else(result):
     rows, folder, _ = result
-    assert sorted(path.name for path in folder.iterdir()) == ["benchmark.csv", "benchmark.json"]
+    assert sorted(path.name for path in folder.iterdir()) == [f"benchmark.{kind}" for kind in ("csv", "html", "json")]
     written = json.loads((folder / "benchmark.json").read_text())
     assert (written["imgsz"], written["threads"], written["rounds"]) == ([64, 96], 1, 2)
-    assert set(written["versions"]) == {"torch", "ultralytics", "onnx", "onnxruntime"}
-    assert [row["median_ms"] for row in written["rows"]] == [row.median_ms for row in rows]
+    assert set(written["versions"]) >= {"torch", "ultralytics", "onnx", "onnxruntime"}
+    assert written["rows"] == [asdict(row) for row in rows]
     with (folder / "benchmark.csv").open(newline="") as file:
         assert [row["form"] for row in csv.DictReader(file)] == [row.form for row in rows]
 
 
-def test_table(result):
-    rows, _, _ = result
-    lines = benchmark.table(rows, 1, 2).splitlines()
-    assert lines[0].startswith("1 CPU thread(s), 2 rounds")
-    assert len(lines) == 2 + len(rows)
-    remarks = benchmark.remarks(rows).splitlines()
-    assert [line.split(":")[0] for line in remarks] == [
-        f"{model}, {runtime}" for model in ("w0.5.yaml", "w1.0.yaml") for runtime in ("PyTorch", "ONNX Runtime")
-    ]
-    assert f"{rows[0].minimum_ms / rows[1].minimum_ms:.2f} times as fast fused (" in remarks[0]
+def test_what_cannot_be_had_says_why_and_ends_nothing(tmp_path, monkeypatch, caplog):
+    def make(key, network, size, folder):
+        if key == "onnx":
+            raise ExportError("ONNX cannot be written for this model:\n  an operator is missing")
+        return forms.make(key, network, size, folder)
+
+    monkeypatch.setattr(benchmark, "make", make)
+    cfgs = [write(tmp_path, tiny(), "small.yaml"), write(tmp_path, tiny_backbone("RepMLPNet", "T224"), "fixed.yaml")]
+    options = {"imgsz": 64, "rounds": 1, "threads": 1, "forms": ["fused", "onnx"], "no_memory": True}
+    rows = benchmark.run(cfg=cfgs, project=tmp_path, **options)
+    assert rows[0].minimum_ms
+    assert rows[1] == Row("small.yaml", "onnx", note="ONNX cannot be written for this model: an operator is missing")
+    assert {row.note for row in rows[2:]} == {"takes pictures of 224x224 pixels only, which --imgsz 224 224 gives"}
+    assert "an operator is missing" in caplog.text
+    assert "an operator is missing" in (tmp_path / "exp/benchmark.html").read_text()
+
+
+def test_formats_that_do_not_run_here_are_left_out_with_a_line(tmp_path, caplog):
+    cfg = write(tmp_path, tiny())
+    options = {"imgsz": 64, "rounds": 1, "threads": 1, "no_memory": True, "project": tmp_path}
+    rows = benchmark.run(cfg=cfg, forms=["engine", "fused"], **options)
+    assert [row.form for row in rows] == ["fused"]
+    assert "TensorRT is left out: TensorRT runs on the GPU" in caplog.text
+    with pytest.raises(UserError, match="none of these --forms can be run here"):
+        benchmark.run(cfg=cfg, forms=["engine"], **options)
+
+
+def test_every_format_is_a_form():
+    assert {form.format for form in forms.FORMS.values()} == {"", *forms.FORMATS}
+    assert set(forms.DEFAULT) <= forms.FORMS.keys()
+    assert {key for pair in COMPARED for key in pair} <= forms.FORMS.keys()
+
+
+def test_names_of_models(tmp_path):
+    parse = benchmark.make_parser().from_keywords
+    for run in ("exp", "exp2"):
+        (tmp_path / run / "weights").mkdir(parents=True)
+        (tmp_path / run / "weights/best.pt").touch()
+    weights = [tmp_path / run / "weights/best.pt" for run in ("exp", "exp2", "exp")]
+    found = benchmark.find_sources(parse(cfg="yolov5n", zoo=["yolov5n.yaml", "repvgg-*"], weights=weights))
+    names = list(found)
+    assert names[0] == "yolov5n.yaml"
+    assert {"repvgg-yolo.yaml", "repvgg-slim-yolo.yaml"} <= set(names)
+    assert names[-2:] == ["exp/best.pt", "exp2/best.pt"]
+    other = write(tmp_path, tiny(), "yolov5n.yaml")
+    assert str(other) in benchmark.find_sources(parse(cfg=["yolov5n.yaml", other]))
+    assert list(benchmark.find_sources(parse())) == list(benchmark.SHIPPED)
+
+
+def test_groups_hold_whole_models_and_fit_in_memory():
+    entries = [benchmark.Entry(Row(m, "eager", peak_mb=mb), None, None) for m, mb in (("a", 3), ("a", 3), ("b", 5))]
+    assert [[e.row.model for e in group] for group in benchmark.split(entries, 11)] == [["a", "a", "b"]]
+    assert [[e.row.model for e in group] for group in benchmark.split(entries, 10)] == [["a", "a"], ["b"]]
+    assert [len(group) for group in benchmark.split(entries, 1)] == [2, 1]
+
+
+def test_backbones_without_neck_and_head(tmp_path):
+    cfg = write(tmp_path, tiny_backbone("RepVGG", "A0"), "repvgg.yaml")
+    options = {"imgsz": 64, "rounds": 1, "threads": 1, "backbone": True, "no_memory": True, "project": tmp_path}
+    keys = ["eager", "fused", "torchscript", "onnx", "openvino"]
+    rows = benchmark.run(cfg=cfg, forms=[*keys, "mnn"], **options)
+    alone = create_backbone("RepVGG", arch="A0")
+    assert [row.form for row in rows if row.minimum_ms] == keys
+    assert rows[0].params == sum(p.numel() for p in alone.parameters())
+    assert "backbones alone are written as torchscript, onnx, openvino" in {row.note for row in rows}
+    with pytest.raises(UserError, match="has no list backbone"):
+        benchmark.run(cfg=write(tmp_path, tiny()), **options)
+
+
+# What is told of it ---------------------------------------------------------------------------------------------------
+ODD = "</script><b>&'\"@data@.yaml"
+ABOUT = {
+    **{"imgsz": [64], "threads": 1, "rounds": 2, "backbone": False, "data": "", "date": "2026-11-25"},
+    "machine": {"processor": "a <fast> one", "cores": 2, "system": "Linux"},
+    "versions": {"torch": "2"},
+}
+SOME = [
+    Row(ODD, "eager", 10_000_000, 8.0, 21.0, 20.0, 1.0, 1.0, file_mb=None),
+    Row(ODD, "onnx", 9_000_000, 7.0, 11.0, 10.0, 0.5, 1.0, file_mb=36.0),
+    Row("other.yaml", "onnx", note="it <cannot>"),
+]
+
+
+class Reader(html.parser.HTMLParser):
+    """Reads a page: its rows of cells, the addresses in it, and that every element is closed."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.rows, self.addresses, self.data = [], [], [], ""
+        self.feed(text)
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.addresses += [value for name, value in attrs if name in ("src", "href", "action")]
+        if tag not in ("meta", "link", "input"):
+            self.open.append((tag, dict(attrs).get("id")))
+        if tag == "tr":
+            self.rows.append([])
+        if tag in ("td", "th"):
+            self.rows[-1].append("")
+
+    def handle_endtag(self, tag):
+        assert self.open.pop()[0] == tag
+
+    def handle_data(self, text):
+        if ("script", "data") in self.open:
+            self.data += text
+        elif any(tag in ("td", "th") for tag, _ in self.open):
+            self.rows[-1][-1] += text
+
+
+def test_table_has_no_empty_columns():
+    lines = table(SOME, TITLES, "about it").splitlines()
+    assert lines[0] == "about it"
+    assert lines[1].split()[-2:] == ["file", "MB"]
+    assert "mAP" not in lines[1]
+    assert lines[3].split()[-2:] == ["7.00", "36.0"]
+    assert lines[4].endswith("it <cannot>")
+
+
+def test_remarks_compare_what_was_measured():
+    assert remarks(SOME, TITLES) == (
+        f"{ODD}: ONNX Runtime is 2.00 times as fast as PyTorch, unfused (1.91 by the medians)\n"
+    )
+
+
+def test_the_page_says_all_and_loads_nothing():
+    text = page(SOME, TITLES, ABOUT)
+    read = Reader(text)
+    assert read.addresses == ["data:,"]
+    assert not re.findall(r"(?<!\.w3\.org/)https?://(?!www\.w3\.org/2000/svg)", text)
+    assert "default-src 'none'" in text
+    assert len(read.rows) == 1 + len(SOME)
+    assert read.rows[1][:4] == [ODD, "PyTorch, unfused", "20.0", "21.0"]
+    assert read.rows[3] == ["other.yaml", "ONNX Runtime", "it <cannot>"]
+    data = json.loads(read.data)
+    assert [row["model"] for row in data["rows"]] == [ODD, ODD, "other.yaml"]
+    assert [row["work"] for row in data["rows"]] == [7.0, 7.0, None]
+    assert [axis["key"] for axis in data["axes"]] == ["work", "size", "file_mb"]
+    assert [form["key"] for form in data["forms"]] == ["eager", "onnx"]
+
+
+def test_columns_and_axes_are_entries_of_the_rows():
+    entries = {*asdict(SOME[0]), "work", "size"}
+    assert {column.key for column in COLUMNS} | {axis.key for axis in AXES} <= entries
+
+
+def test_without_any_measurement_there_is_still_a_page(tmp_path):
+    save(tmp_path, SOME[2:], TITLES, ABOUT)
+    assert Reader((tmp_path / "benchmark.html").read_text()).rows[1][-1] == "it <cannot>"
 
 
 @pytest.mark.parametrize(
@@ -117,6 +291,10 @@ def test_table(result):
         (["--cfg", "rifomer-yolo.yaml"], "did you mean 'riformer-yolo.yaml'?"),
         (["--rounds", "0"], "expected a whole number of at least 1"),
         (["--imgsz", "1", "2", "3"], "--imgsz takes one side or height and width"),
+        (["--forms", "fussed"], "there is no form 'fussed' (did you mean 'fused'?)"),
+        (["--zoo", "ripvgg*"], "no file in models/configs fits 'ripvgg*'"),
+        (["--weights", "README.md"], "--weights takes checkpoints of train.py (*.pt)"),
+        (["--data", "shapes.yaml"], "--data measures the accuracy of trained detectors"),
     ],
 )
 def test_wrong_options_are_one_sentence(words, message, tmp_path, capsys):
@@ -135,6 +313,7 @@ def test_from_python():
 def test_a_full_disk_is_one_sentence(tmp_path, capsys):
     cfg = write(tmp_path, tiny(width_multiple=4.0))
     words = ["--cfg", str(cfg), "--imgsz", "64", "--rounds", "1", "--project", str(tmp_path / "runs")]
+    words += ["--no-memory", "--forms", "torchscript"]
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))  # as a full disk, an error of the write itself
     try:
@@ -149,10 +328,10 @@ def test_a_full_disk_is_one_sentence(tmp_path, capsys):
 # The published form ---------------------------------------------------------------------------------------------------
 def test_the_published_form_is_the_same_function():
     model = randomize_(DetectionModel(tiny_backbone("RIFormer", "s12"))).double().eval()
-    published = benchmark.publish(model)
+    published = forms.publish(model)
     assert not any(isinstance(m, RIFormerBlock) for m in published.modules())
     assert any(isinstance(m, RIFormerBlock) for m in model.modules())
-    assert len([m for m in published.modules() if isinstance(m, benchmark.PublishedNorm)]) == 2 * 12 + 3
+    assert len([m for m in published.modules() if isinstance(m, forms.PublishedNorm)]) == 2 * 12 + 3
     x = torch.rand(1, 3, 64, 96, dtype=torch.float64)
     with torch.no_grad():
         assert relative_error(published(x)[0], model(x)[0]) < 1e-9
@@ -160,9 +339,14 @@ def test_the_published_form_is_the_same_function():
 
 @pytest.mark.slow
 def test_riformer_is_measured_with_the_published_fusing_too(tmp_path, caplog):
-    rows = benchmark.run(cfg=["yolov5n.yaml", "riformer-yolo.yaml"], imgsz=64, rounds=2, project=tmp_path)
-    assert [row.form for row in rows] == [*FORMS, *FORMS, benchmark.PUBLISHED]
+    keys = [*FORMS, "onnx-published"]
+    options = {"imgsz": 64, "rounds": 2, "project": tmp_path, "forms": keys}
+    rows = benchmark.run(cfg=["yolov5n.yaml", "riformer-yolo.yaml"], **options)
+    assert [row.form for row in rows] == [*FORMS, *keys]
     assert rows[-1].ratio_to_first is None
     assert rows[-2].params > rows[-1].params > rows[-3].params  # unfused, as published, deep
-    assert "times as fast fused deeper than published" in caplog.text
+    assert "ONNX Runtime is" in caplog.text
+    assert "as fast as ONNX, as published" in caplog.text
+    for row in rows:
+        assert row.peak_mb > 0.5 * row.weights_mb
     json.loads((tmp_path / "exp/benchmark.json").read_text(), parse_constant=pytest.fail)

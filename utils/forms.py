@@ -21,14 +21,13 @@ from models.blocks.riformer import RIFormerBlock, fuse_norm_affine
 from models.errors import UserError
 from utils.checkpoint import load_checkpoint
 from utils.export import Options, fresh_model, write
-from utils.formats import FORMATS
+from utils.formats import FORMATS, format_of, size_of
 from utils.runners import load_runner
 
 # isort: split
 import torch
 from torch import Tensor, nn
 
-OPSET = 17  # of backbones in ONNX
 Network = Callable[[Tensor], object]  # takes (B, ch, H, W) float32 in [0, 1]
 
 
@@ -141,20 +140,39 @@ def make(key: str, network: nn.Module, size: tuple[int, int], folder: Path) -> M
     if isinstance(module, DetectionModel):
         return Made(module, path, write(module, path, Options(size=size)).bytes)
     write_backbone(module, path, size)
-    return Made(module, path, path.stat().st_size)
+    return Made(module, path, size_of(path))
 
 
 def write_backbone(backbone: Any, path: Path, size: tuple[int, int]) -> None:
-    """Write a backbone without neck and head, for timing; `path` ends in .onnx or .torchscript."""
-    images = torch.zeros(1, backbone.in_channels, *size)
+    """Write a backbone without neck and head, for timing, in the format that the ending of `path` says.
+
+    Raises:
+        UserError: only detection models are written in this format.
+    """
+    kind = format_of(path)
+    if kind is None or kind.name not in BACKBONE_WRITERS:
+        raise UserError(f"backbones alone are written as {', '.join(BACKBONE_WRITERS)}")
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # notes of the tracer
-        if path.suffix == ".onnx":
-            torch.onnx.export(backbone, (images,), str(path), opset_version=OPSET, dynamo=False)
-        elif path.suffix == ".torchscript":
-            torch.jit.trace(backbone, images).save(path)
-        else:
-            raise UserError(f"backbones alone are written as ONNX and TorchScript, not as *{path.suffix}")
+        BACKBONE_WRITERS[kind.name](backbone, torch.zeros(1, backbone.in_channels, *size), path)
+
+
+def _to_torchscript(backbone: nn.Module, images: Tensor, path: Path) -> None:
+    torch.jit.trace(backbone, images).save(path)
+
+
+def _to_onnx(backbone: nn.Module, images: Tensor, path: Path) -> None:
+    torch.onnx.export(backbone, (images,), str(path), opset_version=Options().opset, dynamo=False)
+
+
+def _to_openvino(backbone: nn.Module, images: Tensor, path: Path) -> None:
+    import openvino  # noqa: PLC0415 (slow, and few need it)
+
+    graph = openvino.convert_model(backbone, example_input=images, input=images.shape)
+    openvino.save_model(graph, path / "model.xml", compress_to_fp16=False)
+
+
+BACKBONE_WRITERS = {"torchscript": _to_torchscript, "onnx": _to_onnx, "openvino": _to_openvino}
 
 
 # Where networks come from ---------------------------------------------------------------------------------------------
