@@ -140,14 +140,22 @@ def test_what_cannot_be_had_says_why_and_ends_nothing(tmp_path, monkeypatch, cap
         return forms.make(key, network, size, folder)
 
     monkeypatch.setattr(benchmark, "make", make)
-    cfgs = [write(tmp_path, tiny(), "small.yaml"), write(tmp_path, tiny_backbone("RepMLPNet", "T224"), "fixed.yaml")]
+    cfg = write(tmp_path, tiny(), "small.yaml")
     options = {"imgsz": 64, "rounds": 1, "threads": 1, "forms": ["fused", "onnx"], "no_memory": True}
-    rows = benchmark.run(cfg=cfgs, project=tmp_path, **options)
+    rows = benchmark.run(cfg=cfg, project=tmp_path, **options)
     assert rows[0].minimum_ms
     assert rows[1] == Row("small.yaml", "onnx", note="ONNX cannot be written for this model: an operator is missing")
-    assert {row.note for row in rows[2:]} == {"takes pictures of 224x224 pixels only, which --imgsz 224 224 gives"}
     assert "an operator is missing" in caplog.text
     assert "an operator is missing" in (tmp_path / "exp/benchmark.html").read_text()
+
+
+def test_models_of_one_size_take_no_other(monkeypatch):
+    model = DetectionModel(tiny())
+    assert benchmark.check_size(model, [60]) == (64, 64)
+    monkeypatch.setattr(DetectionModel, "only_size", (96, 64))
+    assert benchmark.check_size(model, [96, 64]) == (96, 64)
+    with pytest.raises(UserError, match="takes pictures of 96x64 pixels only, which --imgsz 96 64 gives"):
+        benchmark.check_size(model, [64])
 
 
 def test_formats_that_do_not_run_here_are_left_out_with_a_line(tmp_path, caplog):
