@@ -11,7 +11,7 @@
     python detect.py --web                                               # a page to drop pictures and videos on
     python detect.py --conf 0.4 --iou 0.5 --classes 0 2 --max-det 100 --img 320 480      # height and width
 
-Weights are .pt (ours), .onnx or .torchscript. Written to runs/detect/exp, exp2, …: pictures as .jpg, videos as .mp4,
+Weights are .pt (ours) or exports. Written to runs/detect/exp, exp2, …: pictures as .jpg, videos as .mp4,
 labels/<name>.txt, crops/<class>/<name>.jpg, predictions.csv. In Python: detect.run(source="photo.jpg").
 Weights that segment have masks drawn and polygons for labels.
 The exit code is 1 when a file could not be read (the others are done), 2 when the input was wrong.
@@ -43,7 +43,7 @@ def make_parser() -> cli.Parser:
     """Return the options: YOLOv5's."""
     parser = cli.Parser(prog="detect.py", description=__doc__)
     add, flag = parser.add_argument, {"action": "store_true"}
-    add("--weights", default="", help=".pt, .onnx or .torchscript; default: the newest runs/train/*/weights/best.pt")
+    add("--weights", default="", help=".pt or an export; default: the newest runs/train/*/weights/best.pt")
     add(
         "--source",
         nargs="+",
@@ -73,7 +73,7 @@ def make_parser() -> cli.Parser:
     add("--hide-labels", **flag, help="draw boxes only")
     add("--hide-conf", **flag, help="draw names without confidences")
     add("--retina-masks", **flag, help="masks as fine as the picture, not as the network's input")
-    add("--half", **flag, help="compute in float16, on a GPU")
+    add("--half", **flag, help="compute in float16 on a GPU; OpenVINO chooses its precision")
     add("--vid-stride", type=cli.positive_int, default=1, help="take every n-th frame of a video")
     add("--reconnect", type=cli.non_negative_int, default=300, help="seconds to connect to a lost stream again; 0: end")
     add("--web", **flag, help="serve a page on this machine to drop pictures and videos on")

@@ -3,9 +3,10 @@
     python val.py                                      # the newest weights of runs/train on the built-in data set
     python val.py --weights best.pt --data my-data.yaml --task test
     python val.py --weights best.onnx --data my-data.yaml
+    python val.py --weights best_openvino_model --data my-data.yaml      # any format that export.py writes
 
-A `.pt` file is fused first, as it is for detection. `.onnx` and `.torchscript` files run at the size they were exported
-with. Weights that segment have their masks measured as well as their boxes.
+A `.pt` file is fused first, as it is for detection. Exports run at the size they were exported with, OpenVINO's in
+float32 unless --half lets it choose. Weights that segment have their masks measured as well as their boxes.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from utils import cli
 
 from models.plugins import load_plugins
 from utils.datasets import check_images, load_dataset
-from utils.predictor import EXPORTS, check_augment, create_predictor, open_weights
+from utils.predictor import check_augment, create_predictor, open_weights
 from utils.trainer import VALIDATORS, write_data_yaml
 
 
@@ -29,7 +30,7 @@ def make_parser() -> cli.Parser:
     """Return the options; names and meanings are YOLOv5's."""
     parser = cli.Parser(prog="val.py", description=__doc__)
     add = parser.add_argument
-    add("--weights", default="", help=".pt, .onnx or .torchscript; empty: the newest best.pt of runs/train")
+    add("--weights", default="", help=".pt or an export; empty: the newest best.pt of runs/train")
     add("--data", default="shapes.yaml", help="data set YAML, a path or a name in data")
     add("--batch-size", type=cli.positive_int, default=32, help="pictures a step")
     add("--imgsz", "--img", "--img-size", type=cli.image_side, help="side in pixels; that of the weights by default")
@@ -45,7 +46,7 @@ def make_parser() -> cli.Parser:
     add("--save-txt", action="store_true", help="write boxes, or outlines of masks, to labels/*.txt")
     add("--save-conf", action="store_true", help="with the score, in --save-txt files")
     add("--save-json", action="store_true", help="write predictions.json in COCO's form")
-    add("--half", action="store_true", help="16-bit floats on a GPU")
+    add("--half", action="store_true", help="16-bit floats on a GPU; OpenVINO chooses its precision")
     add("--project", default="runs/val", help="folder of the runs")
     add("--name", default="exp", help="name of the run")
     add("--exist-ok", action="store_true", help="write into an existing run's folder")
@@ -61,7 +62,7 @@ def main(args: argparse.Namespace) -> dict[str, float]:
     task, model = open_weights(weights)
     if args.augment:
         check_augment(weights, model)
-    if weights.suffix in EXPORTS:
+    if isinstance(model, str):
         create_predictor(weights, device=args.device)  # so that a broken export is one sentence here too
     data = load_dataset(args.data, split=args.task)
     check_images(data, (args.task,))

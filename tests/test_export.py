@@ -22,7 +22,7 @@ from models.errors import UserError
 from utils import cli
 from utils.checkpoint import load_checkpoint, pack_model, save_checkpoint
 from utils.export import ExportError, Options, export, fresh_model
-from utils.formats import FORMATS
+from utils.formats import DEFAULT
 from utils.proof import Proof, Reference, make_pictures
 
 # isort: split
@@ -109,7 +109,7 @@ def test_metadata_as_ultralytics_reads_it(best, model):
     assert command("--weights", best, "--imgsz", 96, 64) == 0
     images = make_pictures((96, 64))["bus.jpg"][None]
     expected = model(images)[0]
-    for name in FORMATS:
+    for name in DEFAULT:
         backend = AutoBackend(best.with_suffix(f".{name}"))
         assert backend.names == {0: "cat", 1: "it's"}
         assert (backend.stride, backend.imgsz, backend.task, backend.batch) == (8, [96, 64], "detect", 1)
@@ -119,7 +119,7 @@ def test_metadata_as_ultralytics_reads_it(best, model):
 
 def test_yolo_of_ultralytics_runs_the_files(best):
     assert command("--weights", best) == 0
-    for name in FORMATS:
+    for name in DEFAULT:
         network = YOLO(best.with_suffix(f".{name}"), task="detect")
         (result,) = network.predict(ASSETS / "bus.jpg", imgsz=64, conf=0.1, verbose=False, save=False)
         assert result.names == {0: "cat", 1: "it's"}
@@ -130,7 +130,7 @@ def test_dynamic_files_take_other_sizes_and_batches(best, model):
     assert command("--weights", best, "--dynamic") == 0
     images = torch.stack([make_pictures((40, 72))[name] for name in ("bus.jpg", "noise", "zidane.jpg")])
     expected = model(images)[0]
-    for name in FORMATS:
+    for name in DEFAULT:
         backend = AutoBackend(best.with_suffix(f".{name}"))
         assert backend.dynamic
         torch.testing.assert_close(torch.as_tensor(backend(images)), expected, atol=1e-3, rtol=1e-5)
@@ -316,7 +316,7 @@ def test_a_read_only_folder(best, capsys):
     [
         (["--include", "onxn"], "there is no format 'onxn' (did you mean 'onnx'?), choose of torchscript, onnx"),
         (["--opset", "5"], "--opset goes from 11 to 20, not 5"),
-        (["--half"], "--half writes float16 files, which needs a GPU"),
+        (["--half"], "TorchScript in float16 needs a GPU: name it with --device, for instance 0"),
         (["--weights", "nowhere.pt"], "the weights file nowhere.pt does not exist"),
         (["--cfg", "yolov5n.yaml", "--weights", "best.pt"], "give --weights, or --cfg"),
         (["--cfg", "yolov5m.yml.yaml"], "there is no file yolov5m.yml.yaml"),

@@ -279,11 +279,12 @@ def write(deploy: DetectionModel, path: Path, options: Options) -> Written:
     path.parent.mkdir(parents=True, exist_ok=True)
     space = kind.copies * count_parameters(deploy) * 4 + 2**23
     _reserve(path.parent, space)
+    errors: tuple[type[Exception], ...] = (Exception,) if kind.writers else EXPORT_ERRORS
     start = time.perf_counter()
     try:
         with _quiet(options.verbose):
             made = _make_exporter(kind, options)(_to_be_written(deploy, path, kind))
-        Path(made).replace(path)
+        _take(Path(made), path)
         if kind.name == "onnx" and options.half:
             _sort_onnx(path)
         if kind.name == "onnx":
@@ -291,11 +292,18 @@ def write(deploy: DetectionModel, path: Path, options: Options) -> Written:
         opset = _check_onnx(path) if kind.name == "onnx" else None
     except OSError:
         raise
-    except Exception if kind.writers else EXPORT_ERRORS as error:
+    except errors as error:
         _reserve(path.parent, space)  # what fails may have failed because the disk filled up
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise ExportError(f"{kind.title} cannot be written for this model: {reason}") from error
     return Written(path, time.perf_counter() - start, size_of(path), opset)
+
+
+def _take(made: Path, path: Path) -> None:
+    """Move what the Exporter has made to `path`, without the programs that some converters leave in a folder."""
+    made.replace(path)
+    for file in path.glob("*.py"):
+        file.unlink()
 
 
 def _make_exporter(kind: Format, options: Options) -> Exporter:
@@ -478,7 +486,7 @@ def _quiet(verbose: bool) -> Iterator[None]:
         yield
         return
     level = LOGGER.level
-    with warnings.catch_warnings(), open(os.devnull, "w") as nowhere, _instead_of_output(nowhere.fileno()):
+    with warnings.catch_warnings(), Path(os.devnull).open("w") as nowhere, _instead_of_output(nowhere.fileno()):
         LOGGER.setLevel(logging.WARNING)
         warnings.simplefilter("ignore")
         try:

@@ -20,8 +20,10 @@ from models.errors import UserError, WeightsError
 from utils.backends import read_options
 from utils.checkpoint import load_checkpoint
 from utils.cli import check_imgsz, printable
+from utils.formats import FORMATS, format_of
 from utils.outputs import Outputs, draw
 from utils.pictures import Frame
+from utils.runners import RUN_ERRORS, read_metadata
 from utils.sources import AnySource, prefetch
 from utils.wrappers import ORDERS
 
@@ -36,7 +38,6 @@ from ultralytics.models.yolo.detect import DetectionPredictor
 from ultralytics.nn.backends.base import BaseBackend
 from ultralytics.utils import LOGGER, ops
 
-EXPORTS = (".onnx", ".torchscript")
 BACKLOG = 8  # frames that may wait to be written; bounds the memory
 MAX_METADATA = 100_000  # characters of one entry
 Shape = tuple[int | str, ...]  # a word stands for any number
@@ -48,7 +49,7 @@ class Predictor(DetectionPredictor):
     """Finds the boxes in one frame at a time. `create_predictor` makes the one for the task of some weights.
 
     Args:
-        weights: .pt (ours), .onnx or .torchscript; for messages.
+        weights: .pt (ours) or an export; for messages.
         network: what `open_weights` gave for them.
         imgsz: one side, or height and width, in pixels; None takes the size of training or export.
         conf_thres: boxes below this confidence are dropped, 0 to 1.
@@ -57,7 +58,7 @@ class Predictor(DetectionPredictor):
         classes: class numbers to keep; None keeps all.
         agnostic_nms: boxes of different classes suppress each other too.
         augment: run at several scales and mirrored as well (.pt only).
-        half: float16, on a GPU.
+        half: float16 on a GPU; with OpenVINO the precision that the processor likes best.
         device: '', cpu, mps, or CUDA numbers.
         data: a dataset YAML, read for the class names when the weights hold none.
         retina_masks: masks as fine as the picture, not as the network's input.
@@ -104,7 +105,7 @@ class Predictor(DetectionPredictor):
         own_size, fixed = self._load(weights, network)
         read_options(self.model, self.args)
         self.imgsz = self._choose_imgsz(weights, imgsz, own_size, fixed)
-        if weights.suffix in EXPORTS:
+        if isinstance(network, str):
             self._try_out(weights)
         self.names = self.model.names
         if classes and max(classes) >= len(self.names):
@@ -128,14 +129,27 @@ class Predictor(DetectionPredictor):
                 warnings.simplefilter("ignore", FutureWarning)  # torch.jit is deprecated, and loads
                 self.setup_model(network)
         except load_errors() as error:
-            raise WeightsError(f"{weights} is damaged, or no {weights.suffix[1:]} file that runs here") from error
+            title = kind.title if (kind := format_of(weights)) else weights.suffix
+            raise WeightsError(f"{weights} is damaged, or no {title} file that runs here") from error
         own = getattr(self.model, "imgsz", None)
-        if weights.suffix == ".onnx":  # the graph knows better than its metadata
-            sides = self.model.session.get_inputs()[0].shape
-            sides = sides[1:3] if "preprocess" in self.model.metadata else sides[2:]
+        sides = self._sides_in_graph()
+        if sides:
             fixed = all(isinstance(side, int) for side in sides)
             return (sides if fixed else own), fixed
         return own, own is not None and not self.model.dynamic
+
+    def _sides_in_graph(self) -> list[int | str]:
+        """Return height and width as the graph of an export has them, which knows better than its metadata.
+
+        Free sides are words; there are none where a graph cannot be asked.
+        """
+        if self.model.format == "onnx":
+            shape = self.model.session.get_inputs()[0].shape
+            return shape[1:3] if "preprocess" in self.model.metadata else shape[2:]
+        if self.model.format == "openvino":
+            shape = self.model.ov_compiled_model.input().partial_shape
+            return [side.get_length() if side.is_static else "free" for side in list(shape)[2:]]
+        return []
 
     def _choose_imgsz(self, weights: Path, asked: list[int] | None, own: Any, fixed: bool) -> list[int]:
         """Return [height, width]: what the user asked for if the weights allow it, else their own size, else 640."""
@@ -221,12 +235,18 @@ def open_weights(weights: Path) -> tuple[str, Any]:
 
     Raises:
         WeightsError: the file is not one of ours, or damaged; an export was not run yet.
+        UserError: the runtime of an export is not there.
     """
     if weights.suffix == ".pt":
         network = load_checkpoint(weights)
         return network.task, network
-    if weights.suffix not in EXPORTS:
-        raise WeightsError(f"{weights} is none of .pt, {', '.join(EXPORTS)}")
+    kind = format_of(weights)
+    if kind is None:
+        raise WeightsError(f"{weights} is none of .pt, {', '.join(row.ending for row in FORMATS.values())}")
+    if kind.not_run:
+        raise UserError(f"{weights} does not run here: {kind.title} {kind.not_run}")
+    if kind.content and not any(weights.glob(kind.content)):
+        raise WeightsError(f"{weights} is no {kind.title} model: that is a folder with a file {kind.content}")
     return check_metadata(weights), str(weights)
 
 
@@ -303,15 +323,16 @@ def check_metadata(path: Path) -> str:
     Raises:
         WeightsError: something in it would upset the program, as ultralytics sets all of it as attributes.
     """
-    metadata = BaseBackend.read_metadata(path)
     try:
-        values = {k: _literal(v) if k in LITERALS else v for k, v in metadata.items()}
+        values = {k: _literal(v) if k in LITERALS else v for k, v in read_metadata(path).items()}
         stride, batch = int(values.get("stride", 32)), int(values.get("batch", 1))
         channels = int(values.get("channels", 3))
         check_imgsz(values.get("imgsz", 640), 1)
         names = values.get("names", {0: ""})
         numbers = range(len(names)) if isinstance(names, list) else sorted(int(k) for k in names)
-    except (ValueError, SyntaxError, TypeError, AttributeError, RecursionError, MemoryError) as error:
+        if not isinstance(values.get("args", {}), dict):
+            raise TypeError("options are named")
+    except (*RUN_ERRORS, ValueError, SyntaxError, TypeError, AttributeError, MemoryError) as error:
         raise WeightsError(f"{path} holds metadata that cannot be understood") from error
     task = values.get("task", "detect")
     if not names or list(numbers) != list(range(len(names))):
@@ -320,7 +341,7 @@ def check_metadata(path: Path) -> str:
         raise WeightsError(f"{path} is for stride {stride}, batch {batch} and {channels} channels, which cannot run")
     if values.get("preprocess", ORDERS[0]) not in ORDERS:
         raise WeightsError(f"{path} takes bytes in an order that is not known here: {values['preprocess']}")
-    if task not in PREDICTORS:
+    if not isinstance(task, str) or task not in PREDICTORS:
         raise WeightsError(f"{path} was made for the task {task}, not for {' or '.join(PREDICTORS)}")
     foreign = sorted(k for k in values if hasattr(BaseBackend, k) or k.startswith("_") or k in RESERVED)
     if foreign:
@@ -339,7 +360,11 @@ def shapes_text(shapes: list[Shape]) -> str:
 
 
 PREDICTORS = {kind.task: kind for kind in (Predictor, SegmentationPredictor)}
-RESERVED = ("device", "fp16", "nhwc", "model", "metadata", "format", "session", "output_names", "base_model")
+RESERVED = {  # attributes of ultralytics' backends
+    *("device", "fp16", "nhwc", "model", "metadata", "format", "session", "output_names", "base_model", "net", "expr"),
+    *("ov", "ov_compiled_model", "compile_model", "read_model", "prefetch", "pyncnn", "interpreter", "input_details"),
+    *("output_details", "intel", "predictor", "input_handle"),
+}
 
 
 def _literal(value: Any) -> Any:
@@ -356,4 +381,4 @@ def load_errors() -> tuple[type[Exception], ...]:
     from onnxruntime.capi import onnxruntime_pybind11_state as ort  # noqa: PLC0415 (slow, and only exports need it)
 
     onnx = (ort.Fail, ort.InvalidArgument, ort.InvalidGraph, ort.InvalidProtobuf, ort.NotImplemented)
-    return RuntimeError, TypeError, ValueError, KeyError, OSError, *onnx
+    return RuntimeError, TypeError, ValueError, LookupError, AttributeError, OSError, SystemError, *onnx

@@ -26,6 +26,7 @@ from torch import Tensor
 from ultralytics.nn.autobackend import AutoBackend
 from ultralytics.nn.backends import OpenVINOBackend
 from ultralytics.nn.backends.base import BaseBackend
+from ultralytics.utils import LOGGER
 
 Outputs = tuple[Tensor, ...]  # float32, as models/heads.py says: boxes with scores; of a segmenter the prototypes too
 Runner = Callable[..., Outputs]  # takes (B, ch, H, W) float32 in [0, 1]; an ONNX file's optional inputs by their names
@@ -182,20 +183,26 @@ def _as_outputs(output: Any | Iterable[Any]) -> Outputs:
     return tuple(torch.as_tensor(tensor).float() for tensor in several)
 
 
-# ultralytics' backends -------------------------------------------------------------------------------------------------
+# ultralytics' backends ------------------------------------------------------------------------------------------------
 class Float32OpenVINOBackend(OpenVINOBackend):
     """ultralytics' OpenVINO, on the CPU in float32 as files are proven; with `fp16` on what and in what it likes."""
+
+    ov_compiled_model: Any
+    compile_model: Any
 
     def load_model(self, weight: str | Path) -> None:
         """Load a model folder and compile its graph."""
         super().load_model(weight)
         hint, wanted = "INFERENCE_PRECISION_HINT", self.ov.Type.f32
-        network = self.ov_compiled_model
-        if self.fp16 or (hint in network.get_property("SUPPORTED_PROPERTIES") and network.get_property(hint) == wanted):
+        if self.fp16:
+            LOGGER.info("OpenVINO computes in the precision that suits the processor best")
             return
-        config = {**self.compile_model.keywords["config"], hint: wanted}
-        self.compile_model = partial(self.compile_model, device_name="CPU", config=config)
-        self.ov_compiled_model = self.compile_model(_file_in(Path(weight), "*.xml"))
+        network = self.ov_compiled_model
+        if hint not in network.get_property("SUPPORTED_PROPERTIES") or network.get_property(hint) != wanted:
+            config = {**self.compile_model.keywords["config"], hint: wanted}
+            self.compile_model = partial(self.compile_model, device_name="CPU", config=config)
+            self.ov_compiled_model = self.compile_model(_file_in(Path(weight), "*.xml"))
+        LOGGER.info("OpenVINO computes in float32; --half lets it choose")
 
 
 AutoBackend._BACKEND_MAP["openvino"] = Float32OpenVINOBackend  # there is no other way to choose the precision
