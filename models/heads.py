@@ -73,21 +73,26 @@ class AnchorDetect(Detect):
 
     def forward(self, x: list[Tensor]) -> Any:
         maps = [conv(level) for conv, level in zip(self.m, x, strict=True)]
-        raw = {"maps": [level.unflatten(1, (self.na, self.no)).permute(0, 1, 3, 4, 2) for level in maps]}
         if self.training:
-            return raw
-        boxes = torch.cat([self._decode(*level) for level in zip(maps, self.anchor_sizes, self.cells, strict=True)], 2)
-        return boxes if self.export else (boxes, raw)
+            return self._raw(maps)
+        boxes = torch.cat([self._decode(i, level) for i, level in enumerate(maps)], 2)
+        return boxes if self.export else (boxes, self._raw(maps))
 
-    def _decode(self, level: Tensor, anchors: Tensor, stride: float) -> Tensor:
-        """Return the predictions (B, 4 + nc + nm, na H W) of one level's raw numbers (B, na no, H, W)."""
+    def _raw(self, maps: list[Tensor]) -> dict[str, Any]:
+        return {"maps": [level.unflatten(1, (self.na, self.no)).permute(0, 1, 3, 4, 2) for level in maps]}
+
+    def _decode(self, i: int, level: Tensor) -> Tensor:
+        """Return the predictions (B, 4 + nc + nm, na H W) of level i's raw numbers (B, na no, H, W).
+
+        It keeps to four dimensions and to operations that every format knows.
+        """
         height, width = level.shape[2], level.shape[3]
         rows, columns = (torch.arange(side, device=level.device, dtype=level.dtype) for side in (height, width))
         grid = torch.stack([columns.expand(height, width), rows[:, None].expand(height, width)]).flatten(1)
-        t = level.flatten(2).unflatten(1, (self.na, self.no))  # four dimensions, the most that some runtimes know
+        t = level.reshape(-1, self.na, self.no, height * width)
         xy, wh, objectness, classes = t[:, :, : 5 + self.nc].sigmoid().split((2, 2, 1, self.nc), 2)
-        xy = (xy * 2 - 0.5 + grid) * stride
-        wh = (wh * 2) ** 2 * anchors[:, :, None]
+        xy = (xy * 2 - 0.5 + grid) * self.cells[i]
+        wh = (wh * 2) ** 2 * self.anchor_sizes[i][:, :, None]
         parts = [xy, wh, objectness * classes, *([t[:, :, 5 + self.nc :]] if self.nm else [])]
         return torch.cat(parts, 2).transpose(1, 2).flatten(2)
 

@@ -380,7 +380,7 @@ def test_class_names_as_folders(name, safe):
         ({"weights": "bad.pt"}, "bad.pt"),
         ({"weights": "bad.onnx"}, r"bad\.onnx is damaged, or no onnx file"),
         ({"weights": "bad.torchscript"}, r"bad\.torchscript is damaged, or no torchscript file"),
-        ({"weights": "a.jpg"}, r"a\.jpg is none of \.pt, \.onnx, \.torchscript"),
+        ({"weights": "a.jpg"}, r"a\.jpg is none of \.pt, \.torchscript, \.onnx"),
         ({"weights": None}, "train first"),
         ({"source": "b.jpg"}, r"the source b\.jpg does not exist \(did you mean 'a\.jpg'\?\)"),
         ({"source": "empty"}, "no picture and no video in the source empty"),

@@ -358,8 +358,8 @@ def test_validation_finds_what_training_does(folder):
         ("empty.onnx", "is damaged, or no onnx file"),
         ("page.onnx", "is damaged, or no onnx file"),
         ("page.torchscript", "is damaged, or no torchscript file"),
-        ("page.pth", "is none of .pt, .onnx, .torchscript"),
-        ("folder", "is none of .pt, .onnx, .torchscript"),
+        ("page.pth", "is none of .pt, .torchscript, .onnx"),
+        ("folder", "is none of .pt, .torchscript, .onnx"),
     ],
 )
 def test_val_refuses_files_that_do_not_run_before_anything_is_written(folder, tmp_path, name, message):

@@ -129,7 +129,7 @@ FORMATS = {
             aliases=("paddlepaddle",),
             content="*.pdiparams",
             copies=4,
-            writers=("paddlepaddle==3.2.2", "x2paddle==1.6.0"),
+            writers=("paddlepaddle==3.2.2", "x2paddle==1.6.0", "six==1.17.0"),
             runners=("paddlepaddle==3.2.2",),
         ),
         Format(

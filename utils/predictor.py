@@ -129,8 +129,8 @@ class Predictor(DetectionPredictor):
                 warnings.simplefilter("ignore", FutureWarning)  # torch.jit is deprecated, and loads
                 self.setup_model(network)
         except load_errors() as error:
-            title = kind.title if (kind := format_of(weights)) else weights.suffix
-            raise WeightsError(f"{weights} is damaged, or no {title} file that runs here") from error
+            name = kind.name if (kind := format_of(weights)) else weights.suffix
+            raise WeightsError(f"{weights} is damaged, or no {name} file that runs here") from error
         own = getattr(self.model, "imgsz", None)
         sides = self._sides_in_graph()
         if sides:

@@ -21,6 +21,7 @@ from utils.wrappers import as_bytes
 import numpy as np
 import onnxruntime
 import torch
+import yaml
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 from torch import Tensor
 from ultralytics.nn.autobackend import AutoBackend
@@ -30,7 +31,9 @@ from ultralytics.utils import LOGGER
 
 Outputs = tuple[Tensor, ...]  # float32, as models/heads.py says: boxes with scores; of a segmenter the prototypes too
 Runner = Callable[..., Outputs]  # takes (B, ch, H, W) float32 in [0, 1]; an ONNX file's optional inputs by their names
+
 DTYPES = {"tensor(float)": torch.float32, "tensor(float16)": torch.float16, "tensor(uint8)": torch.uint8}
+MAX_YAML = 1_000_000  # bytes of metadata
 RUN_ERRORS = (  # what the runtimes raise for a file that they cannot load, or not run at some size
     RuntimeError,
     ort_errors.Fail,
@@ -215,11 +218,22 @@ def read_metadata(path: Path) -> dict[str, Any]:
         RUN_ERRORS: the file is damaged.
         ValueError: the metadata is no dictionary.
     """
-    kind = format_of(path)
-    if kind and kind.name == "mnn":  # which only its runtime reads
+    kind, beside = format_of(path), path / "metadata.yaml"
+    if beside.exists():
+        found = _load_yaml(beside)
+    elif kind and kind.name == "mnn":  # which only its runtime reads
         found = json.loads(_open_mnn(path).get_info().get("bizCode") or "{}")
     else:
         found = BaseBackend.read_metadata(path)
     if not isinstance(found, dict) or not all(isinstance(key, str) for key in found):
         raise ValueError("not a dictionary of names")
     return found
+
+
+def _load_yaml(path: Path) -> Any:
+    if path.stat().st_size > MAX_YAML:
+        raise ValueError(f"more than {MAX_YAML} bytes")
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError("no YAML") from error
