@@ -601,7 +601,8 @@ def _reserve(folder: Path, count: int) -> None:
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:
-        raise OSError(error.errno, error.strerror, str(folder.parent)) from error
+        temporary = [place for place in (folder, *folder.parents) if place.name.startswith(TEMPORARY_PREFIX)]
+        raise OSError(error.errno, error.strerror, str(temporary[0].parent if temporary else folder)) from error
     finally:
         (folder / "reserve").unlink(missing_ok=True)
 

@@ -1,0 +1,156 @@
+"""What stays when an export is killed, or finds the disk full or the folder read-only: all that was there before."""
+
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import pytest
+from helpers import tiny
+from test_export import command, random_model, save
+
+import utils.export
+
+ROOT = Path(__file__).parents[1]
+FIRST_CLASS = ("torchscript", "onnx", "openvino")
+NOBODY = 65534
+PROGRAM = """
+import sys, time
+from pathlib import Path
+import export, utils.export
+from utils import cli
+
+def wait(*_):
+    Path("proving").touch()
+    time.sleep(120)
+
+if {wait}:
+    utils.export.prove = wait
+sys.exit(cli.run_script(export.main, export.make_parser()))
+"""
+
+
+@pytest.fixture(scope="module")
+def model():
+    return random_model(tiny())
+
+
+@pytest.fixture
+def best(model, tmp_path):
+    return save(model, tmp_path / "weights/best.pt")
+
+
+def content(folder):
+    """Return every file below a folder with what is in it, and the folders."""
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes() if path.is_file() else None for path in folder.rglob("*")
+    }
+
+
+def older_export(best):
+    """Put something in the place of every file that an export writes, and return what is there."""
+    (best.parent / "best_openvino_model").mkdir()
+    for name in ("best.torchscript", "best.onnx", "best_openvino_model/best.xml", "best.export.json"):
+        (best.parent / name).write_text(f"older {name}")
+    return content(best.parent)
+
+
+def start(best, cwd, wait=False, **options):
+    """Start an export of all formats of the first class in a process of its own."""
+    words = ["--weights", best, "--imgsz", "64", "--include", *FIRST_CLASS]
+    return subprocess.Popen(
+        [sys.executable, "-c", PROGRAM.format(wait=wait), *map(str, words)],
+        cwd=cwd,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        **options,
+    )
+
+
+def end(process):
+    """Return the exit code and the last line of a process's complaints."""
+    _, told = process.communicate(timeout=240)
+    return process.returncode, (told.splitlines() or [""])[-1]
+
+
+def wait_for(path, process):
+    deadline = time.monotonic() + 200
+    while not path.exists():
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("number", "code", "told"), [(signal.SIGTERM, 143, "ERROR: terminated"), (signal.SIGKILL, -9, "")]
+)
+def test_killed_while_it_proves(best, tmp_path, number, code, told):
+    before = older_export(best)
+    process = start(best, tmp_path, wait=True)
+    wait_for(tmp_path / "proving", process)
+    process.send_signal(number)
+    assert end(process) == (code, told)
+    left = {name: data for name, data in content(best.parent).items() if not name.startswith(".export-")}
+    assert left == before
+    if number == signal.SIGKILL:
+        assert list(best.parent.glob(".export-*"))
+    assert command("--weights", best, "--imgsz", 64, "--include", "onnx") == 0
+    assert not list(best.parent.glob(".export-*"))
+    changed = {name for name, data in content(best.parent).items() if data != before.get(name)}
+    assert changed == {"best.onnx", "best.export.json"}
+
+
+@pytest.mark.slow
+def test_the_disk_is_full(best, tmp_path):
+    before = older_export(best)
+    limit = (100_000, resource.getrlimit(resource.RLIMIT_FSIZE)[1])
+    process = start(best, tmp_path, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, limit))
+    assert end(process) == (2, f"ERROR: cannot write {best.parent}: {os.strerror(27)}")
+    assert content(best.parent) == before
+
+
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() != 0, reason="only root may be somebody else")
+def test_the_folder_is_read_only(best, capsys):
+    with tempfile.TemporaryDirectory(prefix="repyolo-") as name:
+        folder = Path(name)
+        shutil.copy(best, folder)
+        (folder / "best.onnx").write_text("older")
+        before = content(folder)
+        folder.chmod(0o555)
+        os.seteuid(NOBODY)
+        try:
+            code = command("--weights", folder / "best.pt", "--imgsz", 64, "--include", *FIRST_CLASS)
+        finally:
+            os.seteuid(0)
+        assert code == 2
+        assert f"the folder {folder} cannot be written to: {os.strerror(13)}" in capsys.readouterr().err
+        assert content(folder) == before
+
+
+@pytest.mark.parametrize("name", ["onnx", "openvino"])
+def test_a_disk_that_fills_up_while_it_writes_is_named_as_the_reason(best, monkeypatch, capsys, name):
+    before = older_export(best)
+    reserve, calls = utils.export._reserve, []
+
+    def late(folder, count):
+        calls.append(count)
+        if len(calls) > 1:
+            reserve(folder, count)
+
+    monkeypatch.setattr(utils.export, "_reserve", late)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+    try:
+        assert command("--weights", best, "--imgsz", 64, "--include", name) == 2
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert os.strerror(27) in capsys.readouterr().err
+    assert content(best.parent) == before
