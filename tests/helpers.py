@@ -13,16 +13,12 @@ import pytest
 import torch
 import yaml
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_leaves
 
-from models import create_model
 from models.spec import CONFIGS
-from utils.export import see
-from utils.proof import make_pictures
+from utils.parity import random_model, randomize_  # noqa: F401 (those of the parity table, for all tests)
 
 GOLDEN = Path(__file__).parent / "golden"
-SCALES = ("layer_scale", "gamma")  # names of layer scales, here and in timm
 
 TINY_BACKBONE = [[-1, 1, "Conv", [16, 3, 2]], [-1, 1, "Conv", [32, 3, 2]], [-1, 1, "C3", [32]]]
 TINY_HEAD = [[-1, 1, "Conv", [32, 3, 2]], [-1, 1, "nn.Upsample", [None, 2, "nearest"]], [[-1, 2], 1, "Concat", [1]]]
@@ -109,38 +105,6 @@ def _pick(rng: random.Random, container: dict | list) -> tuple[dict | list, obje
         if not isinstance(inner, dict | list) or not inner or rng.random() < 0.25:
             return container, key
         container = inner
-
-
-@torch.no_grad()
-def randomize_(module: nn.Module, seed: int = 0) -> nn.Module:
-    """Give every parameter and every statistic a value that a forgotten term would show in; return `module`.
-
-    Weights keep the size of their inputs, so that deep networks stay finite; frozen parameters stay.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    for name, parameter in module.named_parameters():
-        if not parameter.requires_grad:
-            continue
-        if any(scale in name for scale in SCALES):
-            parameter.uniform_(0.1, 0.5, generator=generator)
-        elif parameter.ndim > 1:
-            parameter.normal_(0, parameter[0].numel() ** -0.5, generator=generator)
-        elif name.endswith("weight"):
-            parameter.uniform_(0.5, 1.5, generator=generator)
-        else:
-            parameter.normal_(0, 0.3, generator=generator)
-    for norm in module.modules():
-        if isinstance(norm, _BatchNorm) and norm.running_mean is not None:
-            norm.running_mean.normal_(0, 0.5, generator=generator)
-            norm.running_var.uniform_(0.5, 2, generator=generator)
-    return module
-
-
-def random_model(cfg: str | dict) -> nn.Module:
-    """Return a model in which every term counts, and whose boxes differ from picture to picture."""
-    model = randomize_(create_model(cfg))
-    see(model, torch.stack(list(make_pictures((128, 128)).values())))
-    return model
 
 
 def relative_error(got: torch.Tensor, want: torch.Tensor) -> float:

@@ -8,7 +8,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 SOURCES = sorted([*ROOT.glob("*.py"), *ROOT.glob("models/**/*.py"), *ROOT.glob("utils/**/*.py")])
-ORDER = [  # a module imports from its own line and the lines above
+ORDER = [  # a module imports from its own line and the lines above; those of the last are run, by name or by -m
     ["utils.environment"],
     ["models.errors"],
     ["models.registry", "models.spec", "models.plugins"],
@@ -20,7 +20,14 @@ ORDER = [  # a module imports from its own line and the lines above
     ["models.summary", "models.yolo"],
     ["models"],
     ["utils"],
-    ["scripts", "models.inspect", "models.describe", "models.backbones.check", "utils.convert"],  # the last run by -m
+    [
+        "scripts",
+        "models.inspect",
+        "models.describe",
+        "models.backbones.check",
+        "utils.convert",
+        "utils.parity",
+    ],  # the last run by -m
 ]
 ALONE = {"timm": ["models.backbones.from_timm"]}  # libraries that one module wraps
 NAMES = {"eval", "exec", "compile", "__import__"}
