@@ -43,12 +43,11 @@ from utils.export import (
     ExportError,
     Options,
     Report,
-    check_opset,
     export,
     fresh_model,
     fused_text,
 )
-from utils.exporters import ABLE, EXPORTERS
+from utils.exporters import ABLE, DEFAULT_OPSETS, EXPORTERS, check_exporter, check_opset
 from utils.formats import DEFAULT, FORMATS, check_formats, check_possible, format_of, size_of
 from utils.int8 import MOST, Int8, Quantization, check_int8, curve_table, layer_table
 from utils.proof import PHOTOS, proof_table
@@ -86,7 +85,7 @@ def make_parser() -> cli.Parser:
     add("--calibration-pictures", type=cli.positive_int, default=100, help="of the training split, for --int8")
     add("--reduce-range", **flag, help="7-bit weights in ONNX, for x86 processors without VNNI")
     add("--simplify", **flag, help="slim the ONNX graph with onnxslim")
-    add("--opset", type=cli.positive_int, default=17, help="ONNX operator set")
+    add("--opset", type=cli.positive_int, help=f"ONNX operator set; default: {DEFAULT_OPSETS}".replace("'", ""))
     add(
         "--exporter",
         choices=tuple(EXPORTERS),
@@ -118,7 +117,8 @@ def main(args: argparse.Namespace) -> int:
     start = time.perf_counter()
     cli.log_options("export", args)
     load_plugins(args.plugins)
-    formats, opset = check_formats(args.include), check_opset(args.opset)
+    formats, exporter = check_formats(args.include), check_exporter(args.exporter)
+    opset = check_opset(args.opset or DEFAULT_OPSETS[exporter], exporter)
     gpu = args.device not in ("", "cpu", "mps")
     check_possible(formats, dynamic=args.dynamic, half=args.half, batch=args.batch_size, gpu=gpu)
     model, path, folder = load(args)
@@ -138,7 +138,7 @@ def main(args: argparse.Namespace) -> int:
         half=args.half,
         simplify=args.simplify,
         opset=opset,
-        exporter=args.exporter,
+        exporter=exporter,
         nms=nms,
         preprocess=args.preprocess,
         verbose=args.verbose,
@@ -162,6 +162,8 @@ def check_surroundings(args: argparse.Namespace, model: DetectionModel, formats:
         unable = [name for name in formats if name not in able]
         if getattr(args, option) and unable:
             raise UserError(f"--{option} is not for {', '.join(unable)}: give --include {' '.join(able)}")
+    if args.int8 and (args.nms or args.preprocess):
+        raise UserError("--int8 quantizes the network alone: leave out --nms and --preprocess")
     if args.nms and model.end2end:
         raise UserError("the model gives each object once and needs no NMS: leave out --nms")
     if args.preprocess and model.spec.ch != 3:

@@ -68,7 +68,6 @@ from ultralytics.engine.exporter import Exporter
 from ultralytics.utils import LOGGER
 
 TEMPORARY_PREFIX, REPLACED = ".export-", "replaced"  # of the folder to write in; in it, of what was there before
-OPSETS = range(11, 21)  # of ONNX, that torch's tracing exporter writes
 MARGIN = 1.35  # of the variances of fresh weights
 ROUNDS = 5  # of measuring how long the networks take
 SOURCE = ".checkpoint-to-export"  # a suffix that occurs nowhere else in a path
@@ -187,13 +186,6 @@ class Report:
         }
 
 
-def check_opset(opset: int) -> int:
-    """Return the ONNX opset; UserError for one that cannot be written."""
-    if opset not in OPSETS:
-        raise UserError(f"--opset goes from {OPSETS[0]} to {OPSETS[-1]}, not {opset}")
-    return opset
-
-
 def fresh_model(cfg: str | Path) -> DetectionModel:
     """Return a model with the initial weights of seed 0, whose BatchNorms have seen the real photographs.
 
@@ -289,7 +281,7 @@ def write(deploy: DetectionModel, path: Path, options: Options) -> Written:
             _sort_onnx(path)
         if kind.name == "onnx":
             surround(path, deploy, options.nms, options.preprocess)
-        opset = _check_onnx(path) if kind.name == "onnx" else None
+        opset = _check_onnx(path, options.opset) if kind.name == "onnx" else None
     except OSError:
         raise
     except errors as error:
@@ -527,11 +519,14 @@ def _sort_onnx(path: Path) -> None:
     onnx.save(graph.model, path)
 
 
-def _check_onnx(path: Path) -> int:
-    """Check an ONNX file in full and return the opset that it says it needs."""
+def _check_onnx(path: Path, asked: int) -> int:
+    """Check an ONNX file in full and return the opset that it says it needs; ValueError if that was not asked for."""
     onnx.checker.check_model(str(path), full_check=True)
     content = onnx.load(str(path), load_external_data=False)
-    return next(entry.version for entry in content.opset_import if entry.domain in ("", "ai.onnx"))
+    opset = next(entry.version for entry in content.opset_import if entry.domain in ("", "ai.onnx"))
+    if opset != asked:
+        raise ValueError(f"opset {asked} was asked for, and the file needs {opset}: give --opset {opset}")
+    return opset
 
 
 @contextmanager

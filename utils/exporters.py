@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from importlib.util import find_spec
 from pathlib import Path
 from typing import cast
 
 import utils.environment  # noqa: F401
 from models import DetectionModel
+from models.errors import UserError
 from utils.graph import add_nms, add_preprocess
 from utils.wrappers import Nms, Preprocess
 
@@ -15,6 +17,7 @@ from utils.wrappers import Nms, Preprocess
 import onnx
 import onnxslim
 import torch
+from onnxruntime.transformers import float16
 from ultralytics.engine.exporter import Exporter
 
 SIDES = {  # names of the outputs' sides where these are free, ultralytics' ones
@@ -22,6 +25,7 @@ SIDES = {  # names of the outputs' sides where these are free, ultralytics' ones
     "output1": ("batch", "masks", "mask_height", "mask_width"),
 }
 ABLE = {"nms": ("onnx",), "preprocess": ("torchscript", "onnx")}  # which formats can have what around the network
+ONNXSCRIPT = "0.7.2"  # version that was tested
 IR_VERSION = 10  # of ONNX files, that all runtimes in use read
 
 
@@ -46,12 +50,14 @@ class DynamoExporter(Exporter):
             verbose=False,
         )
         model = cast(torch.onnx.ONNXProgram, program).model_proto
+        if self.args.simplify:
+            model = onnxslim.slim(model)
+        if self.args.quantize == 16 and self.device.type == "cpu":
+            model = float16.convert_float_to_float16(model, keep_io_types=True)
         for port in model.graph.output:
             for side, axis in zip(port.type.tensor_type.shape.dim, SIDES[port.name], strict=True):
                 if side.dim_param:
                     side.dim_param = axis
-        if self.args.simplify:
-            model = onnxslim.slim(model)
         onnx.helper.set_model_props(model, {key: str(value) for key, value in self.metadata.items()})
         model.ir_version = min(model.ir_version, IR_VERSION)
         onnx.save(model, path)
@@ -59,6 +65,24 @@ class DynamoExporter(Exporter):
 
 
 EXPORTERS = {"torchscript": Exporter, "dynamo": DynamoExporter}  # by the names that --exporter takes
+OPSETS = {"torchscript": range(11, 21), "dynamo": range(18, 23)}  # that each writes without converting
+DEFAULT_OPSETS = {"torchscript": 17, "dynamo": 18}
+
+
+def check_exporter(name: str) -> str:
+    """Return the name of an exporter; UserError where a package that it needs is missing."""
+    if name == "dynamo" and not find_spec("onnxscript"):
+        raise UserError(f"--exporter dynamo needs the package onnxscript: pip install onnxscript=={ONNXSCRIPT}")
+    return name
+
+
+def check_opset(opset: int, exporter: str) -> int:
+    """Return the ONNX opset; UserError for one that the exporter does not write."""
+    able = OPSETS[exporter]
+    if opset not in able:
+        told = "" if exporter == "torchscript" else f" with --exporter {exporter}"
+        raise UserError(f"--opset goes from {able[0]} to {able[-1]}{told}, not {opset}")
+    return opset
 
 
 def announce(exporter: Exporter, nms: Nms | None, preprocess: str | None) -> None:
