@@ -50,8 +50,9 @@ from utils.export import (
 from utils.exporters import ABLE, DEFAULT_OPSETS, EXPORTERS, check_exporter, check_opset
 from utils.formats import DEFAULT, FORMATS, check_formats, check_possible, format_of, size_of
 from utils.int8 import MOST, Int8, Quantization, check_int8, curve_table, layer_table
+from utils.pictures import Unreadable, read_picture
 from utils.proof import PHOTOS, proof_table
-from utils.sources import Files, Unreadable, read_picture
+from utils.sources import Files
 from utils.survey import Material, survey_table
 from utils.wrappers import ORDERS, Nms
 
@@ -72,7 +73,7 @@ def make_parser() -> cli.Parser:
     add("--output", default="", help="folder of the files; default: beside the weights, with --cfg runs/export/exp*")
     add("--include", nargs="+", default=list(DEFAULT), metavar="FORMAT", help=f"of {', '.join(FORMATS)}")
     add("--data", default="", help="dataset YAML: prove on its val split, errors and mAP, not on two photographs alone")
-    add("--source", default="", help="pictures to prove on: a file, a folder, a pattern, or a .txt list of these")
+    add("--source", nargs="+", default=[], help="pictures to prove on: files, folders, patterns, .txt lists of these")
     add("--pictures", type=cli.non_negative_int, default=MANY, help="of --data or --source, evenly taken; 0: all")
     add("--imgsz", "--img", "--img-size", nargs="+", type=cli.image_side, help="pixels; one side, or height width")
     add("--batch-size", type=cli.positive_int, default=1, help="pictures in one input")
@@ -202,10 +203,11 @@ def gather(args: argparse.Namespace, model: DetectionModel) -> tuple[tuple[Path,
     """Return a few pictures to prove every size on, and the many that --data and --source name, if they do."""
     if not args.data and not args.source:
         return PHOTOS, None
-    name = " and ".join(filter(None, (args.data, args.source)))
-    files = list(Files(args.source).pictures) if args.source else []
+    source = " ".join(args.source)
+    name = " and ".join(filter(None, (args.data, source)))
+    files = list(Files(*args.source).pictures) if args.source else []
     if args.source and not files:
-        raise UserError(f"there is no picture in the source {args.source}")
+        raise UserError(f"there is no picture in the source {source}")
     data = load_dataset(args.data) if args.data else None
     pictures = [Path(image) for image in list_images(data["val"], data["path"])] if data else []
     few = readable(pictures + files, name)

@@ -194,8 +194,11 @@ def test_proven_on_pictures_of_a_data_set(best, tmp_path):
         (images / f"{name}.jpg").write_bytes((ASSETS / "bus.jpg").read_bytes())
     data = write(tmp_path, {"path": str(tmp_path / "set"), "train": "images", "val": "images", "names": ["cat", "dog"]})
     assert command("--weights", best, "--include", "onnx", "--data", data) == 0
-    pictures = {case["picture"] for case in report_in(best.parent)["formats"]["onnx"]["cases"]}
-    assert pictures == {"b.jpg", "c.jpg", "noise", "checkerboard"}
+    entry = report_in(best.parent)["formats"]["onnx"]
+    assert {case["picture"] for case in entry["cases"]} == {"b.jpg", "c.jpg", "noise", "checkerboard"}
+    assert entry["survey"]["pictures"] == 3
+    assert "accuracy" not in entry["survey"], "there are no labels"
+    assert (best.parent / "best.export.jpg").is_file()
 
 
 # What is refused ------------------------------------------------------------------------------------------------------
@@ -215,9 +218,14 @@ def corrupt(monkeypatch):
 def test_one_corrupted_weight_is_refused(best, monkeypatch, caplog):
     corrupt(monkeypatch)
     assert command("--weights", best) == 1
-    assert names_in(best.parent) == ["best.pt"]
+    assert names_in(best.parent) == ["best.export-failed.jpg", "best.export-failed.json", "best.pt"]
     assert "✗ bus.jpg: boxes differ by" in caplog.text
     assert "allowed are 0.01" in caplog.text
+    assert "fusing changes the model: row 0 Conv is the first that differs" in caplog.text
+    assert "best.export-failed.json" in caplog.text
+    report = json.loads((best.parent / "best.export-failed.json").read_text(encoding="utf-8"))
+    assert report["ok"] is False
+    assert {entry["divergence"]["row"] for entry in report["formats"].values()} == {0}
 
 
 def test_an_older_export_stays_when_the_new_one_is_refused(best, monkeypatch):
@@ -225,7 +233,12 @@ def test_an_older_export_stays_when_the_new_one_is_refused(best, monkeypatch):
     before = {path.name: path.read_bytes() for path in best.parent.iterdir()}
     corrupt(monkeypatch)
     assert command("--weights", best) == 1
-    assert {path.name: path.read_bytes() for path in best.parent.iterdir()} == before
+    after = {path.name: path.read_bytes() for path in best.parent.iterdir()}
+    assert after.keys() - before.keys() == {"best.export-failed.jpg", "best.export-failed.json"}
+    assert {name: after[name] for name in before} == before
+    monkeypatch.undo()
+    assert command("--weights", best) == 0
+    assert names_in(best.parent) == sorted(before), "what tells of the failure goes with the next success"
 
 
 def test_one_format_that_disagrees_refuses_all(model, tmp_path, monkeypatch):
@@ -238,7 +251,7 @@ def test_one_format_that_disagrees_refuses_all(model, tmp_path, monkeypatch):
     report = export(model, tmp_path / "out", "best", "best.pt", Options(size=(64, 64)))
     assert not report.ok
     assert report.files == []
-    assert names_in(tmp_path / "out") == []
+    assert names_in(tmp_path / "out") == ["best.export-failed.jpg", "best.export-failed.json"]
 
 
 def test_a_model_that_cannot_be_traced_is_one_sentence(model, tmp_path):
@@ -368,7 +381,7 @@ def test_one_corrupted_weight_of_riformer_is_refused(tmp_path, monkeypatch):
     best = save(random_model("riformer-yolo.yaml"), tmp_path / "best.pt")
     corrupt(monkeypatch)
     assert command("--weights", best, "--imgsz", 64) == 1
-    assert names_in(tmp_path) == ["best.pt"]
+    assert names_in(tmp_path) == ["best.export-failed.jpg", "best.export-failed.json", "best.pt"]
 
 
 @pytest.mark.slow

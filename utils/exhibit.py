@@ -97,7 +97,8 @@ def _draw(reference: Reference, image: Tensor, outputs: Outputs, conf: float) ->
         masks = masks.repeat_interleave(scale, 1).repeat_interleave(scale, 2)
     boxes = torch.cat([rows[:, :4] * scale, rows[:, 4:6]], 1)
     large = cv2.resize(rgb, None, fx=scale, fy=scale, interpolation=cv2.INTER_CUBIC)
-    result = Results(np.ascontiguousarray(large[..., ::-1]), "", model.names, boxes=boxes, masks=masks)
+    names = {kind: model.names.get(kind, f"class {kind}") for kind in map(int, rows[:, 5])}  # a wrong file has any
+    result = Results(np.ascontiguousarray(large[..., ::-1]), "", names, boxes=boxes, masks=masks)
     return result.plot(line_width=2)
 
 

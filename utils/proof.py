@@ -424,7 +424,8 @@ class Proof:
         if self.not_run:
             return {"ok": None, "not_proven": self.not_run}
         parting = {"divergence": self.divergence} if self.divergence else {}
-        return {**summarize(self.cases), **parting, "cases": [case.as_dict() for case in self.cases], "ok": self.ok}
+        worst = summarize(self.cases) if self.cases else {}
+        return {**worst, **parting, "cases": [case.as_dict() for case in self.cases], "ok": self.ok}
 
 
 def summarize(cases: Sequence[Case]) -> dict[str, Any]:

@@ -235,8 +235,9 @@ def survey_table(surveys: Mapping[str, Survey], material: Material, size: tuple[
             if part.counts.any():
                 numbers = "".join(f"{value:>10.1e}" for value in part.as_dict().values())
                 lines.append(f"{found.file:<{width}}{name:<10}{numbers}")
-    lines += ["", f"{'file':<{width}}{'same boxes':>16}{'least IoU':>12}{'mAP50':>10}{'mAP50-95':>10}{'drop':>10}"]
     first = next(iter(surveys.values()))
+    accuracy = f"{'mAP50':>10}{'mAP50-95':>10}{'drop':>10}" if first.unfused else ""
+    lines += ["", f"{'file':<{width}}{'same boxes':>16}{'least IoU':>12}{accuracy}"]
     if first.unfused:
         lines.append(f"{UNFUSED:<{width}}{'':>28}{first.unfused.map50:>10.4f}{first.unfused.map:>10.4f}")
     for found in surveys.values():
