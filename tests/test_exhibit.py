@@ -29,6 +29,10 @@ def case_of(reference, change=lambda outputs: outputs, batch=1, size=(64, 96)):
     return reference.judge("best.onnx", picture, Evidence(images, expected, got), Tolerance())[0]
 
 
+def draw(reference, case):
+    return draw_exhibit(reference, case, "best.onnx")
+
+
 def sides(exhibit):
     """Return the two pictures without what is written above them."""
     width = (exhibit.shape[1] - 3 * MARGIN) // 2
@@ -36,7 +40,7 @@ def sides(exhibit):
 
 
 def test_both_sides_are_alike_when_the_file_agrees(reference):
-    exhibit = draw_exhibit(reference, case_of(reference))
+    exhibit = draw(reference, case_of(reference))
     assert exhibit.dtype == np.uint8
     assert exhibit.shape[1] > 2 * SIDE
     left, right = sides(exhibit)
@@ -52,7 +56,7 @@ def test_what_the_file_does_not_see_is_not_drawn(reference):
 
     conf = dataclasses.replace(case_of(reference).difference, conf=0.01)
     seen, unseen = case_of(reference), case_of(reference, blind)
-    pictures = [draw_exhibit(reference, dataclasses.replace(case, difference=conf)) for case in (seen, unseen)]
+    pictures = [draw(reference, dataclasses.replace(case, difference=conf)) for case in (seen, unseen)]
     left, right = zip(*map(sides, pictures), strict=True)
     assert (left[0] == left[1]).all()
     assert (right[0] != right[1]).any()
@@ -67,21 +71,21 @@ def test_of_a_batch_the_picture_that_differs_is_shown(reference):
     zidane = make_pictures((64, 96))["zidane.jpg"]
     assert case.evidence.images[1].equal(zidane)
     alone = case.evidence.singles()[1]
-    assert (draw_exhibit(reference, case) == draw_exhibit(reference, dataclasses.replace(case, evidence=alone))).all()
+    assert (draw(reference, case) == draw(reference, dataclasses.replace(case, evidence=alone))).all()
 
 
 @pytest.mark.parametrize("number", [math.nan, math.inf])
 def test_numbers_that_are_none(reference, number):
     case = case_of(reference, lambda outputs: tuple(torch.full_like(output, number) for output in outputs))
     assert "NaN or infinite" in case.difference.problem
-    assert draw_exhibit(reference, case).shape[1] > 2 * SIDE
+    assert draw(reference, case).shape[1] > 2 * SIDE
 
 
 def test_outputs_of_another_shape(reference):
     case = case_of(reference, lambda _: (torch.zeros(1, 3),))
-    assert draw_exhibit(reference, case).shape[1] > 2 * SIDE
+    assert draw(reference, case).shape[1] > 2 * SIDE
 
 
 def test_a_case_without_evidence_cannot_be_shown(reference):
     with pytest.raises(ValueError, match="no evidence"):
-        draw_exhibit(reference, dataclasses.replace(case_of(reference), evidence=None))
+        draw(reference, dataclasses.replace(case_of(reference), evidence=None))

@@ -21,7 +21,7 @@ MOST = 20  # boxes drawn where the model sees nothing and the best of the backgr
 INK, PAPER, GREY = (20, 20, 20), (250, 250, 250), (110, 110, 110)
 
 
-def draw_exhibit(reference: Reference, case: Case) -> np.ndarray:
+def draw_exhibit(reference: Reference, case: Case, title: str) -> np.ndarray:
     """Return what was compared in a case as one picture, (H, W, 3) uint8 in BGR.
 
     Left are the boxes, and masks, of the unfused model, right those of the file; above, whose they are and how far
@@ -30,6 +30,7 @@ def draw_exhibit(reference: Reference, case: Case) -> np.ndarray:
     Args:
         reference: the unfused model.
         case: one that has evidence.
+        title: of the file.
     """
     if case.evidence is None:
         raise ValueError(f"the case {case.picture} of {case.file} holds no evidence")
@@ -39,7 +40,7 @@ def draw_exhibit(reference: Reference, case: Case) -> np.ndarray:
     height, width = sides[0].shape[:2]
     line = FONT + MARGIN
     sheet = Image.new("RGB", (2 * width + 3 * MARGIN, height + 3 * line + 2 * MARGIN), PAPER)
-    for i, (title, side) in enumerate(zip(("unfused PyTorch", case.file), sides, strict=True)):
+    for i, (title, side) in enumerate(zip(("unfused PyTorch", title), sides, strict=True)):
         left = MARGIN + i * (width + MARGIN)
         sheet.paste(Image.fromarray(side[..., ::-1]), (left, 3 * line + MARGIN))
         _write(sheet, (left, 2 * line + MARGIN), title, INK)
@@ -54,7 +55,7 @@ def _caption(case: Case) -> tuple[str, str]:
     verdict = "agrees" if case.ok else "DIFFERS"
     errors = d.problem or f"box error {d.box_px:.1e} px, score error {d.score:.1e}"
     masks = f", mask error {d.mask:.1e}" if d.mask else ""
-    found = f"{d.matched} of {d.reference} boxes are the same, least IoU {d.min_iou:.6f}"
+    found = f"{d.matched} of {d.reference} boxes found, least IoU {d.min_iou:.6f}"
     if not d.sees_something:
         found = "the model sees nothing here; the best of the background"
     size = "x".join(map(str, case.size))

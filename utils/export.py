@@ -49,6 +49,7 @@ from utils.proof import (
     Reference,
     Tolerance,
     make_pictures,
+    name_of,
     other_shape,
     third_shape,
 )
@@ -377,23 +378,22 @@ def leave_evidence(reference: Reference, report: Report, folder: Path, stem: str
     Of files that were refused the picture and the report are called `stem`.export-failed, and stay until a success.
     Those that were proven on a few pictures only need no picture.
     """
-    success, failure = (folder / f"{stem}.export{end}" for end in ("", "-failed"))
-    name = success if report.ok else failure
-    picture, summary = (name.with_name(name.name + suffix) for suffix in (".jpg", ".json"))
+    success, failure = (
+        [folder / f"{stem}.export{end}{suffix}" for suffix in (".jpg", ".json")] for end in ("", "-failed")
+    )
+    picture, summary = success if report.ok else failure
     made = []
-    cases = [found.worst for found in report.surveys.values()]
+    cases = [(name, found.worst) for name, found in report.surveys.items()]
     if not report.ok:
-        cases += [case for proof in report.proofs.values() for case in proof.cases]
+        cases += [(name, case) for name, proof in report.proofs.items() for case in proof.cases]
         write_bytes(summary, to_json(report).encode())
         made.append(summary)
-    shown = [case for case in cases if case and case.evidence]
+    shown = [(case.excess, name, case) for name, case in cases if case and case.evidence]
     if shown:
-        write_image(picture, draw_exhibit(reference, max(shown, key=lambda case: case.excess)))
+        _, name, worst = max(shown, key=lambda entry: entry[0])
+        write_image(picture, draw_exhibit(reference, worst, name_of(worst, name)))
         made.append(picture)
-    stale = [picture] if not shown else []
-    if report.ok:
-        stale += [failure.with_name(failure.name + suffix) for suffix in (".jpg", ".json")]
-    for path in stale:
+    for path in {picture, *(failure if report.ok else ())}.difference(made):
         path.unlink(missing_ok=True)
     return made
 

@@ -583,8 +583,7 @@ def proof_table(proofs: dict[str, Proof]) -> str:
             lines.append(f"{name:<{width}}written, not proven here: {proof.not_run}")
         groups: dict[tuple[str, str], list[Case]] = {}
         for case in proof.cases:
-            file = f"{case.file} {name}" if case.file == TEMPORARY else case.file
-            groups.setdefault((file, "x".join(map(str, (case.batch, *case.size)))), []).append(case)
+            groups.setdefault((name_of(case, name), "x".join(map(str, (case.batch, *case.size)))), []).append(case)
         for (file, shape), cases in groups.items():
             worst = summarize(cases)
             found = worst["detections"]
@@ -599,6 +598,11 @@ def proof_table(proofs: dict[str, Proof]) -> str:
         if proof.divergence:
             lines.append(f"    {proof.divergence['text']}")
     return "\n".join(lines)
+
+
+def name_of(case: Case, kind: str) -> str:
+    """Return what a table calls the file of a case, which is of this format."""
+    return f"{case.file} {kind}" if case.file == TEMPORARY else case.file
 
 
 def remark(case: Case) -> str:

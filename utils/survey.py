@@ -236,7 +236,7 @@ def survey_table(surveys: Mapping[str, Survey], material: Material, size: tuple[
                 numbers = "".join(f"{value:>10.1e}" for value in part.as_dict().values())
                 lines.append(f"{found.file:<{width}}{name:<10}{numbers}")
     first = next(iter(surveys.values()))
-    accuracy = f"{'mAP50':>10}{'mAP50-95':>10}{'drop':>10}" if first.unfused else ""
+    accuracy = f"{'mAP50':>10}{'mAP50-95':>10}{'drop, points':>14}" if first.unfused else ""
     lines += ["", f"{'file':<{width}}{'same boxes':>16}{'least IoU':>12}{accuracy}"]
     if first.unfused:
         lines.append(f"{UNFUSED:<{width}}{'':>28}{first.unfused.map50:>10.4f}{first.unfused.map:>10.4f}")
@@ -244,7 +244,7 @@ def survey_table(surveys: Mapping[str, Survey], material: Material, size: tuple[
         same = f"{found.matched}/{found.reference}"
         accuracy = ""
         if found.accuracy and found.drop is not None:
-            accuracy = f"{found.accuracy.map50:>10.4f}{found.accuracy.map:>10.4f}{found.drop:>+10.3f} points"
+            accuracy = f"{found.accuracy.map50:>10.4f}{found.accuracy.map:>10.4f}{found.drop:>14.3f}"
         lines.append(f"{found.file:<{width}}{same:>16}{found.min_iou:>12.6f}{accuracy}")
         lines += [f"    {text}" for text in _remarks(found)]
     return "\n".join(lines)
