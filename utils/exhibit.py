@@ -40,10 +40,10 @@ def draw_exhibit(reference: Reference, case: Case, title: str) -> np.ndarray:
     height, width = sides[0].shape[:2]
     line = FONT + MARGIN
     sheet = Image.new("RGB", (2 * width + 3 * MARGIN, height + 3 * line + 2 * MARGIN), PAPER)
-    for i, (title, side) in enumerate(zip(("unfused PyTorch", title), sides, strict=True)):
+    for i, (name, side) in enumerate(zip(("unfused PyTorch", title), sides, strict=True)):
         left = MARGIN + i * (width + MARGIN)
         sheet.paste(Image.fromarray(side[..., ::-1]), (left, 3 * line + MARGIN))
-        _write(sheet, (left, 2 * line + MARGIN), title, INK)
+        _write(sheet, (left, 2 * line + MARGIN), name, INK)
     for i, (text, colour) in enumerate(zip(_caption(case), (INK, GREY), strict=True)):
         _write(sheet, (MARGIN, i * line + MARGIN), text, colour)
     return np.ascontiguousarray(np.asarray(sheet)[..., ::-1])
