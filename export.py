@@ -129,6 +129,8 @@ def main(args: argparse.Namespace) -> int:
     size = cli.check_imgsz(args.imgsz or model.imgsz, int(model.stride.max()))
     if args.int8:
         check_int8(formats, opset, args.half, size, args.batch_size, args.max_drop)
+        if args.nms or args.preprocess:
+            raise UserError("--int8 quantizes networks alone: leave out --nms and --preprocess")
     options = Options(
         size=(size[0], size[1]),
         formats=formats,
@@ -145,7 +147,7 @@ def main(args: argparse.Namespace) -> int:
         verbose=args.verbose,
         pictures=few,
         material=material,
-        int8=quantization(args, path, model.nc) if args.int8 else None,
+        int8=quantization(args, path, model) if args.int8 else None,
     )
     log_start(model, path, options)
     try:
@@ -231,6 +233,15 @@ def readable(files: Sequence[Path], name: str) -> tuple[Path, ...]:
     if not found:
         raise UserError(f"none of the pictures of {name} can be read")
     return tuple(found)
+
+
+def quantization(args: argparse.Namespace, weights: Path, model: DetectionModel) -> Int8:
+    """Return what to quantize with: the data set that --data names, else that of the weights' training."""
+    data = find_data(args.data, weights)
+    check_classes(data, model)
+    pictures = calibration_pictures(data, args.calibration_pictures)
+    LOGGER.info(f"INT8: {len(pictures)} calibration pictures of {cli.printable(data['train'])}")
+    return Int8(data, tuple(pictures), args.max_drop, args.reduce_range)
 
 
 def is_labelled(data: dict[str, Any]) -> bool:

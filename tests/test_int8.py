@@ -14,14 +14,13 @@ from torch import nn
 import export as script
 import utils.int8
 from models import create_model, switch_to_deploy
-from models.errors import UserError
 from utils import cli
 from utils.calibration import Accuracy, batches, calibration_pictures, find_data
 from utils.checkpoint import pack_model, save_checkpoint
 from utils.export import Options, see
 from utils.export import write as write_file
 from utils.formats import FORMATS
-from utils.int8 import check_int8, search
+from utils.int8 import search
 from utils.proof import PHOTOS, make_pictures
 from utils.quantize import FloatGraph, Layer
 from utils.runners import load_runner
@@ -283,7 +282,7 @@ def test_files_and_report(best, monkeypatch, caplog):
 def test_nothing_is_written_when_the_drop_is_too_large(best, monkeypatch, caplog):
     judge(monkeypatch, drop=10)
     assert command("--weights", best, "--include", "onnx", "--int8") == 1
-    assert names_in(best.parent) == ["best.pt"]
+    assert names_in(best.parent) == ["best.export-failed.json", "best.pt"]
     assert "nothing was written" in caplog.text
 
 
@@ -297,7 +296,8 @@ def test_the_val_split_judges(best):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--half", "--device", "cpu"], "--half writes float16 files, which needs a GPU"),
+        (["--half"], "--int8 and --half are two precisions: choose one"),
+        (["--nms"], "--int8 quantizes networks alone: leave out --nms and --preprocess"),
         (["--include", "torchscript"], "--int8 is for onnx and openvino, of which --include names none"),
         (["--max-drop", "101"], "--max-drop is a number of points of mAP50-95 from 0 to 100, not 101"),
         (["--max-drop", "-1"], "--max-drop is a number of points of mAP50-95 from 0 to 100, not -1"),
@@ -316,11 +316,6 @@ def test_wrong_options_are_one_sentence(best, words, message, capsys):
     assert message in told
     assert told.count("\n") == 1
     assert names_in(best.parent) == ["best.pt"]
-
-
-def test_two_precisions(capsys):
-    with pytest.raises(UserError, match="--int8 and --half are two precisions"):
-        check_int8(["onnx"], 17, True, [64, 64], 1, 1.0)
 
 
 @pytest.mark.parametrize("what", ["no pictures", "broken pictures"])

@@ -137,10 +137,10 @@ class Report:
 
     @property
     def ok(self) -> bool:
-        """Whether every file that can be run here agrees with the unfused model, and every INT8 file is good enough."""
+        """Whether every file that can be run here agrees with the unfused model, and quantized ones are good enough."""
         proven = all(proof.ok or proof.not_run for proof in self.proofs.values())
-        good = all(found.ok for found in self.quantized.values())
-        return proven and good and all(found.ok for found in self.surveys.values())
+        judged = all(found.ok for found in self.surveys.values())
+        return proven and judged and all(found.ok for found in self.quantized.values())
 
     def as_dict(self) -> dict[str, Any]:
         """Return it as JSON takes it."""
@@ -327,7 +327,7 @@ def _quantize(
     """Return the quantized files, which are in `folder`; their layers are looked at in an ONNX file."""
     folder.mkdir()
     graph = folder / "float.onnx"
-    write(deploy, graph, dataclasses.replace(options, simplify=False))
+    write(deploy, graph, dataclasses.replace(options, simplify=False, exporter="torchscript"))
     files = {name: file.path for name, file in written.items()}
     shape = (options.batch, deploy.spec.ch, *options.size)
     return quantize(files, graph, deploy.task, shape, int8, getattr(deploy, "ranges", {}))
