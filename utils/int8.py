@@ -167,7 +167,7 @@ def quantize(
 
     def write_openvino(path: Path, floats: Collection[str]) -> None:
         inputs = batches(options.pictures, shape, "INT8: calibrating OpenVINO")
-        quantize_openvino(files["openvino"], path, inputs, floats)
+        quantize_openvino(files["openvino"], path, inputs, (*floats, *graph.ends))
 
     writers = {"onnx": write_onnx, "openvino": write_openvino}
     evaluate = partial(measure_accuracy, task=task, data=options.data, side=shape[-1])
