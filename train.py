@@ -17,6 +17,11 @@ Other backbones, a start from earlier weights, and a run that was interrupted:
 A YAML whose head is Segment trains masks as well as boxes, from labels that are polygons:
 
     python train.py --cfg yolov5n-seg.yaml
+
+Weights that lose too much in INT8 are fine-tuned fused, with its rounding, on the data that they were trained on:
+
+    python train.py --qat --weights runs/train/exp/weights/best.pt
+    python export.py --int8 --weights runs/train/exp2/weights/best.pt
 """
 
 from __future__ import annotations
@@ -46,6 +51,7 @@ from utils.trainer import Trainer, resume_options
 DEMO_DATA, DEMO_HYP, HYP = "shapes.yaml", "hyp.shapes.yaml", "hyp.scratch-low.yaml"
 OPTIMIZERS = ("SGD", "Adam", "AdamW", "NAdam", "RAdam", "RMSprop", "MuSGD")
 SGD_LR0 = 0.01  # the recipes' lr0 is for AdamW
+QAT_EPOCHS, QAT_LR = 5, 0.05  # of --qat: epochs, and the part of lr0 to start with, without warm-up
 RECIPE = ("epochs", "imgsz", "batch", "cos_lr")  # what a recipe may say besides the hyper-parameters
 ANCHOR_GAINS = tuple(field.name for field in dataclasses.fields(AnchorGains))  # of the loss of heads with anchors
 ANCHOR_FREE = "anchor_free"  # where a recipe has the gains of heads without anchors
@@ -88,6 +94,7 @@ def make_parser() -> cli.Parser:
     add("--freeze", nargs="+", default=[], help="backbone, a number of slots from the first, or several slots")
     add("--save-period", type=int, default=-1, help="also keep every Nth epoch's checkpoint")
     add("--custom-l2", action="store_true", help="RepVGG's L2 on fused kernels instead of weight decay; for SGD")
+    add("--qat", action="store_true", help="fine-tune --weights in their fused form, with the rounding of INT8")
     add("--seed", type=cli.non_negative_int, default=0, help="of all random numbers")
     cli.add_plugins(parser)
     return parser
@@ -140,6 +147,8 @@ def new_options(args: argparse.Namespace) -> dict[str, Any]:
     given = {key: getattr(args, key) for key in (*RECIPE, "optimizer") if getattr(args, key) is not None}
     if given.get("optimizer") == "SGD" and not args.hyp:
         recipe["lr0"] = SGD_LR0
+    if args.qat and not args.hyp:
+        recipe.update(lr0=QAT_LR * recipe["lr0"], warmup_epochs=0.0, epochs=QAT_EPOCHS)
     data, frozen = args.data or DEMO_DATA, freeze(args.freeze)
     check_images(load_dataset(data))  # so that what is wrong with it is said before anything is written
     name = Path(spec.name).stem if args.name == "cfg" else args.name
@@ -166,7 +175,8 @@ def new_options(args: argparse.Namespace) -> dict[str, Any]:
         "freeze": frozen,
         "save_period": args.save_period,
         "custom_l2": args.custom_l2,
-        "autoanchor": not args.noautoanchor,
+        "autoanchor": not args.noautoanchor and not args.qat,
+        "qat": args.qat,
         "seed": args.seed,
         "project": args.project,
         "name": save_dir.name,
@@ -177,6 +187,8 @@ def new_options(args: argparse.Namespace) -> dict[str, Any]:
 
 def read_model(args: argparse.Namespace) -> ModelSpec:
     """Return the model YAML, checked: that of `--cfg`, or the one inside `--weights`."""
+    if args.qat and (args.cfg or not args.weights):
+        raise UserError("--qat fine-tunes the network of --weights: name them, and leave out --cfg")
     if not args.cfg and not args.weights:
         raise UserError("train.py needs --cfg, for instance --cfg riformer-yolo.yaml, or --weights to start from")
     if args.allow_partial and not args.cfg:

@@ -74,6 +74,7 @@ class DetectionModel(tasks.DetectionModel):
         self.names = {i: f"class{i}" for i in range(self.nc)}
         self.stride = cast(Tensor, self.model[-1].stride)
         self.imgsz: int | list[int] = 640  # that it was trained at
+        self.ranges: dict[str, tuple[float, float]] = {}  # of a layer's input, where training has learnt them for INT8
         if verbose:
             self.info()
 

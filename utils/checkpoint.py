@@ -21,6 +21,7 @@ from models.errors import ConfigError, WeightsError
 from models.spec import load_spec
 from utils.cli import MAX_IMGSZ
 from utils.foreign import find_model
+from utils.qat import split_ranges
 from utils.unpickle import read_pickled
 
 FORMAT = "repyolo/1"
@@ -37,6 +38,7 @@ def pack_model(model: DetectionModel) -> dict[str, Any]:
         "names": {int(i): str(name) for i, name in names.items()},
         "strides": [float(s) for s in model.stride],
         "imgsz": plain(model.imgsz),
+        **({"fused": True} if model.is_fused() else {}),
     }
 
 
@@ -113,7 +115,10 @@ def build_model(content: Mapping[str, Any], path: str | Path) -> DetectionModel:
             raise ConfigError(f"{len(names)} class names for {model.nc} classes")
         model.names = names
         model.imgsz = check_imgsz(content["imgsz"])
-        model.load_state_dict({name: tensor.float() for name, tensor in content["ema"].items()})
+        if content.get("fused"):
+            model = model.fuse()
+        weights, model.ranges = split_ranges(content["ema"])
+        model.load_state_dict({name: tensor.float() for name, tensor in weights.items()})
     except (LookupError, TypeError, AttributeError, ValueError, OverflowError, RuntimeError) as e:
         reason = " ".join(str(e).split())
         raise WeightsError(f"{path} is a damaged checkpoint: {reason[:300]}") from e

@@ -6,6 +6,7 @@ starts from a seed of its own, a step is taken after every batch, and `last.pt` 
 
 from __future__ import annotations
 
+import itertools
 import os
 from copy import copy
 from pathlib import Path
@@ -35,13 +36,16 @@ from utils.anchors import fit_anchors
 from utils.backends import read_options
 from utils.checkpoint import build_model, load_checkpoint, pack_model, plain, read_checkpoint, save_checkpoint
 from utils.datasets import build_dataset, check_images, load_dataset
+from utils.qat import insert_rounding, observe
 from utils.transfer import transfer
 
 LOADER_SEED = 6148914691236517205  # ultralytics' own
+OBSERVED = 8  # batches that ranges of INT8 are taken from before they are trained
 OWN_OPTIONS: dict[str, Any] = {  # beside ultralytics' options, with their defaults
     "custom_l2": False,
     "anchor_gains": {},
     "autoanchor": True,
+    "qat": False,
 }
 
 
@@ -54,7 +58,7 @@ class Trainer(DetectionTrainer):
 
     These are ours: `custom_l2` puts RepVGG's penalty on the fused kernels in place of weight decay on their branches;
     `anchor_gains` are the hyper-parameters of the loss of heads with anchors, by YOLOv5's names; `autoanchor` fits
-    their anchors to the data set.
+    their anchors to the data set; `qat` fine-tunes `pretrained` fused, with the rounding of INT8.
 
     Raises:
         UserError: a wrong YAML, data set or checkpoint, or a loss that is not finite any more.
@@ -106,6 +110,8 @@ class Trainer(DetectionTrainer):
         """Return the model of a YAML, or that of the checkpoint `weights`, and print what it is made of."""
         if weights is not None:
             model = build_model(weights, self.args.resume)
+        elif self.args.qat:
+            model = load_fused(self.args.pretrained, self.data)
         else:
             model = create_model(cfg, ch=self.data["channels"], nc=self.data["nc"])
             check_trainable(model)
@@ -113,7 +119,9 @@ class Trainer(DetectionTrainer):
         if verbose:
             model.info()
             LOGGER.info(f"\n{backbone_card(model)}\n")
-        if weights is None and self.args.pretrained:
+        if self.args.qat:
+            insert_rounding(model)
+        if weights is None and self.args.pretrained and not self.args.qat:
             LOGGER.info(f"{transfer(load_checkpoint(self.args.pretrained), model)}\n")
         return model
 
@@ -164,6 +172,9 @@ class Trainer(DetectionTrainer):
         super()._build_train_pipeline()
         if self.args.autoanchor and not self.resume:
             refit_anchors(unwrap_model(self.model), self.train_loader.dataset, self.args)
+        if self.args.qat and not self.resume:
+            first = itertools.islice(self.train_loader, OBSERVED)
+            observe(unwrap_model(self.model), (self.preprocess_batch(batch)["img"] for batch in first))
 
     def seed_epoch(self) -> None:
         """Start an epoch from a seed of its own, with nothing carried over, so that it can be run again alike."""
@@ -314,6 +325,28 @@ def check_trainable(model: DetectionModel) -> None:
                 f"{report.source} holds the fused form of a {type(module).__name__}, which is for inference: "
                 f"training needs the file of its training form"
             )
+
+
+def load_fused(weights: str, data: dict[str, Any]) -> DetectionModel:
+    """Return the model of a checkpoint, fused, to fine-tune it on a data set.
+
+    Raises:
+        UserError: it cannot be trained or saved in its fused form, or knows other classes.
+    """
+    model = load_checkpoint(weights)
+    if model.end2end:
+        raise UserError(
+            f"--qat trains the fused form, and that of {weights} has lost the branch that its head learns by"
+        )
+    if (model.nc, model.spec.ch) != (data["nc"], data["channels"]):
+        raise UserError(
+            f"{weights} knows {model.nc} classes and {model.spec.ch} channels, the data set has {data['nc']} and "
+            f"{data['channels']}: --qat fine-tunes for the data that the weights know"
+        )
+    fused = model.fuse()
+    if create_model(model.spec.without_pretrained()).fuse().state_dict().keys() != fused.state_dict().keys():
+        raise UserError(f"--qat cannot save {weights} in its fused form: what fuses depends on the weights")
+    return fused
 
 
 def frozen_modules(model: DetectionModel, freeze: int | str | list[int] | None) -> list[int | str]:
