@@ -188,19 +188,6 @@ def load(args: argparse.Namespace) -> tuple[DetectionModel, Path, Path]:
     return load_checkpoint(path), path, folder
 
 
-def quantization(args: argparse.Namespace, weights: Path, classes: int) -> Int8:
-    """Return what to quantize with: the data set that --data names, else that of the weights' training."""
-    data = find_data(args.data, weights)
-    if data["nc"] != classes:
-        raise UserError(
-            f"the weights know {classes} classes and {data['yaml_file']} has {data['nc']}: "
-            f"name the data set that they were trained on with --data"
-        )
-    pictures = calibration_pictures(data, args.calibration_pictures)
-    LOGGER.info(f"INT8: {len(pictures)} calibration pictures of {cli.printable(data['train'])}")
-    return Int8(data, tuple(pictures), args.max_drop, args.reduce_range)
-
-
 def gather(args: argparse.Namespace, model: DetectionModel) -> tuple[tuple[Path, ...], Material | None]:
     """Return a few pictures to prove every size on, and the many that --data and --source name, if they do."""
     if not args.data and not args.source:
