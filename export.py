@@ -129,8 +129,6 @@ def main(args: argparse.Namespace) -> int:
     size = cli.check_imgsz(args.imgsz or model.imgsz, int(model.stride.max()))
     if args.int8:
         check_int8(formats, opset, args.half, size, args.batch_size, args.max_drop)
-        if args.nms or args.preprocess:
-            raise UserError("--int8 quantizes networks alone: leave out --nms and --preprocess")
     options = Options(
         size=(size[0], size[1]),
         formats=formats,

@@ -297,7 +297,7 @@ def test_the_val_split_judges(best):
     ("words", "message"),
     [
         (["--half"], "--int8 and --half are two precisions: choose one"),
-        (["--nms"], "--int8 quantizes networks alone: leave out --nms and --preprocess"),
+        (["--nms"], "--int8 quantizes the network alone: leave out --nms and --preprocess"),
         (["--include", "torchscript"], "--int8 is for onnx and openvino, of which --include names none"),
         (["--max-drop", "101"], "--max-drop is a number of points of mAP50-95 from 0 to 100, not 101"),
         (["--max-drop", "-1"], "--max-drop is a number of points of mAP50-95 from 0 to 100, not -1"),
