@@ -13,12 +13,13 @@ from onnx import TensorProto, helper
 
 import detect
 import export as script
+import utils.export
 import utils.exporters
 import val
 from models import create_model
 from models.errors import UserError, WeightsError
-from utils.checkpoint import pack_model, save_checkpoint
-from utils.export import Options, export
+from utils.checkpoint import load_checkpoint, pack_model, save_checkpoint
+from utils.export import ExportError, Options, export
 from utils.graph import add_nms, add_preprocess
 from utils.proof import Tolerance, measure_nms
 from utils.runners import load_runner
@@ -255,7 +256,7 @@ def test_nms_that_is_not_ours_is_refused(best, tmp_path, monkeypatch):
 
     monkeypatch.setattr(utils.exporters, "add_nms", wrong)
     assert script.run(weights=best, output=tmp_path / "out", include=["onnx"], nms=True) == 1
-    assert list((tmp_path / "out").iterdir()) == []
+    assert not list((tmp_path / "out").glob("*.onnx"))
 
 
 @pytest.mark.slow
@@ -303,3 +304,70 @@ def test_an_order_of_bytes_from_elsewhere_is_refused(best, tmp_path):
     onnx.save(graph, path)
     with pytest.raises(WeightsError, match="takes bytes in an order that is not known here: yuv"):
         detect.run(weights=path, source=ASSETS / "bus.jpg", nosave=True)
+
+
+# torch.export ---------------------------------------------------------------------------------------------------------
+@pytest.mark.slow
+def test_the_newer_exporter_is_proven_alike(best, tmp_path):
+    options = {"include": ["onnx"], "exporter": "dynamo", "opset": 20, "nms": True, "preprocess": "bgr"}
+    path = exported(best, tmp_path, **options, dynamic=True, simplify=True)
+    report = json.loads((tmp_path / "best.export.json").read_text())
+    entry = report["formats"]["onnx"]
+    assert (report["exporter"], entry["opset"]) == ("dynamo", 20)
+    assert entry["detections"]["matched"] == entry["detections"]["reference"] > 0
+    model = onnx.load(path)
+    assert model.opset_import[0].version == 20
+    sides = [side.dim_param or side.dim_value for side in model.graph.input[0].type.tensor_type.shape.dim]
+    assert sides == ["batch", "height", "width", 3]
+
+
+@pytest.mark.slow
+def test_what_depends_on_the_data_is_refused_by_it(best, tmp_path):
+    model = load_checkpoint(best)
+    model.model[0].act = Choosy()
+    options = Options(size=(64, 64), formats=("onnx",), exporter="dynamo", opset=18)
+    with pytest.raises(ExportError, match="ONNX cannot be written for this model: "):
+        export(model, tmp_path / "out", "best", "best.pt", options)
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+class Choosy(torch.nn.Module):
+    """An activation that does what the picture says, of which tracing keeps what it did once."""
+
+    def forward(self, x):
+        return x if x.mean() > 0 else -x
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"exporter": "dynamo", "opset": 17}, "--opset goes from 18 to 22 with --exporter dynamo, not 17"),
+        ({"exporter": "dynamo", "opset": 23}, "--opset goes from 18 to 22 with --exporter dynamo, not 23"),
+        ({"opset": 21}, "--opset goes from 11 to 20, not 21"),
+        ({"exporter": "onnx"}, "--exporter"),
+    ],
+)
+def test_opsets_of_the_exporters(best, tmp_path, options, message):
+    with pytest.raises(UserError, match=message):
+        script.run(weights=best, output=tmp_path / "out", **options)
+
+
+def test_a_missing_package_is_one_sentence(best, tmp_path, monkeypatch):
+    monkeypatch.setattr(utils.exporters, "find_spec", lambda _: None)
+    with pytest.raises(UserError, match="--exporter dynamo needs the package onnxscript: pip install onnxscript=="):
+        script.run(weights=best, output=tmp_path / "out", exporter="dynamo")
+
+
+def test_another_opset_than_was_asked_for_is_refused(best, tmp_path, monkeypatch):
+    own = utils.export.surround
+
+    def convert(path, *args):
+        own(path, *args)
+        model = onnx.load(path)
+        model.opset_import[0].version = 16
+        onnx.save(model, path)
+
+    monkeypatch.setattr(utils.export, "surround", convert)
+    with pytest.raises(ExportError, match="opset 17 was asked for, and the file needs 16"):
+        export(load_checkpoint(best), tmp_path / "out", "best", "best.pt", Options(size=(64, 64), formats=("onnx",)))
+    assert list((tmp_path / "out").iterdir()) == []

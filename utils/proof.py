@@ -28,7 +28,7 @@ from typing import Any, NamedTuple
 
 import utils.environment  # noqa: F401
 from models import DetectionModel
-from utils.runners import RUN_ERRORS, Outputs, load_runner
+from utils.runners import RUN_ERRORS, Outputs, load_runner, read_metadata
 from utils.sources import read_picture
 from utils.wrappers import Nms, nms_of, threshold_inputs
 
@@ -36,7 +36,6 @@ from utils.wrappers import Nms, nms_of, threshold_inputs
 import torch
 from torch import Tensor, nn
 from ultralytics.data.augment import LetterBox
-from ultralytics.nn.backends.base import BaseBackend
 from ultralytics.utils import ASSETS
 from ultralytics.utils.metrics import box_iou
 from ultralytics.utils.nms import non_max_suppression
@@ -497,7 +496,7 @@ class Reference:
 
         A file with NMS runs several times on each: as it is, and with other thresholds.
         """
-        file_nms = nms_of(BaseBackend.read_metadata(path))
+        file_nms = nms_of(read_metadata(path))
         try:
             run = load_runner(path)
         except RUN_ERRORS as error:
