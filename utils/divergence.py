@@ -124,6 +124,8 @@ def find_divergence(
     floor = HALF_FLOOR if tolerance == HALF_TOLERANCE else FLOOR
     original = Original(fused, copy.deepcopy(fused).double(), images)
     try:
+        if evidence.nms and _has_outputs(original, path, floor):
+            return Divergence("file", title, note="its network is, so the NMS behind it is not")
         return _locate(Divergence("file", title), original, partial(watch, path, images), _all, floor, agrees)
     except LOOK_ERRORS as error:
         return Divergence("file", title, note=f"it does not run with its inside shown ({type(error).__name__})")
@@ -179,6 +181,18 @@ def _locate(
     )
 
 
+def _has_outputs(original: Original, path: Path, floor: float) -> bool:
+    """Return whether what the model puts out is found in a file, which may do something else with it."""
+    site = Site("outputs")
+    exact = run_eager(original.exact, original.images.double())
+    for output, right in zip(run_eager(original.model, original.images), exact, strict=True):
+        site.add(output)
+        site.rounding.append(_distance(right, output))
+    search = Search([site])
+    watch(path, original.images, search.shapes, search)
+    return site.is_sound(floor)
+
+
 def _first_difference(model: DetectionModel, sound: Sequence[bool]) -> int:
     """Return the first row that is not sound and that no sound row depends on; the head where there is none."""
     last = len(sound) - 1
@@ -201,6 +215,11 @@ class Site:
     tensors: list[Tensor] = field(default_factory=list)
     rounding: list[float] = field(default_factory=list)
     errors: list[float] = field(default_factory=list)
+
+    def add(self, tensor: Tensor) -> None:
+        """Take an output to look for."""
+        self.tensors.append(tensor.clone())
+        self.errors.append(math.inf)
 
     @property
     def error(self) -> float:
@@ -249,8 +268,8 @@ def _observe(original: Original, names: Sequence[str]) -> list[Site]:
     def keep(name: str, tensors: list[Tensor]) -> None:
         calls[name] += 1
         site = sites.setdefault(name, Site(name))
-        site.tensors += [tensor.clone() for tensor in tensors]
-        site.errors += [math.inf] * len(tensors)
+        for tensor in tensors:
+            site.add(tensor)
 
     def compare(name: str, tensors: list[Tensor]) -> None:
         site = sites[name]

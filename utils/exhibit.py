@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import utils.environment  # noqa: F401
 from utils.proof import Case, Evidence, Reference, detections
 from utils.runners import Outputs
@@ -35,8 +37,11 @@ def draw_exhibit(reference: Reference, case: Case, title: str) -> np.ndarray:
     if case.evidence is None:
         raise ValueError(f"the case {case.picture} of {case.file} holds no evidence")
     shown = _worst_of(reference, case, case.evidence)
-    conf = case.difference.conf
-    sides = [_draw(reference, shown.images[0], outputs, conf) for outputs in (shown.expected, shown.got)]
+    conf, nms, ranked = case.difference.conf, shown.nms, reference.model.end2end
+    told = {"iou_thres": nms.iou_thres, "agnostic": nms.agnostic_nms, "max_det": nms.max_det} if nms else {}
+    pairs = [(shown.expected, _rows(reference, shown.expected, ranked, conf, told))]
+    pairs.append((shown.got, _rows(reference, shown.got, ranked or nms is not None, conf, {})))
+    sides = [_draw(reference, shown.images[0], rows, outputs[1:]) for outputs, rows in pairs]
     height, width = sides[0].shape[:2]
     line = FONT + MARGIN
     sheet = Image.new("RGB", (2 * width + 3 * MARGIN, height + 3 * line + 2 * MARGIN), PAPER)
@@ -78,35 +83,38 @@ def _worst_of(reference: Reference, case: Case, evidence: Evidence) -> Evidence:
     singles = evidence.singles()
     if len(singles) == 1 or case.difference.problem:
         return singles[0]
-
-    def excess(single: Evidence) -> float:
-        d = reference.compare(single.expected, single.got, case.allowed)
-        return max(d.box_px / case.allowed.box_px, d.score / case.allowed.score, d.reference - d.matched)
-
-    return max(singles, key=excess)
+    return max(singles, key=lambda one: reference.judge(case.file, case.picture, one, case.allowed)[0].excess)
 
 
-def _draw(reference: Reference, image: Tensor, outputs: Outputs, conf: float) -> np.ndarray:
-    """Return a picture (ch, H, W) in [0, 1] with what outputs of batch 1 hold, enlarged, as (H, W, 3) uint8 BGR."""
-    model = reference.model
+def _draw(reference: Reference, image: Tensor, rows: Tensor, protos: Outputs) -> np.ndarray:
+    """Return a picture (ch, H, W) in [0, 1] with detections, enlarged, as (H, W, 3) uint8 BGR."""
     rgb = image[[i % len(image) for i in range(3)]].permute(1, 2, 0).mul(255).round().byte().numpy()
     scale = max(1, round(SIDE / max(rgb.shape)))
-    rows = _rows(outputs, model.nc, model.end2end, conf)
     masks = None
-    if len(outputs) > 1 and len(rows):
-        masks = ops.process_mask(outputs[1][0], rows[:, 6:], rows[:, :4], rgb.shape[:2], upsample=True)
+    if protos and len(rows):
+        masks = ops.process_mask(protos[0][0], rows[:, 6:], rows[:, :4], rgb.shape[:2], upsample=True)
         masks = masks.repeat_interleave(scale, 1).repeat_interleave(scale, 2)
     boxes = torch.cat([rows[:, :4] * scale, rows[:, 4:6]], 1)
     large = cv2.resize(rgb, None, fx=scale, fy=scale, interpolation=cv2.INTER_CUBIC)
-    names = {kind: model.names.get(kind, f"class {kind}") for kind in map(int, rows[:, 5])}  # a wrong file has any
+    names = {
+        kind: reference.model.names.get(kind, f"class {kind}") for kind in map(int, rows[:, 5])
+    }  # a wrong file has any
     result = Results(np.ascontiguousarray(large[..., ::-1]), "", names, boxes=boxes, masks=masks)
     return result.plot(line_width=2)
 
 
-def _rows(outputs: Outputs, nc: int, end2end: bool, conf: float) -> Tensor:
-    """Return the detections of batch 1 that can be drawn; none of outputs that are not the model's."""
+def _rows(reference: Reference, outputs: Outputs, ranked: bool, conf: float, told: dict[str, Any]) -> Tensor:
+    """Return the detections of batch 1 that can be drawn; none of outputs that are not the model's.
+
+    Args:
+        reference: says how many classes there are.
+        outputs: boxes, ranked or before NMS.
+        ranked: which of both.
+        conf: least score.
+        told: options of NMS.
+    """
     try:
-        rows = detections(outputs[0], nc, end2end, conf)[0]
+        rows = detections(outputs[0], reference.model.nc, ranked, conf, **told)[0]
     except (RuntimeError, IndexError, AssertionError):
         return torch.zeros(0, 6)
     return rows[rows.isfinite().all(1)][: MOST if conf < 0.25 else None]

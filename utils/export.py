@@ -366,7 +366,7 @@ def prove_at_scale(reference: Reference, report: Report, material: Material) -> 
     runs_here = {name: file.path for name, file in report.written.items() if not FORMATS[name].not_run}
     files = {name: (path.name, load_runner(path)) for name, path in runs_here.items()}
     tolerance, most_drop = (HALF_TOLERANCE, HALF_MAX_DROP) if o.half else (Tolerance(), MAX_DROP)
-    report.surveys = survey(reference, files, material, o.size, o.batch, tolerance, most_drop)
+    report.surveys = survey(reference, files, material, o.size, o.batch, tolerance, most_drop, o.nms)
     for name, found in report.surveys.items():
         worst = [found.worst] if found.worst else []
         report.proofs[name].divergence = explain(reference, report.deploy, runs_here[name], worst, tolerance)

@@ -182,11 +182,14 @@ def measure(
     return _matched(Difference(box, score, mask, conf), reference, found), errors
 
 
-def detections(output: Tensor, nc: int, end2end: bool, conf: float = CONF) -> list[Tensor]:
-    """Return what a network sees in each picture, (n, 6 or more): x1 y1 x2 y2 in pixels, score, class, coefficients."""
+def detections(output: Tensor, nc: int, end2end: bool, conf: float = CONF, **options: Any) -> list[Tensor]:
+    """Return what a network sees in each picture, (n, 6 or more): x1 y1 x2 y2 in pixels, score, class, coefficients.
+
+    `options` are those of ultralytics' NMS.
+    """
     if end2end:
         return [rows[rows[:, 4] > conf] for rows in output]
-    return non_max_suppression(output, conf, IOU, nc=nc)
+    return non_max_suppression(output, conf, **{"iou_thres": IOU, "nc": nc, **options})
 
 
 def _problem(expected: Outputs, got: Outputs) -> str:

@@ -15,10 +15,12 @@ from typing import Any, TypeVar
 
 import utils.environment  # noqa: F401
 from utils.accuracy import Accuracy, evenly, measure_accuracy
+from utils.datasets import list_images
 from utils.pictures import Unreadable
 from utils.proof import Case, Errors, Evidence, Reference, Tolerance, load_picture, remark
 from utils.runners import Outputs, Runner
 from utils.sources import prefetch
+from utils.wrappers import Nms
 
 # isort: split
 import numpy as np
@@ -158,6 +160,7 @@ def survey(
     batch: int,
     tolerance: Tolerance,
     most_drop: float = MAX_DROP,
+    nms: Nms | None = None,
 ) -> dict[str, Survey]:
     """Compare files with the unfused model on many pictures.
 
@@ -169,6 +172,7 @@ def survey(
         batch: how many pictures they take at a time.
         tolerance: the largest errors that need no explanation.
         most_drop: the points of mAP that a file may lose.
+        nms: what the files end in. Their mAP is not measured: ultralytics' validator wants other boxes than users do.
 
     Raises:
         UserError: the labels cannot be used for this model.
@@ -179,15 +183,20 @@ def survey(
 
     def observe(names: Sequence[str], images: Tensor, outputs: Mapping[str, Outputs]) -> None:
         for kind, found in surveys.items():
-            singles = Evidence(images, outputs[UNFUSED], outputs[kind]).singles()
+            singles = Evidence(images, outputs[UNFUSED], outputs[kind], nms).singles()
             for picture, single in zip(names, singles, strict=True):
                 found.add(*reference.judge(found.file, Path(picture).name, single, tolerance))
 
-    if material.data:
+    if not files:
+        return surveys
+    if material.data and not nms:
         measured = measure_accuracy(networks, reference.model, material.data, size, batch, material.most, observe)
         for kind, found in surveys.items():
             found.unfused, found.accuracy = measured[UNFUSED], measured[kind]
-    chosen = evenly(material.files, material.most) if material.files else []
+    chosen = evenly(material.files, material.most)
+    if material.data and nms:
+        split = list_images(material.data["val"], material.data["path"])
+        chosen = [*map(Path, evenly(split, material.most)), *chosen]
     bar = TQDM(chosen, desc="comparing pictures") if chosen else chosen
     for group in _batched(prefetch(_loaded(bar, size, reference.channels)), batch):
         images = torch.stack([image for _, image in group])
