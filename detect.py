@@ -28,7 +28,7 @@ from models.errors import UserError
 from models.plugins import load_plugins
 from utils import cli
 from utils.outputs import Outputs, Wanted
-from utils.predictor import Predictor, create_predictor, predict
+from utils.predictor import Speed, create_predictor, predict
 from utils.sources import AnySource, has_pictures, open_source
 
 # isort: split
@@ -116,12 +116,13 @@ def main(args: argparse.Namespace) -> int:
         device=args.device,
         data=cli.find_file(args.data, "data") if args.data else None,
         retina_masks=args.retina_masks,
+        many=not source.live,
     )
     wanted = wanted_files(args)
     folder = cli.increment_path(args.project, args.name, args.exist_ok) if wanted.anything else Path()
     outputs = Outputs(folder, wanted)
-    seconds = predict(predictor, source, outputs, show=args.view_img and check_imshow(warn=True))
-    report(predictor, source, outputs, seconds)
+    speed = predict(predictor, source, outputs, show=args.view_img and check_imshow(warn=True))
+    report(speed, source, outputs)
     return 1 if source.unreadable else 0
 
 
@@ -165,12 +166,11 @@ def wanted_files(args: argparse.Namespace) -> Wanted:
     )
 
 
-def report(predictor: Predictor, source: AnySource, outputs: Outputs, seconds: float) -> None:
+def report(speed: Speed, source: AnySource, outputs: Outputs) -> None:
     """Log the speed, where the results are, and the files that could not be read."""
-    if predictor.seen:
-        share = predictor.timers[1].t / seconds
-        LOGGER.info(predictor.speed_line())
-        LOGGER.info(f"Total: {predictor.seen} images in {seconds:.1f}s, {share:.0%} of it in the network")
+    if speed.seen:
+        LOGGER.info(speed.line())
+        LOGGER.info(f"Total: {speed.seen} images in {speed.total:.1f}s, {speed.seen / speed.total:.1f} a second")
         if outputs.wanted.anything:
             LOGGER.info(cli.printable(f"Results saved to {outputs.folder}"))
         if outputs.wanted.labels:

@@ -24,6 +24,13 @@ REPORTERS = ("openvino_telemetry", "MNN.tools.utils.log")
 FONTS = ("Arial.ttf", "Arial.Unicode.ttf")  # the names under which ultralytics looks for a font
 
 
+def cpu_cores() -> int:
+    """Return how many threads to compute on: what OMP_NUM_THREADS says, or a thread per core that we may use."""
+    if THREADS.isdecimal() and int(THREADS):
+        return int(THREADS)
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def config_dir() -> Path:
     """Return a writable folder for ultralytics' settings: the user's cache, or a private temporary one."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "repyolo"

@@ -1,7 +1,8 @@
 """From a picture to boxes and masks: ultralytics' predictors on our checkpoints and exports, and the loop around them.
 
-The loop reads, computes and writes on three threads, one frame ahead and a few behind, so that the time goes into the
-network: torch leaves one core free for the other two.
+The loop reads, computes and writes on threads of their own, one frame ahead and a few behind, so that all cores are
+busy all of the time. An ONNX file on the CPU computes several frames at once, each on one core: that needs less of
+every core than one frame on all of them, which wait for each other.
 """
 
 from __future__ import annotations
@@ -10,17 +11,21 @@ import ast
 import time
 import warnings
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import utils.environment  # noqa: F401
 from models.errors import UserError, WeightsError
 from utils.backends import read_options
 from utils.checkpoint import load_checkpoint
 from utils.cli import check_imgsz, printable
+from utils.environment import cpu_cores
 from utils.formats import FORMATS, format_of
+from utils.latency import torch_threads
 from utils.outputs import Outputs, draw
 from utils.pictures import Frame
 from utils.runners import RUN_ERRORS, read_metadata
@@ -30,7 +35,7 @@ from utils.wrappers import ORDERS
 # isort: split
 import cv2
 import torch
-from torch import nn
+from torch import Tensor, nn
 from ultralytics.data.loaders import SourceTypes
 from ultralytics.engine.results import Results
 from ultralytics.models.yolo import segment
@@ -39,10 +44,32 @@ from ultralytics.nn.backends.base import BaseBackend
 from ultralytics.utils import LOGGER, ops
 
 BACKLOG = 8  # frames that may wait to be written; bounds the memory
+MAX_WORKERS = 8  # frames that are computed at once, each of which takes memory
 MAX_METADATA = 100_000  # characters of one entry
 Shape = tuple[int | str, ...]  # a word stands for any number
 UNNAMED = 999  # classes that ultralytics gives to weights without names
 LITERALS = ("imgsz", "names", "args", "end2end", "nms")  # metadata that ultralytics reads as Python literals
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+@dataclass(frozen=True)
+class Found:
+    """What was found in one frame."""
+
+    frame: Frame
+    result: Results  # in the frame's own pixels, as numpy arrays
+    shape: tuple[int, ...]  # of the network's input, (B, C, H, W)
+    seconds: tuple[float, float, float]  # for preparing, the network, NMS
+
+
+class Finder(Protocol):
+    """What `predict` needs: a `Predictor`, or several joined into one."""
+
+    workers: int
+
+    def detect(self, frame: Frame) -> Found:
+        """Return what is found in one frame; called on `workers` threads at once."""
 
 
 class Predictor(DetectionPredictor):
@@ -62,11 +89,12 @@ class Predictor(DetectionPredictor):
         device: '', cpu, mps, or CUDA numbers.
         data: a dataset YAML, read for the class names when the weights hold none.
         retina_masks: masks as fine as the picture, not as the network's input.
+        many: compute several frames at once where that is faster, for pictures that need not be seen at once.
 
     Attributes:
         names: class number → name.
         imgsz: [height, width] of the largest input, in pixels.
-        seen: how many frames were looked at.
+        workers: how many threads may call `detect` at once.
 
     Raises:
         WeightsError: the file is not one of ours, or damaged.
@@ -91,6 +119,7 @@ class Predictor(DetectionPredictor):
         device: str = "",
         data: Path | None = None,
         retina_masks: bool = False,
+        many: bool = False,
     ) -> None:
         options: dict[str, Any] = {"task": self.task, "mode": "predict", "batch": 1, "rect": True, "device": device}
         options |= {"conf": conf_thres, "iou": iou_thres, "max_det": max_det, "classes": classes, "augment": augment}
@@ -115,8 +144,9 @@ class Predictor(DetectionPredictor):
         if self.model.format == "pt" and self.model.end2end:
             self.model.model.set_head_attr(max_det=max(max_det, 300), agnostic_nms=agnostic_nms)
         self.source_type = SourceTypes()
-        self.timers = [ops.Profile(device=self.device) for _ in range(3)]  # preparing, network, NMS
-        self.shape: tuple[int, ...] = ()  # of the last input, (B, C, H, W)
+        self.workers = self._share_cores(weights, many) if self.model.format == "onnx" else 1
+        self.model.warmup((1, 3, *self.imgsz))
+        self.batch: tuple[list[str], ...] = ([""],)  # paths, which ultralytics puts into its results
 
     def _load(self, weights: Path, network: nn.Module | str) -> tuple[Any, bool]:
         """Set the network up; return the image size that it was made with, if known, and whether it takes no other."""
@@ -158,6 +188,16 @@ class Predictor(DetectionPredictor):
             raise UserError(f"{weights.name} takes --imgsz {' '.join(map(str, own))} only, for which it was exported")
         return size
 
+    def _share_cores(self, weights: Path, many: bool) -> int:
+        """Give an ONNX file on the CPU a number of cores for each frame; return how many frames it may take at once."""
+        session = self.model.session
+        if session.get_providers() != ["CPUExecutionProvider"]:
+            return 1
+        cores = cpu_cores()
+        workers = min(cores, MAX_WORKERS) if many else 1
+        self.model.backend.session = open_session(weights, cores // workers)
+        return workers
+
     @torch.inference_mode()
     def _try_out(self, weights: Path) -> None:
         """Run an export once; WeightsError when it cannot, or when its outputs are not those of its classes."""
@@ -188,28 +228,20 @@ class Predictor(DetectionPredictor):
         return len(self.model.names) != UNNAMED
 
     @torch.inference_mode()
-    def detect(self, frame: Frame) -> Results:
-        """Return the boxes of one frame, in its own pixels and as numpy arrays."""
-        self.batch = [str(frame.path)], [frame.image], [frame.title]
-        with self.timers[0]:
+    def detect(self, frame: Frame) -> Found:
+        """Return what is found in one frame."""
+        timers = [ops.Profile(device=self.device) for _ in range(3)]
+        with timers[0]:
             images = self.preprocess([frame.image])
-        if not self.seen:
-            self.model.warmup(im=images)
-        with self.timers[1]:
+        with timers[1]:
             raw = self.inference(images)
-        with self.timers[2]:
-            result = self.postprocess(raw, images, [frame.image])[0]
-        self.seen += 1
-        self.shape = tuple(images.shape)
-        return result.cpu().numpy()
+        with timers[2]:
+            result = self.finish(raw, images, frame)
+        return Found(frame, result, tuple(images.shape), (timers[0].dt, timers[1].dt, timers[2].dt))
 
-    def speed_line(self) -> str:
-        """Return YOLOv5's line with the mean times of the frames so far."""
-        before, network, after = (timer.t / max(self.seen, 1) * 1e3 for timer in self.timers)
-        return (
-            f"Speed: {before:.1f}ms pre-process, {network:.1f}ms inference, {after:.1f}ms NMS per image "
-            f"at shape {self.shape}"
-        )
+    def finish(self, raw: Any, images: Tensor, frame: Frame) -> Results:
+        """Return what is left of the network's raw outputs after NMS, in the frame's own pixels and as numpy arrays."""
+        return self.postprocess(raw, images, [frame.image])[0].cpu().numpy()
 
 
 class SegmentationPredictor(Predictor, segment.SegmentationPredictor):
@@ -259,7 +291,49 @@ def check_augment(weights: Path, network: Any) -> None:
         raise UserError(f"--augment joins boxes of several scales by NMS, but {weights.name} {what}: leave it out")
 
 
+def open_session(path: Path, threads: int) -> Any:
+    """Return an ONNX file as ONNX Runtime's session on so many cores, which leaves them to others while it waits."""
+    import onnxruntime  # noqa: PLC0415 (slow, and only exports need it)
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.log_severity_level = 3  # errors
+    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
 # The loop -------------------------------------------------------------------------------------------------------------
+@dataclass
+class Speed:
+    """How fast a run was.
+
+    Attributes:
+        seen: how many frames were looked at.
+        seconds: that preparing, the network and NMS took, over all of them.
+        shape: of the last input, (B, C, H, W).
+        total: seconds from the first frame's reading to the last one's writing.
+    """
+
+    seen: int = 0
+    seconds: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0])
+    shape: tuple[int, ...] = ()
+    total: float = 0.0
+
+    def add(self, found: Found) -> None:
+        """Count a frame."""
+        self.seen += 1
+        self.seconds = [a + b for a, b in zip(self.seconds, found.seconds, strict=True)]
+        self.shape = found.shape
+
+    def line(self) -> str:
+        """Return YOLOv5's line with the mean times of a frame."""
+        before, network, after = (seconds / max(self.seen, 1) * 1e3 for seconds in self.seconds)
+        return (
+            f"Speed: {before:.1f}ms pre-process, {network:.1f}ms inference, {after:.1f}ms NMS per image "
+            f"at shape {self.shape}"
+        )
+
+
 class Background:
     """Does jobs in their order on one thread; a context manager that waits for the last of them.
 
@@ -286,28 +360,41 @@ class Background:
             self.jobs.popleft().result()
 
 
-def predict(predictor: Predictor, source: AnySource, outputs: Outputs, show: bool = False) -> float:
-    """Detect in every frame of a source, print a line for each and write what `outputs` wants.
+def in_order(function: Callable[[T], R], items: Iterable[T], workers: int) -> Generator[R]:
+    """Yield `function(item)` of each item, in their order, while it computes so many at once."""
+    if workers == 1:
+        yield from map(function, items)
+        return
+    waiting: deque[Future[R]] = deque()
+    with torch_threads(1), ThreadPoolExecutor(workers, thread_name_prefix="worker") as pool:
+        for item in items:
+            waiting.append(pool.submit(function, item))
+            if len(waiting) >= 2 * workers:  # so that none has to wait for the next
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
 
-    Returns the seconds from the first frame's reading to the last one's writing.
-    """
-    start = time.perf_counter()
-    frames = iter(source) if source.live else prefetch(iter(source))  # a camera's newest frame must not wait
-    with outputs, Background() as writer:
-        for frame in frames:
-            result = predictor.detect(frame)
-            LOGGER.info(printable(line_of(frame, result, predictor)))
+
+def predict(finder: Finder, source: AnySource, outputs: Outputs, show: bool = False) -> Speed:
+    """Detect in every frame of a source, print a line for each and write what `outputs` wants."""
+    speed, start = Speed(), time.perf_counter()
+    frames = iter(source) if source.live else prefetch(iter(source))  # a stream's newest frame must not wait
+    with outputs, Background() as writer, closing(in_order(finder.detect, frames, finder.workers)) as findings:
+        for found in findings:
+            speed.add(found)
+            LOGGER.info(printable(line_of(found)))
             if outputs.wanted.anything:
-                writer.submit(outputs.save, frame, result)
-            if show and not display(frame, draw(result, outputs.wanted)):
+                writer.submit(outputs.save, found.frame, found.result)
+            if show and not display(found.frame, draw(found.result, outputs.wanted)):
                 break
-    return time.perf_counter() - start
+    speed.total = time.perf_counter() - start
+    return speed
 
 
-def line_of(frame: Frame, result: Results, predictor: Predictor) -> str:
+def line_of(found: Found) -> str:
     """Return YOLOv5's line: `image 1/2 /path/bus.jpg: 640x480 4 persons, 1 bus, 98.1ms`."""
-    height, width = predictor.shape[2:]
-    return f"{frame.title}{height}x{width} {result.verbose()}{predictor.timers[1].dt * 1e3:.1f}ms"
+    height, width = found.shape[2:]
+    return f"{found.frame.title}{height}x{width} {found.result.verbose()}{found.seconds[1] * 1e3:.1f}ms"
 
 
 def display(frame: Frame, image: Any) -> bool:

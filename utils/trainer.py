@@ -7,7 +7,6 @@ starts from a seed of its own, a step is taken after every batch, and `last.pt` 
 from __future__ import annotations
 
 import itertools
-import os
 from copy import copy
 from pathlib import Path
 from typing import Any
@@ -70,7 +69,9 @@ class Trainer(DetectionTrainer):
         cfg = {**OWN_OPTIONS, **vars(engine.get_cfg(cfg))}
         super().__init__(cfg, {**(overrides or {}), "mode": "train"}, _callbacks)
         if self.device.type == "cpu":
-            torch.set_num_threads(cpu_cores())  # ultralytics leaves one for loading, which is done in between here
+            torch.set_num_threads(
+                environment.cpu_cores()
+            )  # ultralytics leaves one for loading, which is done in between here
         self.history: list[dict[str, float]] = []
         self.penalized: list[RepConv] = []
         self.add_callback("on_train_epoch_start", Trainer.seed_epoch)
@@ -408,13 +409,6 @@ def without_decay(optimizer: torch.optim.Optimizer, parameters: list[torch.Tenso
         group["params"] = [p for p in group["params"] if id(p) not in ids]
         if moved:
             optimizer.add_param_group({**group, "params": moved, "weight_decay": 0.0})
-
-
-def cpu_cores() -> int:
-    """Return how many threads to compute on: what OMP_NUM_THREADS says, or a thread per core that we may use."""
-    if environment.THREADS.isdecimal() and int(environment.THREADS):
-        return int(environment.THREADS)
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def amp_is_safe(model: nn.Module) -> bool:
