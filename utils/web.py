@@ -161,9 +161,9 @@ class Studio:
         tally = Tally()
         start = time.perf_counter()
         for frame in files:
-            result = predictor.detect(frame)
-            tally.add(result)
-            image = shrink(draw(result, self.wanted))
+            found = predictor.detect(frame)
+            tally.add(found.result)
+            image = shrink(draw(found.result, self.wanted))
             if video:
                 film.write(image, frame.fps)
                 progress(share_of(frame), desc=frame.title.split(upload.name)[0].rsplit(" ", 1)[0])
@@ -172,7 +172,7 @@ class Studio:
         if not tally.frames:
             raise UserError(f"{upload.name} cannot be read: {reason}")
         seconds = time.perf_counter() - start
-        height, width = predictor.shape[2:]
+        height, width = found.shape[2:]
         said = f"{tally.text()} in {seconds:.2f} s, with an input of {width}×{height} pixels."
         if reason:
             said += f" The end is missing: {reason}."
