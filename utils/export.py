@@ -32,6 +32,7 @@ from typing import Any
 
 import utils.environment  # noqa: F401
 from models import DetectionModel, create_model
+from models.blocks.riformer import WrittenOut
 from models.errors import UserError
 from models.summary import check_levels, count_parameters
 from utils.divergence import explain
@@ -313,6 +314,10 @@ def _make_exporter(kind: Format, options: Options) -> Exporter:
 def _to_be_written(deploy: DetectionModel, path: Path, kind: Format) -> DetectionModel:
     """Return a copy of `deploy` that the Exporter takes as it is, and of which it makes `path`."""
     model = copy.deepcopy(deploy)
+    if kind.group_norm:
+        for name, module in list(model.named_modules()):
+            if isinstance(module, WrittenOut):
+                model.set_submodule(name, module.with_group_norms())
     stem = path.name[: -len(kind.ending)]
     model.pt_path = str(path.with_name(stem + SOURCE))  # the Exporter changes the suffix wherever it stands in there
     model.__dict__["fuse"] = types.MethodType(

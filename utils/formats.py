@@ -32,6 +32,7 @@ class Format:
         half: whether float16 can be written: "cpu" anywhere, "cuda" on a GPU only, "" nowhere.
         batches: whether it takes more than one picture at a time.
         onnx: whether it is made from an ONNX graph, so that `--opset` and `--simplify` count.
+        group_norm: whether its runtime computes a GroupNorm faster than what a GroupNorm consists of.
         copies: how many times the size of the weights writing takes on the disk, at most.
         writers: packages that write it, beside those that write ONNX, as pip takes them.
         runners: packages that run it, as pip takes them.
@@ -49,6 +50,7 @@ class Format:
     half: str = ""
     batches: bool = True
     onnx: bool = False
+    group_norm: bool = False
     copies: int = 2
     writers: tuple[str, ...] = ()
     runners: tuple[str, ...] = ()
@@ -79,6 +81,7 @@ FORMATS = {
             content="*.xml",
             dynamic=True,
             half="cpu",
+            group_norm=True,
             writers=("openvino",),
             runners=("openvino",),
         ),

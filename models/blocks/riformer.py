@@ -87,7 +87,15 @@ class RIFormerBlock(Reparameterizable):
         return DeployRIFormerBlock(norm, self.norm2.eps, fc1, self.mlp.act, fc2)
 
 
-class DeployRIFormerBlock(nn.Module):
+class WrittenOut(nn.Module):
+    """Base class of modules that write the statistics of GroupNorms out, which suits most runtimes best."""
+
+    def with_group_norms(self) -> nn.Module:
+        """Return what computes the same with GroupNorms, for runtimes that have a fast one; weights are shared."""
+        raise NotImplementedError
+
+
+class DeployRIFormerBlock(WrittenOut):
     """A fused RIFormer block, (B, C, H, W) to (B, C, H, W):
 
         y = x + norm(x);  y + fc2(act(fc1(plain_norm(y))))        plain_norm: a GroupNorm(1) without affine
@@ -122,8 +130,28 @@ class DeployRIFormerBlock(nn.Module):
         y = d * factor + shift
         return y.to(x.dtype) + self.fc2(self.act(self.fc1(normed.to(x.dtype))))
 
+    def with_group_norms(self) -> nn.Module:
+        """Return the same block as its docstring states it."""
+        norm1 = group_norm(self.weight, self.bias, self.eps1)
+        norm2 = nn.GroupNorm(1, len(self.weight), self.eps2, affine=False)
+        return GroupNormRIFormerBlock(norm1, norm2, self.fc1, self.act, self.fc2)
 
-class DeployGroupNorm(nn.Module):
+
+class GroupNormRIFormerBlock(nn.Module):
+    """A fused RIFormer block with norms that are GroupNorms; see `DeployRIFormerBlock`."""
+
+    def __init__(
+        self, norm1: nn.GroupNorm, norm2: nn.GroupNorm, fc1: nn.Conv2d, act: nn.Module, fc2: nn.Conv2d
+    ) -> None:
+        super().__init__()
+        self.norm1, self.norm2, self.fc1, self.act, self.fc2 = norm1, norm2, fc1, act, fc2
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x + self.norm1(x)
+        return y + self.fc2(self.act(self.fc1(self.norm2(y))))
+
+
+class DeployGroupNorm(WrittenOut):
     """A GroupNorm with one group, its statistics written out; (B, C, H, W) to (B, C, H, W).
 
     ONNX has InstanceNormalization in its place, which ONNX Runtime computes on one thread and, on large maps, to three
@@ -140,6 +168,17 @@ class DeployGroupNorm(nn.Module):
         variance = d.square().mean((2, 3), keepdim=True).mean(1, keepdim=True)
         factor = self.weight[:, None, None] * torch.rsqrt(variance + self.eps)
         return (d * factor + self.bias[:, None, None]).to(x.dtype)
+
+    def with_group_norms(self) -> nn.Module:
+        """Return the GroupNorm that this was."""
+        return group_norm(self.weight, self.bias, self.eps)
+
+
+def group_norm(weight: Tensor, bias: Tensor, eps: float) -> nn.GroupNorm:
+    """Return a GroupNorm with one group that shares these parameters."""
+    norm = nn.GroupNorm(1, len(weight), eps)
+    norm.weight, norm.bias = nn.Parameter(weight), nn.Parameter(bias)
+    return norm
 
 
 @register_fuser
