@@ -11,6 +11,7 @@ from helpers import tiny
 from test_export import command, names_in, report_in, save
 
 import detect
+import utils.backends
 import utils.export
 import val
 from models import switch_to_deploy

@@ -231,6 +231,18 @@ def test_a_folded_norm_that_flattens_its_input_stays_finite():
         assert block.fuse()(x).isfinite().all()
 
 
+def test_group_norms_compute_what_is_written_out():
+    for module in (RIFormerBlock(32), nn.GroupNorm(1, 32, eps=1e-3)):
+        exact = randomize_(module).double().eval()
+        x = torch.randn(2, 32, 16, 12, generator=torch.Generator().manual_seed(0)).double() + 3
+        with torch.no_grad():
+            written_out = switch_to_deploy(nn.Sequential(exact))[0]
+            whole = written_out.with_group_norms()
+            assert relative_error(whole(x), exact(x)) <= 1e-12
+        norms = [m for m in whole.modules() if isinstance(m, nn.GroupNorm)]
+        assert norms and not [m for m in written_out.modules() if isinstance(m, nn.GroupNorm)]
+
+
 def test_half_precision_agrees_with_single():
     block = randomize_(RIFormerBlock(32)).eval()
     x = torch.randn(2, 32, 16, 16)

@@ -1,13 +1,18 @@
-"""Exported files as ultralytics' predictors and validators run them, who know neither bytes nor thresholds as inputs.
+"""Exported files as ultralytics' predictors and validators run them.
 
-Importing this module makes ultralytics' `AutoBackend` open ONNX and TorchScript files with the classes below.
+These know neither bytes nor thresholds as inputs, and let OpenVINO choose the precision that it computes in.
+
+Importing this module makes ultralytics' `AutoBackend` open these files with the classes below.
 """
 
 from __future__ import annotations
 
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import utils.environment  # noqa: F401
+from utils.runners import file_in
 from utils.wrappers import as_bytes, threshold_inputs
 
 # isort: split
@@ -15,7 +20,9 @@ from torch import Tensor
 from ultralytics.nn.autobackend import AutoBackend
 from ultralytics.nn.backends.base import BaseBackend
 from ultralytics.nn.backends.onnx import ONNXBackend
+from ultralytics.nn.backends.openvino import OpenVINOBackend
 from ultralytics.nn.backends.pytorch import TorchScriptBackend
+from ultralytics.utils import LOGGER
 
 
 class Network(BaseBackend):
@@ -61,10 +68,31 @@ class OnnxNetwork(Network, ONNXBackend):
         return {self.session.get_inputs()[0].name: pictures, **thresholds}
 
 
+class OpenVINONetwork(OpenVINOBackend):
+    """An OpenVINO folder, on the CPU in float32 as it was proven; with `fp16` on what and in what OpenVINO likes."""
+
+    ov_compiled_model: Any
+    compile_model: Any
+
+    def load_model(self, weight: str | Path) -> None:
+        """Load a model folder and compile its graph."""
+        super().load_model(weight)
+        hint, wanted = "INFERENCE_PRECISION_HINT", self.ov.Type.f32
+        if self.fp16:
+            LOGGER.info("OpenVINO computes in the precision that suits the processor best")
+            return
+        network = self.ov_compiled_model
+        if hint not in network.get_property("SUPPORTED_PROPERTIES") or network.get_property(hint) != wanted:
+            config = {**self.compile_model.keywords["config"], hint: wanted}
+            self.compile_model = partial(self.compile_model, device_name="CPU", config=config)
+            self.ov_compiled_model = self.compile_model(file_in(Path(weight), "*.xml"))
+        LOGGER.info("OpenVINO computes in float32; --half lets it choose")
+
+
 def read_options(network: Any, options: Any) -> None:
     """Let a file with NMS read its thresholds from ultralytics' options each time that it runs; leave models alone."""
     if isinstance(network, AutoBackend):
         network.backend.options = options
 
 
-AutoBackend._BACKEND_MAP.update(torchscript=TorchScriptNetwork, onnx=OnnxNetwork)
+AutoBackend._BACKEND_MAP.update(torchscript=TorchScriptNetwork, onnx=OnnxNetwork, openvino=OpenVINONetwork)

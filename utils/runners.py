@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Callable, Iterable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +24,7 @@ import yaml
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 from torch import Tensor
 from ultralytics.nn.autobackend import AutoBackend
-from ultralytics.nn.backends import OpenVINOBackend
 from ultralytics.nn.backends.base import BaseBackend
-from ultralytics.utils import LOGGER
 
 Outputs = tuple[Tensor, ...]  # float32, as models/heads.py says: boxes with scores; of a segmenter the prototypes too
 Runner = Callable[..., Outputs]  # takes (B, ch, H, W) float32 in [0, 1]; an ONNX file's optional inputs by their names
@@ -89,7 +86,7 @@ def _load_onnx(path: Path, threads: int) -> Runner:
 def _load_openvino(path: Path, threads: int) -> Runner:
     import openvino  # noqa: PLC0415 (slow, and few need it)
 
-    graph = _file_in(path, "*.xml")
+    graph = file_in(path, "*.xml")
     settings = {"INFERENCE_PRECISION_HINT": openvino.Type.f32, "INFERENCE_NUM_THREADS": threads}
     settings["PERFORMANCE_HINT"] = "LATENCY"
     network = openvino.Core().compile_model(graph, "CPU", settings)
@@ -104,7 +101,7 @@ def _load_ncnn(path: Path, threads: int) -> Runner:
     net.opt.use_vulkan_compute = False
     net.opt.use_fp16_packed = net.opt.use_fp16_storage = net.opt.use_fp16_arithmetic = False
     net.opt.use_bf16_storage = False
-    graph = _file_in(path, "*.param")
+    graph = file_in(path, "*.param")
     if net.load_param(str(graph)) or net.load_model(str(graph.with_suffix(".bin"))):
         raise RuntimeError("NCNN knows no such graph")
     into, out_of = net.input_names()[0], sorted(net.output_names())
@@ -172,7 +169,7 @@ LOADERS = {
 }
 
 
-def _file_in(folder: Path, pattern: str) -> Path:
+def file_in(folder: Path, pattern: str) -> Path:
     """Return the first file of a folder that a pattern fits; RuntimeError where there is none."""
     found = sorted(folder.glob(pattern))
     if not found:
@@ -186,31 +183,7 @@ def _as_outputs(output: Any | Iterable[Any]) -> Outputs:
     return tuple(torch.as_tensor(tensor).float() for tensor in several)
 
 
-# ultralytics' backends ------------------------------------------------------------------------------------------------
-class Float32OpenVINOBackend(OpenVINOBackend):
-    """ultralytics' OpenVINO, on the CPU in float32 as files are proven; with `fp16` on what and in what it likes."""
-
-    ov_compiled_model: Any
-    compile_model: Any
-
-    def load_model(self, weight: str | Path) -> None:
-        """Load a model folder and compile its graph."""
-        super().load_model(weight)
-        hint, wanted = "INFERENCE_PRECISION_HINT", self.ov.Type.f32
-        if self.fp16:
-            LOGGER.info("OpenVINO computes in the precision that suits the processor best")
-            return
-        network = self.ov_compiled_model
-        if hint not in network.get_property("SUPPORTED_PROPERTIES") or network.get_property(hint) != wanted:
-            config = {**self.compile_model.keywords["config"], hint: wanted}
-            self.compile_model = partial(self.compile_model, device_name="CPU", config=config)
-            self.ov_compiled_model = self.compile_model(_file_in(Path(weight), "*.xml"))
-        LOGGER.info("OpenVINO computes in float32; --half lets it choose")
-
-
-AutoBackend._BACKEND_MAP["openvino"] = Float32OpenVINOBackend  # there is no other way to choose the precision
-
-
+# Metadata -------------------------------------------------------------------------------------------------------------
 def read_metadata(path: Path) -> dict[str, Any]:
     """Return the metadata of an export, empty where it holds none; it may be anything, as exports come from strangers.
 
