@@ -20,6 +20,7 @@ from models import create_model
 from models.errors import UserError, WeightsError
 from utils.checkpoint import load_checkpoint, pack_model, save_checkpoint
 from utils.export import ExportError, Options, export
+from utils.formats import FORMATS
 from utils.graph import add_nms, add_preprocess
 from utils.proof import Tolerance, measure_nms
 from utils.runners import load_runner
@@ -178,7 +179,7 @@ def best(tmp_path_factory):
 
 def exported(best, tmp_path, **options):
     assert script.run(weights=best, output=tmp_path, **options) == 0
-    return tmp_path / f"best.{options['include'][0]}"
+    return tmp_path / f"best{FORMATS[options['include'][0]].ending}"
 
 
 @pytest.mark.parametrize("dynamic", [False, True])
@@ -212,6 +213,7 @@ OPTIONS = [
     {"include": ["onnx"], "nms": True},
     {"include": ["onnx"], "nms": True, "preprocess": "bgr", "dynamic": True, "simplify": True},
     {"include": ["torchscript"], "preprocess": "rgb"},
+    {"include": ["openvino"], "preprocess": "bgr"},
 ]
 
 

@@ -68,7 +68,7 @@ class OnnxNetwork(Network, ONNXBackend):
         return {self.session.get_inputs()[0].name: pictures, **thresholds}
 
 
-class OpenVINONetwork(OpenVINOBackend):
+class OpenVINONetwork(Network, OpenVINOBackend):
     """An OpenVINO folder, on the CPU in float32 as it was proven; with `fp16` on what and in what OpenVINO likes."""
 
     ov_compiled_model: Any

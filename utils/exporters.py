@@ -24,7 +24,10 @@ SIDES = {  # names of the outputs' sides where these are free, ultralytics' ones
     "output0": ("batch", "values", "anchors"),
     "output1": ("batch", "masks", "mask_height", "mask_width"),
 }
-ABLE = {"nms": ("onnx",), "preprocess": ("torchscript", "onnx")}  # which formats can have what around the network
+ABLE = {  # which formats can have what around the network
+    "nms": ("onnx",),
+    "preprocess": ("torchscript", "onnx", "openvino"),
+}
 ONNXSCRIPT = "0.7.2"  # version that was tested
 IR_VERSION = 10  # of ONNX files, that all runtimes in use read
 

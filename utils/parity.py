@@ -45,7 +45,8 @@ BOUND = Tolerance(box_px=1e-3, score=1e-5, mask=1e-4)
 SAME_IOU = 0.999  # from which a detection counts as the same
 ROUNDING = 4  # how many times what float32 itself does an error may be
 BATCHES = (1, 3)
-DYNAMIC = ("onnx",)  # formats that are written with dynamic shapes as well
+FORMAT_COLUMNS = ("torchscript", "onnx", "openvino")  # by default, where they run
+DYNAMIC = ("onnx", "openvino")  # formats that are written with dynamic shapes as well
 SCALES = ("layer_scale", "gamma")  # names of layer scales, here and in timm
 CELLS = 4  # of the coarsest map, along a side of a picture
 CELLS_END2END = 6  # so that the smallest picture has as many candidates as a head without NMS gives boxes
@@ -193,10 +194,10 @@ def measure(cfg: str | Path, variants: list[Variant], seed: int = 0) -> Row:
     row = Row(Path(cfg).stem, count_parameters(deploy), rounding)
     for variant in variants:
         with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / f"{row.cfg}{FORMATS[variant.format].ending}"
             cases: list[Case] = []
             try:
-                for options, shapes in variant.files(model):
+                for number, (options, shapes) in enumerate(variant.files(model)):
+                    path = Path(folder) / str(number) / f"{row.cfg}{FORMATS[variant.format].ending}"
                     write(deploy, path, options)
                     for size, batch in shapes:
                         cases += reference.cases(path, size, batch, BOUND, path.name)
@@ -252,7 +253,8 @@ def make_parser() -> cli.Parser:
     parser = cli.Parser(prog="python -m utils.parity", description=__doc__)
     add = parser.add_argument
     add("--cfg", nargs="+", default=[], metavar="YAML", help="model YAMLs; default: all of models/configs")
-    add("--include", nargs="+", default=["torchscript", "onnx"], metavar="FORMAT", help=f"of {', '.join(FORMATS)}")
+    default = [name for name in FORMAT_COLUMNS if not FORMATS[name].not_run]
+    add("--include", nargs="+", default=default, metavar="FORMAT", help=f"of {', '.join(FORMATS)}")
     add("--seed", type=cli.non_negative_int, default=0, help="of the random numbers")
     add("--project", default="runs/parity", help="results go to project/name")
     add("--name", default="exp", help="results go to project/name")
@@ -265,6 +267,9 @@ def main(args: argparse.Namespace) -> int:
     """Measure, tell, write, and return the exit code."""
     start = time.perf_counter()
     formats = check_formats(args.include)
+    for name in formats:
+        if FORMATS[name].not_run:
+            raise UserError(f"{FORMATS[name].title} cannot be compared here: {FORMATS[name].not_run}")
     variants = [Variant(name, False) for name in formats] + [Variant(name, True) for name in formats if name in DYNAMIC]
     configs = [cli.find_file(name, "models/configs") for name in args.cfg] or sorted(CONFIGS.glob("*.yaml"))
     if not configs:

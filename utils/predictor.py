@@ -173,12 +173,12 @@ class Predictor(DetectionPredictor):
 
         Free sides are words; there are none where a graph cannot be asked.
         """
+        sides = slice(1, 3) if "preprocess" in self.model.metadata else slice(2, 4)
         if self.model.format == "onnx":
-            shape = self.model.session.get_inputs()[0].shape
-            return shape[1:3] if "preprocess" in self.model.metadata else shape[2:]
+            return self.model.session.get_inputs()[0].shape[sides]
         if self.model.format == "openvino":
-            shape = self.model.ov_compiled_model.input().partial_shape
-            return [side.get_length() if side.is_static else "free" for side in list(shape)[2:]]
+            shape = list(self.model.ov_compiled_model.input().partial_shape)
+            return [side.get_length() if side.is_static else "free" for side in shape[sides]]
         return []
 
     def _choose_imgsz(self, weights: Path, asked: list[int] | None, own: Any, fixed: bool) -> list[int]:
