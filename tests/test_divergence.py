@@ -2,6 +2,7 @@
 
 import copy
 
+import numpy as np
 import onnx
 import pytest
 import torch
@@ -15,6 +16,7 @@ from utils.divergence import _first_difference, explain, find_divergence
 from utils.export import Options, see, write
 from utils.intermediates import _groups, watch
 from utils.proof import Reference, Tolerance, make_pictures
+from utils.wrappers import Nms
 
 SIZE = (64, 64)
 SEGMENT = tiny(head=[[-1, 1, "Conv", [32, 3, 2]], [-1, 1, "Conv", [32, 3, 2]], [[3, 4], 1, "Segment", ["nc", 8, 16]]])
@@ -84,11 +86,30 @@ def test_a_changed_weight_of_an_onnx_file_is_named_with_its_row(written):
         assert found["text"].startswith(f"fusing is right, the ONNX file is not: row {found['row']} {found['word']} is")
 
 
-@pytest.mark.parametrize("options", [{"simplify": True}, {"dynamic": True}, {"opset": 12}])
+WAYS = [
+    {"simplify": True},
+    {"dynamic": True},
+    {"opset": 12},
+    {"preprocess": "bgr", "dynamic": True},
+    {"nms": Nms()},
+    pytest.param({"exporter": "dynamo", "opset": 18}, marks=pytest.mark.slow),
+]
+
+
+@pytest.mark.parametrize("options", WAYS)
 def test_other_ways_to_write_the_graph(options, tmp_path):
     written = Written(tiny(), tmp_path, **options)
-    found = written.explain(written.broken("model.3.conv.weight"))
+    path = write(written.biased("model.3.conv"), tmp_path / "wrong.onnx", written.options).path
+    found = written.explain(path)
     assert (found["by"], found["row"], found["word"], found["module"]) == ("file", 3, "Conv", "model.3.conv")
+
+
+def test_wrong_nms_behind_a_right_network(tmp_path):
+    written = Written(tiny(), tmp_path, nms=Nms())
+    (threshold,) = (tensor for tensor in written.onnx.graph.initializer if tensor.name == "conf_thres")
+    threshold.CopyFrom(numpy_helper.from_array(np.array([0.5], np.float32), "conf_thres"))
+    found = written.explain(written.save(written.onnx))
+    assert found["text"] == "fusing is right, the ONNX file is not: its network is, so the NMS behind it is not"
 
 
 def test_names_in_the_graph_do_not_matter(detector):
@@ -127,11 +148,12 @@ def test_a_wrong_block_is_fusing(tmp_path):
     assert found["module"].startswith("model.2.1")
 
 
-def test_a_wrong_torchscript_file_is_the_file(written):
-    path = write(written.biased("model.2.cv3.conv"), written.folder / "wrong.torchscript", written.options).path
+@pytest.mark.parametrize(("name", "title"), [("a.torchscript", "TorchScript"), ("a_openvino_model", "OpenVINO")])
+def test_a_wrong_file_of_another_format_is_the_file(written, name, title):
+    path = write(written.biased("model.2.cv3.conv"), written.folder / "wrong" / name, written.options).path
     found = written.explain(path)
     assert (found["by"], found["row"], found["module"]) == ("file", 2, "model.2.cv3.conv")
-    assert "the TorchScript file is not" in found["text"]
+    assert f"the {title} file is not" in found["text"]
 
 
 def test_what_agrees_parts_nowhere(detector):

@@ -10,7 +10,8 @@ from helpers import randomize_, tiny
 
 from models import create_model
 from utils.exhibit import MARGIN, SIDE, draw_exhibit
-from utils.proof import Evidence, Reference, Tolerance, make_pictures
+from utils.proof import Evidence, Reference, Tolerance, detections, make_pictures
+from utils.wrappers import Nms
 
 SEGMENT = tiny(head=[[-1, 1, "Conv", [32, 3, 2]], [-1, 1, "Conv", [32, 3, 2]], [[3, 4], 1, "Segment", ["nc", 8, 16]]])
 CFGS = {"detect": tiny(), "end2end": tiny(end2end=True), "segment": SEGMENT}
@@ -72,6 +73,21 @@ def test_of_a_batch_the_picture_that_differs_is_shown(reference):
     assert case.evidence.images[1].equal(zidane)
     alone = case.evidence.singles()[1]
     assert (draw(reference, case) == draw(reference, dataclasses.replace(case, evidence=alone))).all()
+
+
+def test_boxes_after_nms_are_those_before_it(reference):
+    if reference.model.end2end:
+        pytest.skip("needs no NMS")
+    case = case_of(reference)
+    nms = Nms(conf_thres=case.difference.conf, iou_thres=0.6)
+    kept = detections(case.evidence.expected[0], 2, False, nms.conf_thres, iou_thres=0.6, max_det=nms.max_det)[0]
+    filled = torch.zeros(1, nms.max_det, kept.shape[1])
+    filled[0, : len(kept)] = kept
+    evidence = dataclasses.replace(case.evidence, got=(filled, *case.evidence.expected[1:]), nms=nms)
+    case = reference.judge("best.onnx", case.picture, evidence, Tolerance())[0]
+    assert case.ok
+    left, right = sides(draw(reference, case))
+    assert (left == right).all()
 
 
 @pytest.mark.parametrize("number", [math.nan, math.inf])

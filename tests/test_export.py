@@ -20,10 +20,12 @@ import utils.export
 from models import DetectionModel, switch_to_deploy
 from models.errors import UserError
 from utils import cli
+from utils.accuracy import Accuracy
 from utils.checkpoint import load_checkpoint, pack_model, save_checkpoint
 from utils.export import ExportError, Options, export, fresh_model
 from utils.formats import DEFAULT
 from utils.proof import Proof, make_pictures
+from utils.survey import survey
 
 # isort: split
 from ultralytics import YOLO
@@ -201,6 +203,13 @@ def test_proven_on_pictures_of_a_data_set(best, tmp_path):
     assert (best.parent / "best.export.jpg").is_file()
 
 
+def test_a_success_on_few_pictures_keeps_no_picture_of_an_earlier_one(best):
+    assert command("--weights", best, "--include", "onnx", "--source", ASSETS / "bus.jpg") == 0
+    assert names_in(best.parent) == ["best.export.jpg", "best.export.json", "best.onnx", "best.pt"]
+    assert command("--weights", best, "--include", "onnx") == 0
+    assert names_in(best.parent) == ["best.export.json", "best.onnx", "best.pt"]
+
+
 # What is refused ------------------------------------------------------------------------------------------------------
 def corrupt(monkeypatch):
     """Let fusing get one weight of one convolution wrong."""
@@ -226,6 +235,19 @@ def test_one_corrupted_weight_is_refused(best, monkeypatch, caplog):
     report = json.loads((best.parent / "best.export-failed.json").read_text(encoding="utf-8"))
     assert report["ok"] is False
     assert {entry["divergence"]["row"] for entry in report["formats"].values()} == {0}
+
+
+def test_what_differs_on_many_pictures_only_is_refused(best, monkeypatch, caplog):
+    def lossy(*args):
+        found = survey(*args)
+        for each in found.values():
+            each.unfused, each.accuracy = Accuracy(0.9, 0.8), Accuracy(0.9, 0.79)
+        return found
+
+    monkeypatch.setattr(utils.export, "survey", lossy)
+    assert command("--weights", best, "--include", "onnx", "--source", ASSETS) == 1
+    assert names_in(best.parent) == ["best.export-failed.jpg", "best.export-failed.json", "best.pt"]
+    assert "✗ the mAP drops by 1.000 points, allowed are 0.1" in caplog.text
 
 
 def test_an_older_export_stays_when_the_new_one_is_refused(best, monkeypatch):
@@ -334,6 +356,9 @@ def test_a_read_only_folder(best, capsys):
         (["--cfg", "yolov5n.yaml", "--weights", "best.pt"], "give --weights, or --cfg"),
         (["--cfg", "yolov5m.yml.yaml"], "there is no file yolov5m.yml.yaml"),
         (["--imgsz", "64", "64", "64"], "--imgsz takes one side or height and width"),
+        (["--source", "nowhere"], "the source nowhere does not exist"),
+        (["--pictures", "-1"], "expected a whole number"),
+        (["--data", "shapes.yaml"], "the weights know 2 classes and 3 channels, shapes.yaml has 4 and 3"),
         (["--data", "nothing.yaml"], "there is no file nothing.yaml"),
         (["--batch-size", "0"], "expected a whole number of at least 1"),
         (["--simplfy"], "there is no option --simplfy (did you mean '--simplify'?)"),

@@ -18,6 +18,10 @@ from utils.accuracy import Accuracy, evenly, measure_accuracy
 from utils.datasets import load_dataset
 from utils.proof import Evidence, Reference, Tolerance
 from utils.survey import MAX_REMARKS, Distribution, Material, Survey, survey, survey_table
+from utils.wrappers import Nms
+
+# isort: split
+from ultralytics.utils.nms import non_max_suppression
 
 SEGMENT = tiny(head=[[-1, 1, "Conv", [32, 3, 2]], [-1, 1, "Conv", [32, 3, 2]], [[3, 4], 1, "Segment", ["nc", 8, 16]]])
 CFGS = {"detect": tiny(), "end2end": tiny(end2end=True), "segment": SEGMENT}
@@ -140,6 +144,24 @@ def test_batches_are_filled_and_the_filling_is_not_counted(folder):
 
     (found,) = survey(reference, {"onnx": ("a.onnx", run)}, material(folder), (64, 64), 4, Tolerance()).values()
     assert found.pictures == 6
+    assert found.ok
+
+
+def test_files_with_nms_are_compared_and_their_map_is_not(folder, discs):
+    reference = reference_of("detect")
+    nms = Nms(conf_thres=0.3)
+
+    def run(images):
+        rows = torch.zeros(len(images), nms.max_det, 6)
+        options = {"max_det": nms.max_det, "nc": reference.model.nc}
+        for i, found in enumerate(non_max_suppression(reference(images)[0], nms.conf_thres, nms.iou_thres, **options)):
+            rows[i, : len(found)] = found
+        return (rows,)
+
+    some = Material(discs, tuple(sorted(folder.glob("*.png"))), name="some")
+    (found,) = survey(reference, {"onnx": ("a.onnx", run)}, some, (64, 48), 2, Tolerance(), nms=nms).values()
+    assert found.pictures == 4 + 6
+    assert found.accuracy is None
     assert found.ok
 
 
