@@ -26,10 +26,10 @@ TINY_DETECT = [[5, 3], 1, "Detect", ["nc"]]
 
 
 def shipped() -> list[str]:
-    """Return the names of the YAMLs in models/configs; of those that scale the same rows, the narrowest alone."""
+    """Return the names of the YAMLs in models/configs; of those with the same rows, the narrowest alone."""
     cfgs = {path.name: yaml.safe_load(path.read_text(encoding="utf-8")) for path in CONFIGS.glob("*.yaml")}
     by_rows: dict[str, str] = {}
-    for name in sorted(cfgs, key=lambda name: cfgs[name].get("width_multiple", 1.0)):
+    for name in sorted(cfgs, key=lambda name: (cfgs[name].get("width_multiple", 1.0), len(name))):
         by_rows.setdefault(str((cfgs[name]["backbone"], cfgs[name]["head"])), name)
     return sorted(by_rows.values())
 

@@ -1,8 +1,10 @@
 """Quantization: what is in the files, what is known of the layers, and when nothing is written."""
 
+import copy
 import json
 import math
-from pathlib import Path
+import re
+import sys
 
 import onnx
 import onnxruntime
@@ -12,24 +14,27 @@ from helpers import randomize_, tiny, write
 from torch import nn
 
 import export as script
+import train
 import utils.int8
 from models import create_model, switch_to_deploy
+from models.errors import UserError
+from tests.runs import stopped
 from utils import cli
 from utils.calibration import Accuracy, batches, calibration_pictures, find_data
-from utils.checkpoint import pack_model, save_checkpoint
+from utils.checkpoint import load_checkpoint, pack_model, save_checkpoint
 from utils.export import Options, see
 from utils.export import write as write_file
 from utils.formats import FORMATS
-from utils.int8 import search
+from utils.int8 import check_int8, search
 from utils.proof import PHOTOS, make_pictures
-from utils.quantize import FloatGraph, Layer
+from utils.qat import RoundingConv, insert_rounding, observe
+from utils.quantize import FloatGraph, Layer, quantize_openvino
 from utils.runners import load_runner
 
 # isort: split
 from ultralytics.nn.autobackend import AutoBackend
 from ultralytics.utils import ASSETS
 
-ROOT = Path(script.__file__).parent
 SHAPE = (1, 3, 64, 64)
 OUTLIER = "model.1.conv"  # the layer of the tiny networks that is given large weights
 KEPT = 3  # layers, when each of the 20 costs 0.1 points and 1.75 are allowed
@@ -340,3 +345,133 @@ def test_calibration_pictures_are_spread_over_the_split(best):
     assert [path.name for path in calibration_pictures(data, 100)] == ["bus.jpg", "zidane.jpg"]
     assert len({images.shape for images in batches(calibration_pictures(data, 100), (3, 1, 32, 64), "test")}) == 1
     assert find_data("shapes.yaml", best)["nc"] == 4
+
+
+# OpenVINO -------------------------------------------------------------------------------------------------------------
+@pytest.mark.slow
+def test_openvino_keeps_layers_in_float(deploy, graph, tmp_path):
+    pytest.importorskip("nncf")
+    import openvino  # noqa: PLC0415
+
+    folder = tmp_path / "best_openvino_model"
+    write_file(deploy, folder, Options(size=SHAPE[2:]))
+    floats = {OUTLIER, *graph.ends}
+    target = tmp_path / "best-int8_openvino_model"
+    quantize_openvino(folder, target, photographs(), floats)
+    model = openvino.Core().read_model(next(target.glob("*.xml")))
+    in_float = set()
+    for node in model.get_ordered_ops():
+        found = re.match(r"__module\.(.+)/aten::_convolution", node.get_friendly_name())
+        if found and node.get_type_name() == "Convolution":
+            source = node.input(0).get_source_output().get_node()
+            while source.get_type_name() in ("Concat", "Interpolate"):  # of what is quantized
+                source = source.input(0).get_source_output().get_node()
+            in_float |= set() if source.get_type_name() == "FakeQuantize" else {found[1]}
+    assert {name for name in in_float if "dfl" not in name} == floats
+    images = next(iter(photographs()))
+    with torch.inference_mode():
+        assert (load_runner(target)(images)[0] - deploy(images)[0])[:, 4:].abs().mean() < 0.1
+    assert (target / "metadata.yaml").read_text() == (folder / "metadata.yaml").read_text()
+
+
+def test_a_missing_package_is_one_sentence(monkeypatch):
+    monkeypatch.setitem(sys.modules, "nncf", None)
+    with pytest.raises(UserError, match=re.escape("needs the package nncf: pip install nncf==3.4.0")):
+        check_int8(["openvino"], 17, False, [64, 64], 1, 1.0)
+
+
+# Quantization-aware fine-tuning ---------------------------------------------------------------------------------------
+def test_training_rounds_as_the_file_does(model, deploy, graph, ranges, tmp_path):
+    """With the same ranges, a rounding network and the INT8 file differ by less than what rounding changes."""
+    learner = switch_to_deploy(model)
+    learner.ranges = {
+        name: tuple(x.item() for x in ranges[node.input[0]].range_value) for name, node in graph.layers.items()
+    }
+    insert_rounding(learner)
+    assert {n for n, m in learner.named_modules() if isinstance(m, RoundingConv)} == set(graph.layers)
+    run = load_runner(saved(graph.quantized(ranges), tmp_path / "int8.onnx"))
+    images = next(iter(photographs()))
+    with torch.inference_mode():
+        exact, rounded, file = deploy(images)[0], learner.eval()(images)[0], run(images)[0]
+    assert 0 < (rounded - file).square().mean() < (exact - file).square().mean()
+
+
+def test_gradients_pass_the_rounding():
+    torch.manual_seed(0)
+    conv = nn.Conv2d(3, 4, 3)
+    rounding = RoundingConv(conv, -1.0, 1.0).eval()
+    x = torch.rand(2, 3, 8, 8, requires_grad=True)
+    difference = (rounding(x) - conv(x)).abs().max()
+    assert 0 < difference < 0.05
+    rounding(x).sum().backward()
+    got = x.grad.clone(), conv.weight.grad.clone()
+    x.grad, conv.weight.grad = None, None
+    conv(x).sum().backward()
+    torch.testing.assert_close(got[0], x.grad, atol=0.05, rtol=0.05)
+    torch.testing.assert_close(got[1], conv.weight.grad, atol=0.5, rtol=0.05)
+
+
+def test_ranges_follow_what_is_seen():
+    rounding = RoundingConv(nn.Conv2d(1, 1, 1))
+    observe(rounding, [torch.tensor([-1.0, 3.0]).view(1, 1, 1, 2), torch.tensor([-2.0, 3.0]).view(1, 1, 1, 2)])
+    assert (rounding.input_low.item(), rounding.input_high.item()) == (pytest.approx(-1.01), 3.0)
+    before = rounding.input_high.clone()
+    rounding.eval()(torch.full((1, 1, 1, 2), 9.0))
+    assert rounding.input_high.equal(before)
+
+
+def test_a_checkpoint_of_the_fused_form(deploy, tmp_path):
+    learner = copy.deepcopy(deploy)
+    insert_rounding(learner)
+    observe(learner, photographs())
+    path = tmp_path / "best.pt"
+    save_checkpoint({**pack_model(learner), "ema": learner.state_dict()}, path)
+    loaded = load_checkpoint(path)
+    assert loaded.is_fused()
+    assert not any(isinstance(m, (RoundingConv, nn.BatchNorm2d)) for m in loaded.modules())
+    assert set(loaded.ranges) == {n for n, m in learner.named_modules() if isinstance(m, RoundingConv)}
+    images = next(iter(photographs()))
+    with torch.inference_mode():
+        assert loaded(images)[0].equal(deploy(images)[0])
+    assert loaded.fuse().ranges == loaded.ranges
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--qat"], "--qat fine-tunes the network of --weights: name them, and leave out --cfg"),
+        (["--qat", "--cfg", "yolov5n.yaml"], "--qat fine-tunes the network of --weights: name them, and leave out"),
+        (["--qat", "--weights", "BEST", "--data", "shapes.yaml"], "knows 2 classes and 3 channels, the data set has 4"),
+    ],
+)
+def test_wrong_options_of_qat(best, words, message, tmp_path, capsys):
+    words = [str(best) if word == "BEST" else word for word in words]
+    code = cli.run_script(train.main, train.make_parser(), [*words, "--project", str(tmp_path / "runs")])
+    assert code == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_fine_tuning_and_exporting(best, tmp_path, monkeypatch):
+    """The run is stopped after its first epoch and resumed, and the file has the ranges that it learnt."""
+    options = {"qat": True, "weights": best, "data": best.parents[1] / "data.yaml", "imgsz": 64, "batch_size": 2}
+    with stopped(monkeypatch, "on_model_save", 0):
+        train.run(**options, epochs=2, noplots=True, project=tmp_path / "runs")
+    run = train.run(resume=tmp_path / "runs/exp/weights/last.pt")
+    weights = load_checkpoint(run / "weights/best.pt")
+    assert weights.is_fused()
+    code = script.run(weights=run / "weights/best.pt", include=["onnx"], int8=True, max_drop=100)
+    assert code == 0
+    model = onnx.load(run / "weights/best-int8.onnx")
+    scales = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    low, high = weights.ranges["model.1.conv"]
+    reader = next(node for node in model.graph.node if node.name == "/model.1/conv/Conv")
+    dequantize = next(node for node in model.graph.node if reader.input[0] in node.output)
+    assert scales[dequantize.input[1]].item() == pytest.approx((max(high, 0) - min(low, 0)) / 255, rel=1e-5)
+
+
+def test_the_relu_neck_is_the_same_network_with_another_activation():
+    silu, relu = (create_model(f"{name}.yaml", nc=4) for name in ("repvgg-yolo", "repvgg-relu-yolo"))
+    assert [p.shape for p in silu.parameters()] == [p.shape for p in relu.parameters()]
+    assert any(isinstance(m, nn.SiLU) for m in silu.modules())
+    assert not any(isinstance(m, nn.SiLU) for m in relu.modules())

@@ -79,16 +79,20 @@ class FloatGraph:
             for name in node.input:
                 self.readers[name].append(node)
             self.writers.update(dict.fromkeys(node.output, node))
-        found = {
-            _layer_name(node): node
-            for node in self.model.graph.node
-            if node.op_type in LAYERS and node.input[1] in self.weights and not node.input[1].endswith(FIXED)
-        }
+        found = {_layer_name(node): node for node in self.model.graph.node if self._is_layer(node)}
         before = {name: self._before([node]) for name, node in found.items()}
         inner = {name for name, node in found.items() if any(node.name in nodes for nodes in before.values())}
         self.layers = {name: node for name, node in found.items() if name in inner}
         self.ends = {name: node for name, node in found.items() if name not in inner}
-        self.body = {node for nodes in before.values() for node in nodes}
+        others = {node.name for node in self.model.graph.node if node.op_type in LAYERS and not self._is_layer(node)}
+        self.body = {node for nodes in before.values() for node in nodes} - others
+
+    def _is_layer(self, node: onnx.NodeProto) -> bool:
+        """Return whether a node has a weight; a stack of matrices has no INT8 kernel."""
+        weight = self.weights.get(node.input[1]) if node.op_type in LAYERS else None
+        if weight is None or weight.name.endswith(FIXED):
+            return False
+        return node.op_type not in ("Gemm", "MatMul") or len(weight.dims) == 2
 
     def weight(self, name: str) -> np.ndarray:
         """Return the weight of a layer, (output channels, all others)."""
@@ -140,7 +144,8 @@ class FloatGraph:
         calibrator = create_calibrator(self.path, [*LAYERS, *ACTIVATIONS, *OTHERS], str(folder / "ranges.onnx"))
         calibrator.collect_data(_Reader({name: images.numpy()} for images in batches))
         ranges = calibrator.compute_data()
-        for layer, (low, high) in learned.items():
+        for layer in learned.keys() & self.layers.keys():
+            low, high = learned[layer]
             ranges[self.layers[layer].input[0]] = TensorData(lowest=np.float32(low), highest=np.float32(high))
         return ranges
 
@@ -201,7 +206,11 @@ class FloatGraph:
             quantized: the model with all layers quantized.
             batches: inputs to measure the ratios on.
         """
-        session = _session(self._alone(quantized).SerializeToString())
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3  # errors
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL  # rounded, but in float
+        model = self._alone(quantized).SerializeToString()
+        session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
         name, names = session.get_inputs()[0].name, list(self.layers)
         energies = sum(np.array(session.run(None, {name: images.numpy()}), np.float64) for images in batches)
         signal, noise = np.split(np.asarray(energies), 2)
@@ -221,19 +230,17 @@ class FloatGraph:
         Its outputs are the energy of each layer's output, then the energy of each layer's error.
         """
         model = copy.deepcopy(self.model)
-        graph, known = model.graph, {*self.writers, model.graph.input[0].name}
-        twins = {node.name: node for node in quantized.graph.node}
-        made = {name for node in quantized.graph.node for name in node.output}
+        graph, layers = model.graph, {node.name for node in self.layers.values()}
+        rounding = [node for node in quantized.graph.node if node.op_type in ("QuantizeLinear", "DequantizeLinear")]
+        rounded = {name for node in rounding for name in node.output}
+        twins = {node.name: node for node in quantized.graph.node if node.name in layers}
         graph.initializer.extend(t for t in quantized.graph.initializer if t.name not in self.weights)
-        needed = {node.name for node in self.layers.values()}
-        for node in quantized.graph.node:
-            if node.name in needed or node.op_type in ("QuantizeLinear", "DequantizeLinear"):
-                twin = graph.node.add()
-                twin.CopyFrom(node)
-                twin.name = ALONE + node.name
-                reads_float = node.op_type == "QuantizeLinear"
-                inputs = [n if n not in made or (reads_float and n in known) else ALONE + n for n in node.input]
-                twin.input[:], twin.output[:] = inputs, [ALONE + name for name in node.output]
+        for node in (*rounding, *twins.values()):
+            twin = graph.node.add()
+            twin.CopyFrom(node)
+            twin.name = ALONE + node.name
+            twin.input[:] = [ALONE + name if name in rounded else name for name in node.input]
+            twin.output[:] = [ALONE + name for name in node.output]
         del graph.output[:]
         for what in ("signal", "noise"):
             for name, node in self.layers.items():
@@ -262,12 +269,6 @@ def _layer_name(node: onnx.NodeProto) -> str:
     """Return the path of the module that a node computes, where its weight has it, else the node's name."""
     path, _, last = node.input[1].rpartition(".")
     return path if last == "weight" else node.name
-
-
-def _session(model: Any) -> onnxruntime.InferenceSession:
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3  # errors
-    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
 # OpenVINO -------------------------------------------------------------------------------------------------------------
