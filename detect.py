@@ -6,13 +6,19 @@
                                                               --source folder/
                                                               --source 'folder/*.jpg'
                                                               --source list.txt          # a path on each line
-                                                              --source 0                 # camera; or rtsp://…
+                                                              --source 0 1               # two cameras
+                                                              --source rtsp://… http://… # streams
+                                                              --source cameras.streams   # an address on each line
+                                                              --source screen 0 0 640 480
     python detect.py --weights best.onnx --source folder/ --save-txt --save-conf --save-crop --save-csv
+    python detect.py --weights a.pt b.onnx --source folder/                              # both, joined by NMS
+    python detect.py --source clip.mp4 --track bytetrack --save-txt                      # numbers for objects
     python detect.py --web                                               # a page to drop pictures and videos on
     python detect.py --conf 0.4 --iou 0.5 --classes 0 2 --max-det 100 --img 320 480      # height and width
 
 Weights are .pt (ours) or exports. Written to runs/detect/exp, exp2, …: pictures as .jpg, videos as .mp4,
 labels/<name>.txt, crops/<class>/<name>.jpg, predictions.csv. In Python: detect.run(source="photo.jpg").
+A stream that is lost is connected to again (--reconnect); one with an end, such as a video's address, ends there.
 Weights that segment have masks drawn and polygons for labels.
 The exit code is 1 when a file could not be read (the others are done), 2 when the input was wrong.
 """
@@ -27,9 +33,12 @@ import utils.environment  # noqa: F401
 from models.errors import UserError
 from models.plugins import load_plugins
 from utils import cli
+from utils.ensemble import create_ensemble
+from utils.feature_maps import FeatureMaps
 from utils.outputs import Outputs, Wanted
-from utils.predictor import Speed, create_predictor, predict
+from utils.predictor import Speed, predict
 from utils.sources import AnySource, has_pictures, open_source
+from utils.tracking import LOW, TRACKERS, Tracking
 
 # isort: split
 from ultralytics.utils import ASSETS, LOGGER
@@ -43,13 +52,8 @@ def make_parser() -> cli.Parser:
     """Return the options: YOLOv5's."""
     parser = cli.Parser(prog="detect.py", description=__doc__)
     add, flag = parser.add_argument, {"action": "store_true"}
-    add("--weights", default="", help=".pt or an export; default: the newest runs/train/*/weights/best.pt")
-    add(
-        "--source",
-        nargs="+",
-        default=[],
-        help="files, folders, patterns, list.txt; or cameras, addresses, screen",
-    )
+    add("--weights", nargs="+", default=[], help="one or several, joined; default: newest runs/train/*/weights/best.pt")
+    add("--source", nargs="+", default=[], help="files, folders, patterns, list.txt; or cameras, addresses, screen")
     add("--data", default="", help="dataset YAML, for class names when the weights hold none")
     add("--imgsz", "--img", "--img-size", nargs="+", type=cli.image_side, help="pixels; one side, or height width")
     add("--conf-thres", type=cli.fraction, default=0.25, help="least confidence of a box")
@@ -66,6 +70,8 @@ def make_parser() -> cli.Parser:
     add("--classes", nargs="+", type=cli.non_negative_int, help="keep these class numbers only")
     add("--agnostic-nms", **flag, help="boxes of different classes suppress each other too")
     add("--augment", **flag, help="run at several scales and mirrored as well")
+    add("--track", choices=TRACKERS, help="follow objects through videos and streams, and number them")
+    add("--visualize", **flag, help="write features/<name>/P3.png and so on, the maps of the backbone's levels")
     add("--project", default="runs/detect", help="results go to project/name")
     add("--name", default="exp", help="results go to project/name")
     add("--exist-ok", **flag, help="use project/name again instead of counting up")
@@ -103,10 +109,11 @@ def main(args: argparse.Namespace) -> int:
     if args.port:
         raise UserError("--port goes with --web")
     source = open_source(args.source or default_source(), args.vid_stride, args.reconnect)
-    predictor = create_predictor(
-        cli.find_weights(args.weights),
+    tracking = Tracking(args.track, args.conf_thres) if args.track else None
+    finder = create_ensemble(
+        [cli.find_weights(name) for name in args.weights or [None]],
         imgsz=args.imgsz,
-        conf_thres=args.conf_thres,
+        conf_thres=min(args.conf_thres, LOW) if tracking else args.conf_thres,
         iou_thres=args.iou_thres,
         max_det=args.max_det,
         classes=args.classes,
@@ -118,10 +125,12 @@ def main(args: argparse.Namespace) -> int:
         retina_masks=args.retina_masks,
         many=not source.live,
     )
+    features = FeatureMaps(finder) if args.visualize else None
     wanted = wanted_files(args)
     folder = cli.increment_path(args.project, args.name, args.exist_ok) if wanted.anything else Path()
     outputs = Outputs(folder, wanted)
-    speed = predict(predictor, source, outputs, show=args.view_img and check_imshow(warn=True))
+    steps = ([tracking.follow] if tracking else []) + ([features.writer(folder / "features")] if features else [])
+    speed = predict(finder, source, outputs, args.view_img and check_imshow(warn=True), steps)
     report(speed, source, outputs)
     return 1 if source.unreadable else 0
 
@@ -163,6 +172,8 @@ def wanted_files(args: argparse.Namespace) -> Wanted:
         line_width=args.line_thickness,
         draw_names=not args.hide_labels,
         draw_confidence=not args.hide_conf,
+        tracks=bool(args.track),
+        features=args.visualize,
     )
 
 

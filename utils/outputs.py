@@ -28,6 +28,7 @@ from ultralytics.utils.plotting import save_one_box
 
 JPEG_SIDE = 65500  # pixels; a JPEG cannot be wider or higher
 CSV_HEADER = ("Image Name", "Prediction", "Confidence")
+TRACK_HEADER = ("Frame", "Track")
 RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)  # no file names on Windows
 
 
@@ -44,11 +45,13 @@ class Wanted:
     line_width: int | None = None  # pixels; None goes with the size of the picture
     draw_names: bool = True
     draw_confidence: bool = True
+    tracks: bool = False  # columns for the numbers of objects that are followed
+    features: bool = False  # written by utils/feature_maps.py into the same folder
 
     @property
     def anything(self) -> bool:
         """Whether there is a file to write at all."""
-        return self.pictures or self.labels or self.crops or self.table
+        return self.pictures or self.labels or self.crops or self.table or self.features
 
 
 class Outputs:
@@ -72,7 +75,7 @@ class Outputs:
 
     def __enter__(self) -> Outputs:
         if self.wanted.table:
-            self._table = Table(self.folder / "predictions.csv")
+            self._table = Table(self.folder / "predictions.csv", self.wanted.tracks)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -98,7 +101,7 @@ class Outputs:
         if self.wanted.crops:
             self._write_crops(stem, result)
         if self._table:
-            self._table.add(frame.path.name, result)
+            self._table.add(frame, result)
 
     def _stem(self, frame: Frame) -> str:
         """Return the output's name without suffix; a second bus.* in one run becomes bus-2."""
@@ -179,20 +182,23 @@ class Video:
 
 
 class Table:
-    """predictions.csv: a row for each box."""
+    """predictions.csv: a row for each box; with `tracks` also the frame and the number of the object."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, tracks: bool = False) -> None:
         self.path = path
+        self.tracks = tracks
         with naming(path):
             self.file = path.open("w", newline="", encoding="utf-8", errors="surrogateescape")
         self.rows = csv.writer(self.file, lineterminator="\n")
-        self.rows.writerow(CSV_HEADER)
+        self.rows.writerow(CSV_HEADER + TRACK_HEADER * tracks)
 
-    def add(self, name: str, result: Results) -> None:
+    def add(self, frame: Frame, result: Results) -> None:
         """Append the boxes of one picture."""
+        boxes, name = result.boxes, safe_cell(frame.path.name)
         with naming(self.path):
-            for label, confidence in zip(result.boxes.cls, result.boxes.conf, strict=True):
-                self.rows.writerow((safe_cell(name), safe_cell(result.names[int(label)]), f"{confidence:.2f}"))
+            for label, confidence, track in zip(boxes.cls, boxes.conf, track_numbers(result), strict=True):
+                end = (frame.number or "", track) * self.tracks
+                self.rows.writerow((name, safe_cell(result.names[int(label)]), f"{confidence:.2f}", *end))
 
     def close(self) -> None:
         """Write what is left."""
@@ -214,13 +220,20 @@ def label_lines(result: Results, confidence: bool = False, corners: bool = False
     """Return a line for each object, as fractions of the picture.
 
     `class cx cy w h [confidence]`, with `corners` `class x1 y1 x2 y2 [confidence]`; for masks their outlines,
-    `class x1 y1 x2 y2 x3 y3 … [confidence]`.
+    `class x1 y1 x2 y2 x3 y3 … [confidence]`. Objects that are followed have their number at the end.
     """
     boxes = result.boxes
     places = boxes.xyxyn if corners else outlines(result) if result.masks is not None else boxes.xywhn
     ends = boxes.conf[:, None] if confidence else np.empty((len(boxes), 0))
+    if boxes.is_track:
+        ends = np.concatenate([ends, boxes.id[:, None]], 1)
     rows = ((kind, *place, *end) for kind, place, end in zip(boxes.cls, places, ends, strict=True))
     return [" ".join(f"{x:g}" for x in row) for row in rows]
+
+
+def track_numbers(result: Results) -> list[int | str]:
+    """Return the number of each object that is followed, or nothing for each."""
+    return list(map(int, result.boxes.id)) if result.boxes.is_track else [""] * len(result.boxes)
 
 
 def outlines(result: Results) -> list[np.ndarray]:

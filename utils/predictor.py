@@ -11,10 +11,11 @@ import ast
 import time
 import warnings
 from collections import deque
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
+from functools import reduce
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -61,6 +62,9 @@ class Found:
     result: Results  # in the frame's own pixels, as numpy arrays
     shape: tuple[int, ...]  # of the network's input, (B, C, H, W)
     seconds: tuple[float, float, float]  # for preparing, the network, NMS
+
+
+Step = Callable[[Found], Found]
 
 
 class Finder(Protocol):
@@ -375,12 +379,23 @@ def in_order(function: Callable[[T], R], items: Iterable[T], workers: int) -> Ge
             yield waiting.popleft().result()
 
 
-def predict(finder: Finder, source: AnySource, outputs: Outputs, show: bool = False) -> Speed:
-    """Detect in every frame of a source, print a line for each and write what `outputs` wants."""
+def predict(
+    finder: Finder, source: AnySource, outputs: Outputs, show: bool = False, steps: Sequence[Step] = ()
+) -> Speed:
+    """Detect in every frame of a source, print a line for each and write what `outputs` wants.
+
+    Args:
+        finder: detects.
+        source: gives the frames.
+        outputs: writes.
+        show: show the results in a window as well.
+        steps: what is done with what was found in each frame, in their order, before it is printed and written.
+    """
     speed, start = Speed(), time.perf_counter()
     frames = iter(source) if source.live else prefetch(iter(source))  # a stream's newest frame must not wait
     with outputs, Background() as writer, closing(in_order(finder.detect, frames, finder.workers)) as findings:
-        for found in findings:
+        for first in findings:
+            found = reduce(lambda found, step: step(found), steps, first)
             speed.add(found)
             LOGGER.info(printable(line_of(found)))
             if outputs.wanted.anything:
