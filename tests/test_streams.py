@@ -3,6 +3,7 @@
 Cameras, RTSP and RTMP are not there to be tested; OpenCV opens them by the same call as the addresses below.
 """
 
+import signal
 import sys
 import threading
 import time
@@ -15,7 +16,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from test_detect import count_frames, files_below, model, start, weights  # noqa: F401 (fixtures)
 
+import detect
 from models.errors import UserError
 from utils import sources, streams
 
@@ -105,7 +108,7 @@ def test_the_newest_frame_is_taken_and_older_ones_are_dropped():
 
 
 def test_a_slow_stream_does_not_hold_up_another(tmp_path):
-    fast, slow = [(100, 0.02) for _ in range(150)], [(200, 0.5) for _ in range(4)]
+    fast, slow = [(100, 0.02) for _ in range(110)], [(200, 0.4) for _ in range(4)]
     with serve(fast) as first, serve(slow) as second:
         (tmp_path / "cameras.streams").write_text(f"{first}\n{second}\n")
         frames = list(sources.open_source(str(tmp_path / "cameras.streams"), patience=0))
@@ -296,3 +299,32 @@ def test_screen_that_cannot_be_read(monkeypatch):
     monkeypatch.setattr(streams.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match="needs the package mss"):
         sources.open_source("screen")
+
+
+# detect.py on a stream ------------------------------------------------------------------------------------------------
+def test_detect_on_two_streams(weights, tmp_path, monkeypatch):  # noqa: F811
+    monkeypatch.chdir(tmp_path)
+    with serve([(50, 0.02)] * 20) as first, serve([(90, 0.02)] * 20) as second:
+        (tmp_path / "cameras.streams").write_text(f"{first}\n{second}\n")
+        options = {"weights": weights, "reconnect": 0, "save_txt": True, "exist_ok": True}
+        assert detect.run(source="cameras.streams", **options) == 0
+    videos = sorted(path.name for path in Path("runs/detect/exp").glob("*.mp4"))
+    assert len(videos) == 2 and all(count_frames(f"runs/detect/exp/{name}") > 0 for name in videos)
+    frames = sum(count_frames(f"runs/detect/exp/{name}") for name in videos)
+    assert len(list(Path("runs/detect/exp/labels").iterdir())) == frames
+
+
+@pytest.mark.slow
+def test_ctrl_c_finishes_the_video(weights, tmp_path):  # noqa: F811
+    with serve([(50, 0.02) for _ in range(5000)]) as address:
+        process = start(tmp_path, "--weights", weights, "--source", address)
+        seen = 0
+        for line in process.stdout:
+            seen += line.startswith("0: ")
+            if seen == 20:
+                break
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 130 and err.endswith("ERROR: interrupted\n") and "Traceback" not in err
+    [video] = files_below(tmp_path / "runs/detect/exp")
+    assert video.endswith(".mp4") and count_frames(tmp_path / "runs/detect/exp" / video) >= 20
