@@ -144,7 +144,7 @@ def open_page(args: argparse.Namespace) -> int:
         if value != defaults[name] and name not in WEB:
             raise UserError(f"--{name.replace('_', '-')} does not go with --web, whose page takes and shows everything")
     serve(
-        find_listed([args.weights] if args.weights else []),
+        find_listed(args.weights),
         args.port,
         wanted_files(args),
         **{name: getattr(args, name) for name in PAGE_OPTIONS},

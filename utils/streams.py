@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 
 import utils.environment  # noqa: F401
 from models.errors import UserError
+from utils.cli import shorten
 from utils.pictures import Frame, is_picture
 
 # isort: split
@@ -308,7 +309,7 @@ def find_youtube(address: str) -> str:
         with YoutubeDL(options) as page:
             return page.extract_info(address, download=False)["url"]
     except YoutubeDLError as error:
-        raise UserError(f"YouTube does not give {address}: {' '.join(str(error).split())}") from error
+        raise UserError(f"YouTube does not give {address}: {shorten(' '.join(str(error).split()), 200)}") from error
 
 
 class Mute:
