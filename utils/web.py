@@ -45,6 +45,7 @@ PAGES = Path(__file__).parent / "pages"
 EXAMPLES = cli.ROOT / "data" / "images"
 COMPARED = (UNFUSED, FUSED, ONNX)  # forms whose speed the page shows
 ROUNDS = 10  # of measuring them
+MAX_PORT = 65535
 UPLOAD = "500mb"  # the largest file that the page takes
 WIDEST = 1280  # pixels of a result; larger ones are scaled down
 FAILURES = (UserError, ConfigError, WeightsError, ExportError, *RUN_ERRORS)  # that become a sentence in the page
@@ -78,6 +79,8 @@ def serve(weights: dict[str, Path], port: int | None, wanted: Wanted, **options:
     """
     if importlib.util.find_spec("gradio") is None:
         raise UserError(f"--web needs the package gradio: pip install gradio=={GRADIO}")
+    if port and port > MAX_PORT:
+        raise UserError(f"--port goes up to {MAX_PORT}, not {port}")
     with tempfile.TemporaryDirectory(prefix="repyolo-web-") as folder:
         studio = Studio(weights, Path(folder), wanted, options)
         with _private_gradio(Path(folder) / "uploads"):
@@ -152,9 +155,9 @@ class Studio:
         Raises:
             UserError: the upload cannot be read, or the weights cannot be used.
         """
+        files = open_upload(upload)
         progress(0, desc="opening the weights")
         predictor = self.predictor(name, conf, iou)
-        files = open_upload(upload)
         video = bool(files.videos)
         film = Film(self.folder / f"video{self.videos}.webm")
         self.videos += video
