@@ -19,13 +19,11 @@ from __future__ import annotations
 import argparse
 import datetime
 import itertools
-import logging
 import os
 import platform
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -38,6 +36,7 @@ from models.plugins import load_plugins
 from models.spec import CONFIGS
 from models.summary import check_levels, count_gflops, count_parameters
 from utils import cli
+from utils.calibration import Accuracy, batches, calibration_pictures, measure_accuracy
 from utils.datasets import check_images, load_dataset
 from utils.export import ExportError, versions
 from utils.formats import FORMATS
@@ -47,7 +46,6 @@ from utils.memory import peak_memory, weights_size
 from utils.proof import make_pictures
 from utils.report import Row, remarks, save, table
 from utils.runners import RUN_ERRORS
-from utils.trainer import VALIDATORS, write_data_yaml
 
 # isort: split
 import psutil
@@ -57,6 +55,7 @@ from ultralytics.utils import LOGGER, TQDM
 
 SHIPPED = ("riformer-yolo.yaml", "timm-yolo.yaml", "yolov5n.yaml")
 PICTURE = "bus.jpg"
+CALIBRATION = 64  # pictures of the train split
 FAILURES = (ExportError, UserError, ImportError, *RUN_ERRORS)  # of one form, which the others survive
 
 
@@ -178,7 +177,7 @@ def check_data(args: argparse.Namespace) -> dict[str, Any] | None:
     if len(set(args.imgsz)) > 1:
         raise UserError("--data measures accuracy on square pictures: give --imgsz one side")
     data = load_dataset(args.data)
-    check_images(data, ("val",))
+    check_images(data)
     return data
 
 
@@ -196,7 +195,7 @@ def measure_models(
                 row = Row(name, key)
                 place = Path(tempfile.mkdtemp(dir=folder))
                 try:
-                    entry = prepare(row, network, place, args)
+                    entry = prepare(row, network, place, args, data)
                     add_memory(row, entry, source, args)
                     entries.append(entry)
                 except FAILURES as error:
@@ -205,21 +204,24 @@ def measure_models(
                 bar.update()
             bar.update(len(args.forms) - len(keys))
             if data and source.suffix == ".pt":
-                add_accuracy([e for e in entries if e.row.model == name], network, data, folder)
+                add_accuracy([e for e in entries if e.row.model == name], network, data)
     add_latency(entries, args)
     add_ratios(rows)
     return rows
 
 
-def prepare(row: Row, network: Any, folder: Path, args: argparse.Namespace) -> Entry:
-    """Bring a network into the form of `row`, run it once, and fill in its sizes.
+def prepare(row: Row, network: Any, folder: Path, args: argparse.Namespace, data: dict[str, Any] | None) -> Entry:
+    """Bring a network into the form of `row`, run it once, and fill in its sizes. INT8 is calibrated on `data`.
 
     Raises:
         FAILURES: it cannot be had so, or takes no such pictures.
     """
     size = check_size(network, args.imgsz)
     images = make_pictures(size, network.example_input().shape[1])[PICTURE][None]
-    made = make(row.form, network, size, folder)
+    pictures = None
+    if data and FORMS[row.form].int8:
+        pictures = batches(calibration_pictures(data, CALIBRATION), images.shape, "INT8: calibrating")
+    made = make(row.form, network, size, folder, pictures)
     with torch.inference_mode():
         made.load(args.threads)(images)
     row.params, row.gflops = count_parameters(made.module), round(count_gflops(made.module, size), 3)
@@ -249,28 +251,14 @@ def add_memory(row: Row, entry: Entry, source: Path, args: argparse.Namespace) -
         row.peak_mb = None if peak is None else round(peak / 1e6, 1)
 
 
-def add_accuracy(entries: Sequence[Entry], network: DetectionModel, data: dict[str, Any], folder: Path) -> None:
+def add_accuracy(entries: Sequence[Entry], network: DetectionModel, data: dict[str, Any]) -> None:
     """Fill in the accuracy of all forms of one model; those of PyTorch are one, as the validator fuses by itself."""
-    write_data_yaml(data, folder / "data.yaml")
-    options: dict[str, Any] = {
-        "mode": "val",
-        "task": network.task,
-        "data": str(folder / "data.yaml"),
-        "split": "val",
-        "device": "cpu",
-    }
-    options |= {"batch": 1, "rect": False, "plots": False, "workers": 0, "conf": 0.001, "iou": 0.6, "max_det": 300}
-    found: dict[Path | None, dict[str, float]] = {}
+    found: dict[Path | None, Accuracy] = {}
     for entry in entries:
         path = entry.made.path
         if path not in found:
-            validator = VALIDATORS[network.task](
-                save_dir=folder, args={**options, "imgsz": max(entry.images.shape[2:])}
-            )
-            with quiet():
-                found[path] = validator(model=str(path) if path else network)
-        entry.row.map = round(100 * found[path]["metrics/mAP50-95(B)"], 2)
-        entry.row.map50 = round(100 * found[path]["metrics/mAP50(B)"], 2)
+            found[path] = measure_accuracy(path or network, network.task, data, entry.images.shape[-1])
+        entry.row.map, entry.row.map50 = round(found[path].map50_95, 2), round(found[path].map50, 2)
 
 
 def add_latency(entries: Sequence[Entry], args: argparse.Namespace) -> None:
@@ -313,17 +301,6 @@ def add_ratios(rows: Sequence[Row]) -> None:
             ):
                 if base:
                     setattr(row, f"ratio_to_{key}", round(row.minimum_ms / base, 4))
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Keep the validator from printing a table for each form."""
-    level = LOGGER.level
-    LOGGER.setLevel(logging.WARNING)
-    try:
-        yield
-    finally:
-        LOGGER.setLevel(level)
 
 
 # Telling --------------------------------------------------------------------------------------------------------------

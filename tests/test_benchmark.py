@@ -134,10 +134,10 @@ def test_results_are_written_and_nothing_else(result):
 
 
 def test_what_cannot_be_had_says_why_and_ends_nothing(tmp_path, monkeypatch, caplog):
-    def make(key, network, size, folder):
+    def make(key, network, size, folder, pictures):
         if key == "onnx":
             raise ExportError("ONNX cannot be written for this model:\n  an operator is missing")
-        return forms.make(key, network, size, folder)
+        return forms.make(key, network, size, folder, pictures)
 
     monkeypatch.setattr(benchmark, "make", make)
     cfg = write(tmp_path, tiny(), "small.yaml")

@@ -19,7 +19,7 @@ from utils.trainer import VALIDATORS, write_data_yaml
 
 # isort: split
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from ultralytics.utils import LOGGER, TQDM
 
 CONF, IOU = 0.001, 0.6  # of NMS when mAP is measured, as val.py's
@@ -94,8 +94,8 @@ def batches(pictures: Sequence[Path], shape: Sequence[int], what: str) -> Iterat
         yield torch.stack([letterbox(file, (height, width))[layers] for file in files])
 
 
-def measure_accuracy(weights: Path, task: str, data: dict[str, Any], side: int) -> Accuracy:
-    """Return the mAP of an exported file on the val split of a data set, by ultralytics' validator.
+def measure_accuracy(weights: Path | nn.Module, task: str, data: dict[str, Any], side: int) -> Accuracy:
+    """Return the mAP of an exported file or a model on the val split of a data set, by ultralytics' validator.
 
     Args:
         weights: what its `AutoBackend` runs.
@@ -111,7 +111,9 @@ def measure_accuracy(weights: Path, task: str, data: dict[str, Any], side: int) 
         write_data_yaml(data, file)
         options = {"mode": "val", "task": task, "data": str(file), "imgsz": side, "conf": CONF, "iou": IOU}
         options |= {"batch": 1, "device": "cpu", "workers": 0, "plots": False, "verbose": False, "rect": False}
-        found = VALIDATORS[task](save_dir=Path(folder), args=options)(model=str(weights))
+        found = VALIDATORS[task](save_dir=Path(folder), args=options)(
+            model=weights if isinstance(weights, nn.Module) else str(weights)
+        )
     return Accuracy(100 * found["metrics/mAP50-95(B)"], 100 * found["metrics/mAP50(B)"])
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,9 +22,12 @@ from models.errors import UserError
 from utils.checkpoint import load_checkpoint
 from utils.export import Options, fresh_model, write
 from utils.formats import FORMATS, format_of, size_of
+from utils.proof import make_pictures
+from utils.quantize import FloatGraph, quantize_openvino
 from utils.runners import load_runner
 
 # isort: split
+import onnx
 import torch
 from torch import Tensor, nn
 
@@ -76,12 +79,14 @@ class Form:
         title: what people call it.
         fuse: from the network as it trains to the one that runs or is written.
         format: that it is written in, a key of FORMATS; empty: it runs in PyTorch.
+        int8: every layer that can be computed in INT8 is.
         block: a form for networks with such modules only.
     """
 
     title: str
     fuse: Callable[[nn.Module], nn.Module]
     format: str = ""
+    int8: bool = False
     block: type[nn.Module] | None = None
 
     def fits(self, network: nn.Module) -> bool:
@@ -95,15 +100,20 @@ FORMS = {
     UNFUSED: Form("PyTorch, unfused", keep),
     FUSED: Form("PyTorch, fused", switch_to_deploy),
     **{name: Form(TITLES.get(name, row.title), switch_to_deploy, name) for name, row in FORMATS.items()},
+    "int8": Form("ONNX Runtime, INT8", switch_to_deploy, "onnx", int8=True),
+    "openvino-int8": Form("OpenVINO, INT8", switch_to_deploy, "openvino", int8=True),
     **{f"{name}-unfused": Form(f"{row.title}, unfused", keep, name) for name, row in FORMATS.items() if name == ONNX},
     **{
-        f"{name}-published": Form(f"{row.title}, as published", publish, name, RIFormerBlock)
+        f"{name}-published": Form(f"{row.title}, as published", publish, name, block=RIFormerBlock)
         for name, row in FORMATS.items()
         if name in ("onnx", "openvino")
     },
 }
 
-DEFAULT = ("eager", "fused", "torchscript", "onnx", "onnx-unfused", "onnx-published", "openvino", "openvino-published")
+DEFAULT = (
+    *("eager", "fused", "torchscript", "onnx", "openvino", "int8", "openvino-int8"),
+    *("onnx-unfused", "onnx-published", "openvino-published"),
+)
 
 
 @dataclass(frozen=True)
@@ -119,7 +129,9 @@ class Made:
         return load_runner(self.path, threads) if self.path else self.module
 
 
-def make(key: str, network: nn.Module, size: tuple[int, int], folder: Path) -> Made:
+def make(
+    key: str, network: nn.Module, size: tuple[int, int], folder: Path, pictures: Iterable[Tensor] | None = None
+) -> Made:
     """Bring a network into a form.
 
     Args:
@@ -127,6 +139,7 @@ def make(key: str, network: nn.Module, size: tuple[int, int], folder: Path) -> M
         network: a detection model or a backbone as it trains; it is left as it is.
         size: height and width of its pictures.
         folder: where to write, as `model` with the ending of the format; it must be there and empty.
+        pictures: (1, ch, *size) each, to calibrate INT8 on; photographs and patterns by default.
 
     Raises:
         ExportError, UserError: this network cannot be written so.
@@ -138,9 +151,35 @@ def make(key: str, network: nn.Module, size: tuple[int, int], folder: Path) -> M
         return Made(module)
     path = folder / f"model{FORMATS[form.format].ending}"
     if isinstance(module, DetectionModel):
-        return Made(module, path, write(module, path, Options(size=size)).bytes)
-    write_backbone(module, path, size)
+        write(module, path, Options(size=size))
+        if form.int8:
+            path = quantize(module, path, size, pictures)
+    elif form.int8:
+        raise UserError("INT8 is for whole detectors")
+    else:
+        write_backbone(module, path, size)
     return Made(module, path, size_of(path))
+
+
+def quantize(
+    module: DetectionModel, path: Path, size: tuple[int, int], pictures: Iterable[Tensor] | None = None
+) -> Path:
+    """Write a float ONNX or OpenVINO file once more, with every layer in INT8 that can be, and return the new one.
+
+    Raises:
+        UserError: a package is missing.
+    """
+    kind, folder = format_of(path), path.parent / "int8"
+    folder.mkdir()
+    if pictures is None:
+        pictures = [picture[None] for picture in make_pictures(size, module.spec.ch).values()]
+    if kind is FORMATS[ONNX]:
+        graph = FloatGraph(path)
+        onnx.save(graph.quantized(graph.calibrate(pictures, folder, {})), str(folder / path.name))
+    else:
+        graph = FloatGraph(write(module, folder / "graph.onnx", Options(size=size)).path)
+        quantize_openvino(path, folder / path.name, pictures, tuple(graph.ends))
+    return folder / path.name
 
 
 def write_backbone(backbone: Any, path: Path, size: tuple[int, int]) -> None:

@@ -82,6 +82,8 @@ COMPARED = (  # forms: the slower one, the faster one
     ("openvino-published", "openvino"),
     ("eager", "onnx"),
     ("eager", "openvino"),
+    ("onnx", "int8"),
+    ("openvino", "openvino-int8"),
 )
 AXES = (  # the first one that there are numbers for is shown first
     Axis("map", "mAP50-95", "%", 1, "more", f"Up and to the left is better. {DASHED}"),
