@@ -281,7 +281,7 @@ def open_weights(weights: Path) -> tuple[str, Any]:
         raise WeightsError(f"{weights} is none of .pt, {', '.join(row.ending for row in FORMATS.values())}")
     if kind.not_run:
         raise UserError(f"{weights} does not run here: {kind.title} {kind.not_run}")
-    if kind.content and not any(weights.glob(kind.content)):
+    if kind.content and not any(weights.rglob(kind.content)):
         raise WeightsError(f"{weights} is no {kind.title} model: that is a folder with a file {kind.content}")
     return check_metadata(weights), str(weights)
 
