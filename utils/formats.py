@@ -32,7 +32,7 @@ class Format:
         half: whether float16 can be written: "cpu" anywhere, "cuda" on a GPU only, "" nowhere.
         batches: whether it takes more than one picture at a time.
         onnx: whether it is made from an ONNX graph, so that `--opset` and `--simplify` count.
-        group_norm: whether it has GroupNorms, which its runtime computes best whole.
+        group_norm: whether its runtime computes a GroupNorm faster than what a GroupNorm consists of.
         copies: how many times the size of the weights writing takes on the disk, at most.
         writers: packages that write it, beside those that write ONNX, as pip takes them.
         runners: packages that run it, as pip takes them.
@@ -131,7 +131,6 @@ FORMATS = {
             ending="_paddle_model",
             aliases=("paddlepaddle",),
             content="*.pdiparams",
-            group_norm=True,
             copies=4,
             writers=("paddlepaddle==3.2.2", "x2paddle==1.6.0", "six==1.17.0"),
             runners=("paddlepaddle==3.2.2",),
