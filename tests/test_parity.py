@@ -27,7 +27,7 @@ def cfg(tmp_path):
 
 
 def test_table_and_files(cfg, tmp_path, caplog):
-    assert command("--cfg", cfg, "--project", tmp_path / "runs") == 0
+    assert command("--cfg", cfg, "--include", "torchscript", "onnx", "--project", tmp_path / "runs") == 0
     assert "TorchScript static" in caplog.text
     assert f"Results saved to {tmp_path}/runs/exp: parity.md and parity.json" in caplog.text
     lines = (tmp_path / "runs/exp/parity.md").read_text().splitlines()

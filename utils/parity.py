@@ -58,7 +58,8 @@ def random_model(cfg: str | Path | dict[str, Any], seed: int = 0) -> DetectionMo
     """Return a model in which every term counts, and whose boxes differ from picture to picture.
 
     Statistics of BatchNorms are those of pictures, each moved by a random share: with statistics that have nothing to
-    do with what they see, deep networks forget what they are shown.
+    do with what they see, deep networks forget what they are shown. No mean is larger than its spread: a difference of
+    two large numbers would show rounding, not what fusing or writing does.
     """
     model = create_model(cfg)
     randomize_(model, seed)
@@ -69,6 +70,7 @@ def random_model(cfg: str | Path | dict[str, Any], seed: int = 0) -> DetectionMo
             shift = torch.empty_like(norm.running_mean).normal_(0, 0.1, generator=generator)
             norm.running_mean += shift * norm.running_var.sqrt()
             norm.running_var *= torch.empty_like(shift).uniform_(0.8, 1.25, generator=generator)
+            norm.running_var.copy_(norm.running_var.maximum(norm.running_mean.square()))
     return model
 
 
