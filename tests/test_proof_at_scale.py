@@ -1,4 +1,4 @@
-"""export.py --data from end to end: a trained network, its files, their errors and mAP on the built-in data."""
+"""export.py --data from end to end: the files of a network, their errors and their mAP on labelled pictures."""
 
 import json
 import subprocess
@@ -8,47 +8,61 @@ from pathlib import Path
 import cv2
 import onnx
 import pytest
-import yaml
-from helpers import TINY_BACKBONE, tiny, write
+import torch
+from helpers import randomize_, tiny, write
 from onnx import numpy_helper
 
 import export as script
-import train
 import utils.export
 import val
+from models import create_model
 from utils import cli
+from utils.checkpoint import pack_model, save_checkpoint
+from utils.export import see
+from utils.proof import detections, load_picture, make_pictures, run_eager
 from utils.shapes import NAMES, Recipe, ensure_shapes
 
+# isort: split
+from ultralytics.utils.ops import xyxy2xywhn
+
 ROOT = Path(script.__file__).parent
-TINY = tiny(backbone=TINY_BACKBONE, width_multiple=1.0)
+SIZE = (96, 96)
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    """A folder with a small set of shapes and a network that was trained on it for a short while."""
-    folder = tmp_path_factory.mktemp("trained")
-    ensure_shapes(folder / "shapes", Recipe(side=96, train=48, val=24, test=4, film_side=64, film_frames=2))
+def folder(tmp_path_factory):
+    """A checkpoint, best.pt, and data.yaml: pictures of shapes, labelled with what the unfused network sees in them."""
+    place = tmp_path_factory.mktemp("scale")
+    ensure_shapes(place / "shapes", Recipe(side=96, train=4, val=24, test=4, film_side=64, film_frames=2))
     splits = {split: f"images/{split}" for split in ("train", "val", "test")}
-    described = {"path": str(folder / "shapes"), **splits, "names": list(NAMES)}
-    (folder / "data.yaml").write_text(yaml.safe_dump(described))
-    cfg = write(folder, TINY, "tiny.yaml")
-    options = {"epochs": 12, "imgsz": 96, "batch_size": 8, "project": folder / "runs", "name": "a"}
-    train.run(cfg=cfg, data=folder / "data.yaml", **options)
-    return folder
+    write(place, {"path": str(place / "shapes"), **splits, "names": list(NAMES)}, "data.yaml")
+    model = randomize_(create_model(tiny(nc=len(NAMES))))
+    see(model, torch.stack(list(make_pictures(SIZE).values())))
+    model.names, model.imgsz = dict(enumerate(NAMES)), SIZE[0]
+    save_checkpoint({**pack_model(model), "ema": model.state_dict()}, place / "best.pt")
+    for picture in (place / "shapes/images/val").iterdir():
+        output = run_eager(model, load_picture(picture, SIZE)[None])[0]
+        (found,) = detections(output, len(NAMES), False, max_det=5)
+        boxes = xyxy2xywhn(found[:, :4], *SIZE, clip=True)
+        rows = [
+            f"{int(kind)} {' '.join(f'{x:.6f}' for x in box)}" for kind, box in zip(found[:, 5], boxes, strict=True)
+        ]
+        (place / "shapes/labels/val" / f"{picture.stem}.txt").write_text("\n".join(rows))
+    return place
 
 
 def report_of(folder, name="best.export.json"):
     return json.loads((folder / name).read_text(encoding="utf-8"))
 
 
-def test_every_file_is_as_good_as_the_model(trained, tmp_path):
-    best = trained / "runs/a/weights/best.pt"
+def test_every_file_is_as_good_as_the_model(folder, tmp_path):
+    best = folder / "best.pt"
     words = [
         "--weights",
         best,
         "--data",
-        trained / "data.yaml",
+        folder / "data.yaml",
         "--output",
         tmp_path,
         "--include",
@@ -60,7 +74,7 @@ def test_every_file_is_as_good_as_the_model(trained, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert "On 24 pictures of" in done.stdout
-    measured = val.run(weights=best, data=trained / "data.yaml", project=tmp_path, name="val")
+    measured = val.run(weights=best, data=folder / "data.yaml", project=tmp_path, name="val")
     for entry in report_of(tmp_path)["formats"].values():
         found = entry["survey"]
         assert found["pictures"] == 24
@@ -69,13 +83,13 @@ def test_every_file_is_as_good_as_the_model(trained, tmp_path):
         )
         assert found["detections"]["matched"] == found["detections"]["reference"]
         assert found["accuracy"]["unfused"]["map"] == pytest.approx(measured["metrics/mAP50-95(B)"], abs=2e-3)
-        assert found["accuracy"]["this"]["map"] > 0.01, "a network that finds nothing would prove nothing"
+        assert found["accuracy"]["this"]["map50"] > 0.2, "a network that finds nothing would prove nothing"
         assert abs(found["accuracy"]["drop_points"]) < 0.1
     picture = cv2.imread(str(tmp_path / "best.export.jpg"))
     assert picture.shape[1] > 2 * 600
 
 
-def test_a_file_that_is_wrong_is_refused_and_its_row_named(trained, tmp_path, monkeypatch, caplog):
+def test_a_file_that_is_wrong_is_refused_and_its_row_named(folder, tmp_path, monkeypatch, caplog):
     original = utils.export.write
 
     def spoil(deploy, path, options):
@@ -87,8 +101,8 @@ def test_a_file_that_is_wrong_is_refused_and_its_row_named(trained, tmp_path, mo
         return written
 
     monkeypatch.setattr(utils.export, "write", spoil)
-    words = ["--weights", trained / "runs/a/weights/best.pt", "--include", "onnx", "--output", tmp_path]
-    words += ["--data", trained / "data.yaml"]
+    words = ["--weights", folder / "best.pt", "--include", "onnx", "--output", tmp_path]
+    words += ["--data", folder / "data.yaml"]
     assert cli.run_script(script.main, script.make_parser(), list(map(str, words))) == 1
     assert sorted(path.name for path in tmp_path.iterdir()) == ["best.export-failed.jpg", "best.export-failed.json"]
     found = report_of(tmp_path, "best.export-failed.json")["formats"]["onnx"]["divergence"]
