@@ -3,8 +3,9 @@
 Weights are quantized per output channel, symmetrically; activations per tensor to unsigned numbers, with the ranges
 that calibration pictures give them. Everything between the picture and the last convolutions of the head is quantized,
 SiLU as a Sigmoid and a Mul as well as Concat, MaxPool, Resize and Add: each of them left in float would put the whole
-map through two conversions. The last convolutions and the decoding of boxes stay in float: the convolutions put out
-coordinates, objectness and classes in one tensor, and one scale for all of them would spoil the boxes.
+map through two conversions. Where the chain is broken, as by a GroupNorm, it begins again with the next convolution.
+The last convolutions and the decoding of boxes stay in float: the convolutions put out coordinates, objectness and
+classes in one tensor, and one scale for all of them would spoil the boxes.
 
 How much a layer suffers is its signal-to-noise ratio: the energy of its output over the energy of what changes when
 its weights and its inputs alone are quantized, all layers before it in float. Fused RepVGG kernels are those that
@@ -84,8 +85,21 @@ class FloatGraph:
         inner = {name for name, node in found.items() if any(node.name in nodes for nodes in before.values())}
         self.layers = {name: node for name, node in found.items() if name in inner}
         self.ends = {name: node for name, node in found.items() if name not in inner}
-        others = {node.name for node in self.model.graph.node if node.op_type in LAYERS and not self._is_layer(node)}
-        self.body = {node for nodes in before.values() for node in nodes} - others
+        self.body = self._chain({name for nodes in before.values() for name in nodes})
+
+    def _chain(self, candidates: set[str]) -> set[str]:
+        """Return the names of the layers among some nodes, and of what reads nothing but those or one another.
+
+        Whatever else stands alone, such as the factors of a GroupNorm, would be quantized for its own sake.
+        """
+        chosen: set[str] = set()
+        for node in self.model.graph.node:  # in the order of computation
+            writers = [self.writers[name] for name in node.input if name in self.writers]
+            inside = writers and all(writer.name in chosen or writer.op_type == "Constant" for writer in writers)
+            follows = node.op_type in (*ACTIVATIONS, *OTHERS) and inside
+            if node.name in candidates and (self._is_layer(node) or follows):
+                chosen.add(node.name)
+        return chosen
 
     def _is_layer(self, node: onnx.NodeProto) -> bool:
         """Return whether a node has a weight; a stack of matrices has no INT8 kernel."""
