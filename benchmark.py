@@ -44,7 +44,7 @@ from utils.forms import DEFAULT, FORMS, UNFUSED, Made, loader, make, open_networ
 from utils.latency import measure, torch_threads
 from utils.memory import peak_memory, weights_size
 from utils.proof import make_pictures
-from utils.report import Row, remarks, save, table
+from utils.report import Row, processor, remarks, save, table
 from utils.runners import RUN_ERRORS
 
 # isort: split
@@ -225,7 +225,8 @@ def prepare(row: Row, network: Any, folder: Path, args: argparse.Namespace, data
     with torch.inference_mode():
         made.load(args.threads)(images)
     row.params, row.gflops = count_parameters(made.module), round(count_gflops(made.module, size), 3)
-    row.weights_mb = round(weights_size(made.module) / 1e6, 3)
+    if not FORMS[row.form].int8:
+        row.weights_mb = round(weights_size(made.module) / 1e6, 3)
     row.file_mb = None if made.bytes is None else round(made.bytes / 1e6, 3)
     return Entry(row, made, images)
 
@@ -316,16 +317,6 @@ def about(args: argparse.Namespace) -> dict[str, Any]:
         "machine": {"processor": processor(), "cores": os.cpu_count(), "system": platform.platform()},
         "versions": versions([FORMS[key].format for key in args.forms if FORMS[key].format]),
     }
-
-
-def processor() -> str:
-    """Return the name of the CPU, as Linux tells it, else what Python knows."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
 
 
 if __name__ == "__main__":
