@@ -32,7 +32,7 @@ from utils.report import Row, page
 ROOT = Path(__file__).parents[1]
 PICTURES = sorted((ROOT / "data/images").glob("*.jpg"))
 CHROMIUM, DRIVER = (shutil.which(name) for name in ("chromium", "chromedriver"))
-PATIENCE = 30  # seconds; the machine may be busy
+PATIENCE = 120  # seconds; the machine may be busy
 FLAGS = (
     "--headless=new --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
     "--disable-component-update --disable-sync --window-size=1280,1000"
