@@ -47,6 +47,7 @@ ROUNDING = 4  # how many times what float32 itself does an error may be
 BATCHES = (1, 3)
 FORMAT_COLUMNS = ("torchscript", "onnx", "openvino")  # by default, where they run
 DYNAMIC = ("onnx", "openvino")  # formats that are written with dynamic shapes as well
+LEAST_VARIANCE = 3  # of a BatchNorm, in squares of its mean
 SCALES = ("layer_scale", "gamma")  # names of layer scales, here and in timm
 CELLS = 4  # of the coarsest map, along a side of a picture
 CELLS_END2END = 6  # so that the smallest picture has as many candidates as a head without NMS gives boxes
@@ -58,8 +59,8 @@ def random_model(cfg: str | Path | dict[str, Any], seed: int = 0) -> DetectionMo
     """Return a model in which every term counts, and whose boxes differ from picture to picture.
 
     Statistics of BatchNorms are those of pictures, each moved by a random share: with statistics that have nothing to
-    do with what they see, deep networks forget what they are shown. No mean is larger than its spread: a difference of
-    two large numbers would show rounding, not what fusing or writing does.
+    do with what they see, deep networks forget what they are shown. No mean comes near its spread: a difference of two
+    large numbers would show rounding, not what fusing or writing does.
     """
     model = create_model(cfg)
     randomize_(model, seed)
@@ -70,7 +71,7 @@ def random_model(cfg: str | Path | dict[str, Any], seed: int = 0) -> DetectionMo
             shift = torch.empty_like(norm.running_mean).normal_(0, 0.1, generator=generator)
             norm.running_mean += shift * norm.running_var.sqrt()
             norm.running_var *= torch.empty_like(shift).uniform_(0.8, 1.25, generator=generator)
-            norm.running_var.copy_(norm.running_var.maximum(norm.running_mean.square()))
+            norm.running_var.copy_(norm.running_var.maximum(LEAST_VARIANCE * norm.running_mean.square()))
     return model
 
 
