@@ -34,17 +34,17 @@ from models import DetectionModel
 from models.errors import UserError, did_you_mean
 from models.plugins import load_plugins
 from models.spec import CONFIGS
-from models.summary import check_levels, count_gflops, count_parameters
+from models.summary import count_gflops, count_parameters
 from utils import cli
 from utils.calibration import Accuracy, batches, calibration_pictures, measure_accuracy
 from utils.datasets import check_images, load_dataset
 from utils.export import ExportError, versions
 from utils.formats import FORMATS
-from utils.forms import DEFAULT, FORMS, UNFUSED, Made, loader, make, open_network
+from utils.forms import DEFAULT, FORMS, Made, check_size, loader, make, open_network
 from utils.latency import measure, torch_threads
 from utils.memory import peak_memory, weights_size
 from utils.proof import make_pictures
-from utils.report import Row, processor, remarks, save, table
+from utils.report import Row, add_ratios, processor, remarks, save, table
 from utils.runners import RUN_ERRORS
 
 # isort: split
@@ -231,19 +231,6 @@ def prepare(row: Row, network: Any, folder: Path, args: argparse.Namespace, data
     return Entry(row, made, images)
 
 
-def check_size(network: Any, imgsz: Sequence[int]) -> tuple[int, int]:
-    """Return height and width of the pictures; UserError for a network that takes other ones only."""
-    whole = isinstance(network, DetectionModel)
-    stride = int(network.stride.max()) if whole else network.strides[-1]
-    height, width = cli.check_imgsz(list(imgsz), stride)
-    only = network.only_size if whole else network.size
-    if only not in (None, (height, width)):
-        raise UserError(f"takes pictures of {only[0]}x{only[1]} pixels only, which --imgsz {only[0]} {only[1]} gives")
-    if whole:
-        check_levels(network, (height, width))
-    return height, width
-
-
 def add_memory(row: Row, entry: Entry, source: Path, args: argparse.Namespace) -> None:
     """Fill in the peak memory of a network in a process of its own."""
     if not args.no_memory:
@@ -289,19 +276,6 @@ def split(entries: Sequence[Entry], most: float) -> list[list[Entry]]:
         groups[-1] += forms
         filled += needed
     return groups
-
-
-def add_ratios(rows: Sequence[Row]) -> None:
-    """Fill in the ratios of the minima: to the unfused network, and to the same form of the first model."""
-    minima = {(row.model, row.form): row.minimum_ms for row in rows}
-    for row in rows:
-        if row.minimum_ms:
-            for key, base in (
-                ("unfused", minima.get((row.model, UNFUSED))),
-                ("first", minima.get((rows[0].model, row.form))),
-            ):
-                if base:
-                    setattr(row, f"ratio_to_{key}", round(row.minimum_ms / base, 4))
 
 
 # Telling --------------------------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,7 +19,9 @@ from models import DetectionModel, switch_to_deploy
 from models.backbones import Backbone
 from models.blocks.riformer import RIFormerBlock, fuse_norm_affine
 from models.errors import UserError
+from models.summary import check_levels
 from utils.checkpoint import load_checkpoint
+from utils.cli import check_imgsz
 from utils.export import Options, fresh_model, write
 from utils.formats import FORMATS, format_of, size_of
 from utils.proof import make_pictures
@@ -232,6 +234,19 @@ def open_network(source: Path, backbone: bool = False) -> DetectionModel | Backb
     if not rows:
         raise UserError(f"{source} has no list backbone: its rows are its backbone")
     return rows[0].eval()
+
+
+def check_size(network: Any, imgsz: Sequence[int]) -> tuple[int, int]:
+    """Return height and width of the pictures; UserError for a network that takes other ones only."""
+    whole = isinstance(network, DetectionModel)
+    stride = int(network.stride.max()) if whole else network.strides[-1]
+    height, width = check_imgsz(list(imgsz), stride)
+    only = network.only_size if whole else network.size
+    if only not in (None, (height, width)):
+        raise UserError(f"takes pictures of {only[0]}x{only[1]} pixels only, which --imgsz {only[0]} {only[1]} gives")
+    if whole:
+        check_levels(network, (height, width))
+    return height, width
 
 
 def open_form(source: Path, key: str, backbone: bool) -> Network:

@@ -103,6 +103,19 @@ AXES = (  # the first one that there are numbers for is shown first
 )
 
 
+def add_ratios(rows: Sequence[Row]) -> None:
+    """Fill in the ratios of the minima: to the unfused network, and to the same form of the first model."""
+    minima = {(row.model, row.form): row.minimum_ms for row in rows}
+    for row in rows:
+        if row.minimum_ms:
+            for key, base in (
+                ("unfused", minima.get((row.model, "eager"))),
+                ("first", minima.get((rows[0].model, row.form))),
+            ):
+                if base:
+                    setattr(row, f"ratio_to_{key}", round(row.minimum_ms / base, 4))
+
+
 # As text --------------------------------------------------------------------------------------------------------------
 def table(rows: Sequence[Row], titles: Mapping[str, str], heading: str) -> str:
     """Return the rows as text under a heading, without the columns that are empty."""
