@@ -36,16 +36,17 @@ from models.plugins import load_plugins
 from models.spec import CONFIGS
 from models.summary import count_gflops, count_parameters
 from utils import cli
-from utils.calibration import Accuracy, batches, calibration_pictures, measure_accuracy
+from utils.accuracy import measure_accuracy
+from utils.calibration import batches, calibration_pictures
 from utils.datasets import check_images, load_dataset
 from utils.export import ExportError, versions
 from utils.formats import FORMATS
 from utils.forms import DEFAULT, FORMS, Made, check_size, loader, make, open_network
 from utils.latency import measure, torch_threads
 from utils.memory import peak_memory, weights_size
-from utils.proof import make_pictures
+from utils.proof import make_pictures, run_eager
 from utils.report import Row, add_ratios, processor, remarks, save, table
-from utils.runners import RUN_ERRORS
+from utils.runners import RUN_ERRORS, Runner, load_runner
 
 # isort: split
 import psutil
@@ -240,13 +241,15 @@ def add_memory(row: Row, entry: Entry, source: Path, args: argparse.Namespace) -
 
 
 def add_accuracy(entries: Sequence[Entry], network: DetectionModel, data: dict[str, Any]) -> None:
-    """Fill in the accuracy of all forms of one model; those of PyTorch are one, as the validator fuses by itself."""
-    found: dict[Path | None, Accuracy] = {}
+    """Fill in the accuracy of all forms of one model; those of PyTorch are one, as fusing changes no box."""
+    runs: dict[str, Runner] = {str(e.made.path): load_runner(e.made.path) for e in entries if e.made.path}
+    if any(entry.made.path is None for entry in entries):
+        runs[str(None)] = partial(run_eager, network.eval())
+    height, width = entries[0].images.shape[-2:]
+    found = measure_accuracy(runs, network, data, (height, width))
     for entry in entries:
-        path = entry.made.path
-        if path not in found:
-            found[path] = measure_accuracy(path or network, network.task, data, entry.images.shape[-1])
-        entry.row.map, entry.row.map50 = round(found[path].map50_95, 2), round(found[path].map50, 2)
+        accuracy = found[str(entry.made.path)]
+        entry.row.map, entry.row.map50 = round(100 * accuracy.map, 2), round(100 * accuracy.map50, 2)
 
 
 def add_latency(entries: Sequence[Entry], args: argparse.Namespace) -> None:

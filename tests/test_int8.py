@@ -20,7 +20,8 @@ from models import create_model, switch_to_deploy
 from models.errors import UserError
 from tests.runs import stopped
 from utils import cli
-from utils.calibration import Accuracy, batches, calibration_pictures, find_data
+from utils.accuracy import Accuracy
+from utils.calibration import batches, calibration_pictures, find_data
 from utils.checkpoint import load_checkpoint, pack_model, save_checkpoint
 from utils.export import Options, see
 from utils.export import write as write_file
@@ -204,7 +205,7 @@ def test_the_fewest_layers_that_are_enough(needed, tried, tmp_path):
         return tmp_path / str(len(floats))
 
     def evaluate(path):
-        return Accuracy(90.0 if int(path.read_text()) >= needed else 80.0, 95.0)
+        return Accuracy(0.95, 0.9 if int(path.read_text()) >= needed else 0.8)
 
     points = search(FORMATS["onnx"], layers, write_text, reference, evaluate, max_drop=1.0)
     assert [point.floats for point in points] == [*tried, 16]
@@ -249,11 +250,11 @@ def names_in(folder):
 def judge(monkeypatch, drop):
     """Let files be judged by the layers that are quantized: each of them costs `drop` points."""
 
-    def measure(weights, task, data, side):
-        count = onnx_layers(weights)
-        return Accuracy(90 - drop * count, 99 - drop * count)
+    def measure(path, model, data, size):
+        lost = drop / 100 * onnx_layers(path)
+        return Accuracy(0.99 - lost, 0.9 - lost)
 
-    monkeypatch.setattr(utils.int8, "measure_accuracy", measure)
+    monkeypatch.setattr(utils.int8, "measure_file", measure)
 
 
 def onnx_layers(path):

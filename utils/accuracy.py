@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 import utils.environment  # noqa: F401
 from models import DetectionModel
-from utils.runners import Outputs, Runner
+from utils.runners import Outputs, Runner, load_runner
 from utils.trainer import VALIDATORS, write_data_yaml
 
 # isort: split
@@ -81,6 +81,11 @@ def measure_accuracy(
         first = validator(model=validator.panel)
         everyone = {name: rival.get_stats() for name, rival in validator.rivals.items()}
     return {name: _accuracy(stats) for name, stats in {next(iter(networks)): first, **everyone}.items()}
+
+
+def measure_file(path: Path, model: DetectionModel, data: dict[str, Any], size: tuple[int, int]) -> Accuracy:
+    """Return the mAP of one exported file of `model` on the val split of a data set; arguments are those above."""
+    return measure_accuracy({path.name: load_runner(path)}, model, data, size)[path.name]
 
 
 def evenly(items: Sequence[T], most: int) -> list[T]:

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import logging
-import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,26 +11,11 @@ from models.errors import UserError
 from utils.datasets import BUILT_IN, check_images, list_images, load_dataset
 from utils.proof import letterbox
 from utils.sources import Unreadable, read_picture
-from utils.trainer import VALIDATORS, write_data_yaml
 
 # isort: split
 import torch
-from torch import Tensor, nn
-from ultralytics.utils import LOGGER, TQDM
-
-CONF, IOU = 0.001, 0.6  # of NMS when mAP is measured, as val.py's
-
-
-@dataclass(frozen=True)
-class Accuracy:
-    """How well weights detect the objects of a val split, in points from 0 to 100."""
-
-    map50_95: float
-    map50: float
-
-    def drop_from(self, other: Accuracy) -> float:
-        """Return how many points of mAP50-95 this is below `other`."""
-        return other.map50_95 - self.map50_95
+from torch import Tensor
+from ultralytics.utils import TQDM
 
 
 def find_data(data: str, weights: Path) -> dict[str, Any]:
@@ -92,37 +73,3 @@ def batches(pictures: Sequence[Path], shape: Sequence[int], what: str) -> Iterat
     for start in TQDM(range(0, len(pictures), batch), desc=what):
         files = [pictures[i % len(pictures)] for i in range(start, start + batch)]
         yield torch.stack([letterbox(file, (height, width))[layers] for file in files])
-
-
-def measure_accuracy(weights: Path | nn.Module, task: str, data: dict[str, Any], side: int) -> Accuracy:
-    """Return the mAP of an exported file or a model on the val split of a data set, by ultralytics' validator.
-
-    Args:
-        weights: what its `AutoBackend` runs.
-        task: detect or segment, whose boxes are measured alike.
-        data: what `load_dataset` gave.
-        side: of the square input, in pixels.
-
-    Raises:
-        UserError: the weights know other classes than the data set.
-    """
-    with tempfile.TemporaryDirectory() as folder, quiet():
-        file = Path(folder) / "data.yaml"
-        write_data_yaml(data, file)
-        options = {"mode": "val", "task": task, "data": str(file), "imgsz": side, "conf": CONF, "iou": IOU}
-        options |= {"batch": 1, "device": "cpu", "workers": 0, "plots": False, "verbose": False, "rect": False}
-        found = VALIDATORS[task](save_dir=Path(folder), args=options)(
-            model=weights if isinstance(weights, nn.Module) else str(weights)
-        )
-    return Accuracy(100 * found["metrics/mAP50-95(B)"], 100 * found["metrics/mAP50(B)"])
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Keep what libraries say to warnings."""
-    level = LOGGER.level
-    LOGGER.setLevel(logging.WARNING)
-    try:
-        yield
-    finally:
-        LOGGER.setLevel(level)

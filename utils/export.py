@@ -335,7 +335,7 @@ def _quantize(
     write(deploy, graph, dataclasses.replace(options, simplify=False, exporter="torchscript"))
     files = {name: file.path for name, file in written.items()}
     shape = (options.batch, deploy.spec.ch, *options.size)
-    return quantize(files, graph, deploy.task, shape, int8, deploy.ranges)
+    return quantize(files, graph, deploy, shape, int8)
 
 
 def prove(reference: Reference, deploy: DetectionModel, path: Path, options: Options) -> Proof:

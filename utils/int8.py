@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import utils.environment  # noqa: F401
+from models import DetectionModel
 from models.errors import UserError
-from utils.calibration import Accuracy, batches, measure_accuracy
+from utils.accuracy import Accuracy, measure_file
+from utils.calibration import batches
 from utils.formats import FORMATS, Format, digest, size_of
 from utils.latency import Latency, measure
-from utils.quantize import MIN_OPSET, FloatGraph, Layer, Ranges, import_nncf, quantize_openvino
+from utils.quantize import MIN_OPSET, FloatGraph, Layer, import_nncf, quantize_openvino
 from utils.runners import load_runner
 
 # isort: split
@@ -108,8 +110,8 @@ class Quantization:
             "curve": [
                 {
                     "float_layers": point.floats,
-                    "map50_95": round(point.accuracy.map50_95, 3),
-                    "map50": round(point.accuracy.map50, 3),
+                    "map50_95": round(100 * point.accuracy.map, 3),
+                    "map50": round(100 * point.accuracy.map50, 3),
                     "drop": round(point.drop, 3),
                     "latency_min_ms": round(fast[point.floats], 3),
                     "bytes": point.bytes,
@@ -142,23 +144,22 @@ def check_int8(
 
 
 def quantize(
-    files: Mapping[str, Path], graph_file: Path, task: str, shape: Sequence[int], options: Int8, learned: Ranges
+    files: Mapping[str, Path], graph_file: Path, model: DetectionModel, shape: Sequence[int], options: Int8
 ) -> dict[str, Quantization]:
     """Quantize the float files of an export; what is tried is written beside `graph_file`.
 
     Args:
         files: format → float file or folder.
         graph_file: the float ONNX file, on which layers are looked at.
-        task: detect or segment.
+        model: the fused one that the files hold; its `ranges` are those that training for INT8 has found.
         shape: of the input: batch, channels, height, width.
         options: what to quantize with.
-        learned: ranges of layers' inputs from quantization-aware training, empty without.
 
     Returns:
         format → what was found, for those of `files` that have INT8.
     """
     graph, folder = FloatGraph(graph_file), graph_file.parent
-    ranges = graph.calibrate(batches(options.pictures, shape, "INT8: calibrating"), folder, learned)
+    ranges = graph.calibrate(batches(options.pictures, shape, "INT8: calibrating"), folder, model.ranges)
     whole = graph.quantized(ranges, reduce_range=options.reduce_range)
     layers = graph.survey(whole, batches(options.pictures[:SURVEY], shape, "INT8: signal-to-noise ratios"))
 
@@ -170,7 +171,7 @@ def quantize(
         quantize_openvino(files["openvino"], path, inputs, (*floats, *graph.ends))
 
     writers = {"onnx": write_onnx, "openvino": write_openvino}
-    evaluate = partial(measure_accuracy, task=task, data=options.data, side=shape[-1])
+    evaluate = partial(measure_file, model=model, data=options.data, size=(shape[-2], shape[-1]))
     image = next(iter(batches(options.pictures[:1], shape, "INT8: latency")))
     found = {}
     for name in (name for name in files if name in FORMATS_WITH_INT8):
@@ -228,7 +229,7 @@ def search(
     def attempt(floats: int) -> bool:
         path = write([layer.name for layer in layers[:floats]])
         accuracy = evaluate(path)
-        found[floats] = Point(floats, accuracy, accuracy.drop_from(whole), path, size_of(path))
+        found[floats] = Point(floats, accuracy, whole.drop_to(accuracy), path, size_of(path))
         _log_point(kind, found[floats], len(layers))
         return found[floats].drop <= max_drop
 
@@ -247,7 +248,7 @@ def search(
 
 def _log_point(kind: Format, point: Point, layers: int) -> None:
     what = "float" if point.floats == layers else f"{point.floats} of {layers} layers in float"
-    accuracy = f"mAP50-95 {point.accuracy.map50_95:.2f}, mAP50 {point.accuracy.map50:.2f}"
+    accuracy = f"mAP50-95 {100 * point.accuracy.map:.2f}, mAP50 {100 * point.accuracy.map50:.2f}"
     LOGGER.info(f"INT8 {kind.title}: {what}: {accuracy}, drop {point.drop:.2f}")
 
 
@@ -276,9 +277,9 @@ def curve_table(found: Quantization) -> str:
     whole = found.latency[len(found.layers)].minimum
     lines = [f"{'layers in float':>16}{'mAP50-95':>10}{'mAP50':>8}{'drop':>8}{'latency':>13}{'speed':>8}{'size':>11}"]
     for point in found.points:
-        latency = found.latency[point.floats].minimum
+        latency, accuracy = found.latency[point.floats].minimum, point.accuracy
         lines.append(
-            f"{point.floats:>12}/{len(found.layers):<3}{point.accuracy.map50_95:>10.2f}{point.accuracy.map50:>8.2f}"
+            f"{point.floats:>12}/{len(found.layers):<3}{100 * accuracy.map:>10.2f}{100 * accuracy.map50:>8.2f}"
             f"{point.drop:>8.2f}{latency:>10.1f} ms{whole / latency:>7.2f}x{point.bytes / 1e6:>8.1f} MB"
             f"{'  <- written' if point is found.chosen else ''}"
         )
