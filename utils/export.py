@@ -273,7 +273,7 @@ def write(deploy: DetectionModel, path: Path, options: Options) -> Written:
     path.parent.mkdir(parents=True, exist_ok=True)
     space = kind.copies * count_parameters(deploy) * 4 + 2**23
     _reserve(path.parent, space)
-    errors: tuple[type[Exception], ...] = (Exception,) if kind.writers else EXPORT_ERRORS
+    errors = (Exception, SystemExit) if kind.writers else EXPORT_ERRORS  # some converters leave the process
     start = time.perf_counter()
     try:
         with _quiet(options.verbose):

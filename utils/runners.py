@@ -148,13 +148,13 @@ def _load_other(path: Path, _: int) -> Runner:
     """Return a function that runs a file with ultralytics' backend for it."""
     try:
         backend = AutoBackend(str(path), device=torch.device("cpu"), verbose=False)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise RuntimeError(str(error) or type(error).__name__) from error
 
     def run(images: Tensor) -> Outputs:
         try:
             return _as_outputs(backend.backend.forward(images))
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise RuntimeError(str(error) or type(error).__name__) from error
 
     return run
