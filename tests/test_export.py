@@ -24,7 +24,10 @@ from utils.accuracy import Accuracy
 from utils.checkpoint import load_checkpoint, pack_model, save_checkpoint
 from utils.export import ExportError, Options, export, fresh_model
 from utils.formats import DEFAULT
-from utils.proof import Proof, make_pictures
+from utils.proof import (
+    Proof,
+    make_pictures,
+)
 from utils.survey import survey
 
 # isort: split
@@ -309,7 +312,7 @@ def test_a_full_disk_leaves_nothing(best, limit, capsys):
 
 
 def test_a_disk_that_fills_up_in_between_leaves_nothing(best, monkeypatch):
-    monkeypatch.setattr(utils.export, "_reserve", lambda *_: None)
+    monkeypatch.setattr(utils.export, "reserve", lambda *_: None)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
     try:

@@ -138,14 +138,14 @@ def test_the_folder_is_read_only(best, capsys):
 @pytest.mark.parametrize("name", ["onnx", "openvino"])
 def test_a_disk_that_fills_up_while_it_writes_is_named_as_the_reason(best, monkeypatch, capsys, name):
     before = older_export(best)
-    reserve, calls = utils.export._reserve, []
+    reserve, calls = utils.export.reserve, []
 
     def late(folder, count):
         calls.append(count)
         if len(calls) > 1:
             reserve(folder, count)
 
-    monkeypatch.setattr(utils.export, "_reserve", late)
+    monkeypatch.setattr(utils.export, "reserve", late)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
     try:

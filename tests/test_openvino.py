@@ -1,6 +1,7 @@
 """OpenVINO as a format: folders that are proven, replaced, read, refused when damaged, and computed in float32."""
 
 import json
+import os
 import shutil
 
 import openvino
@@ -12,12 +13,14 @@ from test_export import command, names_in, report_in, save
 
 import detect
 import utils.backends
-import utils.export
+import utils.publish
 import val
 from models import switch_to_deploy
 from models.errors import UserError
 from utils.export import Options, digest, export
-from utils.proof import make_pictures
+from utils.proof import (
+    make_pictures,
+)
 from utils.runners import load_runner
 
 # isort: split
@@ -90,7 +93,7 @@ def test_an_older_folder_comes_back_when_the_new_one_cannot_take_its_place(tmp_p
     place.mkdir()
     (place / "old").write_text("kept")
     with pytest.raises(FileNotFoundError):  # there is no new one
-        utils.export._replace(new, place, former)
+        utils.publish._replace(new, place, former)
     assert names_in(tmp_path) == ["place"]
     assert (place / "old").read_text() == "kept"
 
@@ -100,11 +103,11 @@ def test_what_a_killed_export_left_is_removed_and_what_it_was_replacing_comes_ba
     (left / "replaced/best_openvino_model").mkdir(parents=True)
     (left / "replaced/best_openvino_model/best.xml").write_text("older")
     at_work.mkdir()
-    lock = utils.export._lock(at_work)
+    lock = utils.publish._lock(at_work)
     assert command("--weights", best, "--include", "onnx") == 0
     kept = [".export-at-work", "best.export.json", "best.onnx", "best.pt", "best_openvino_model"]
     assert names_in(best.parent) == kept
-    utils.export.os.close(lock)
+    os.close(lock)
     assert command("--weights", best, "--include", "onnx") == 0
     assert names_in(best.parent) == kept[1:]
     assert names_in(best.parent / "best_openvino_model") == ["best.xml"]

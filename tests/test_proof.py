@@ -8,16 +8,18 @@ from helpers import randomize_, tiny
 from torch import nn
 
 from models import DetectionModel
-from utils.proof import (
+from utils.comparison import (
     CONF,
+    Difference,
+    Tolerance,
+    compare,
+)
+from utils.proof import (
     PHOTOS,
     TEMPORARY,
     Case,
-    Difference,
     Proof,
     Reference,
-    Tolerance,
-    compare,
     make_pictures,
     other_shape,
     proof_table,

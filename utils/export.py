@@ -11,13 +11,11 @@ from __future__ import annotations
 import copy
 import ctypes
 import dataclasses
-import fcntl
 import importlib.metadata
 import json
 import logging
 import math
 import os
-import shutil
 import sys
 import tempfile
 import time
@@ -33,27 +31,29 @@ from typing import Any
 import utils.environment  # noqa: F401
 from models import DetectionModel, create_model
 from models.blocks.riformer import WrittenOut
-from models.errors import UserError
 from models.summary import check_levels, count_parameters
+from utils.comparison import (
+    HALF_TOLERANCE,
+    Tolerance,
+)
 from utils.divergence import explain
 from utils.exhibit import draw_exhibit
 from utils.exporters import EXPORTERS, announce, surround
-from utils.formats import DEFAULT, FORMATS, Format, digest, files_in, format_of, size_of
+from utils.formats import DEFAULT, FORMATS, Format, digest, format_of, size_of
 from utils.int8 import Int8, Quantization, draw_curves, quantize
 from utils.latency import Latency, measure
 from utils.outputs import write_bytes, write_image
 from utils.proof import (
-    HALF_TOLERANCE,
     PHOTOS,
     TEMPORARY,
     Proof,
     Reference,
-    Tolerance,
     make_pictures,
     name_of,
     other_shape,
     third_shape,
 )
+from utils.publish import publish, reserve, temporary_folder
 from utils.runners import load_runner
 from utils.survey import HALF_MAX_DROP, MAX_DROP, Material, Survey, survey
 from utils.wrappers import Nms
@@ -69,7 +69,6 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from ultralytics.engine.exporter import Exporter
 from ultralytics.utils import LOGGER
 
-TEMPORARY_PREFIX, REPLACED = ".export-", "replaced"  # of the folder to write in; in it, of what was there before
 MARGIN = 1.35  # of the variances of fresh weights
 ROUNDS = 5  # of measuring how long the networks take
 SOURCE = ".checkpoint-to-export"  # a suffix that occurs nowhere else in a path
@@ -242,7 +241,7 @@ def export(model: DetectionModel, folder: Path, stem: str, weights: str, options
     """
     reference = Reference(model, options.pictures)
     deploy = model.fuse() if options.fuse else copy.deepcopy(model)
-    with _temporary_folder(folder) as temporary:
+    with temporary_folder(folder) as temporary:
         written = {
             name: write(deploy, temporary / name / f"{stem}{FORMATS[name].ending}", options) for name in options.formats
         }
@@ -272,7 +271,7 @@ def write(deploy: DetectionModel, path: Path, options: Options) -> Written:
         raise ValueError(f"{path} has the ending of no format")
     path.parent.mkdir(parents=True, exist_ok=True)
     space = kind.copies * count_parameters(deploy) * 4 + 2**23
-    _reserve(path.parent, space)
+    reserve(path.parent, space)
     errors = (Exception, SystemExit) if kind.writers else EXPORT_ERRORS  # some converters leave the process
     start = time.perf_counter()
     try:
@@ -287,7 +286,7 @@ def write(deploy: DetectionModel, path: Path, options: Options) -> Written:
     except OSError:
         raise
     except errors as error:
-        _reserve(path.parent, space)  # what fails may have failed because the disk filled up
+        reserve(path.parent, space)  # what fails may have failed because the disk filled up
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise ExportError(f"{kind.title} cannot be written for this model: {reason}") from error
     return Written(path, time.perf_counter() - start, size_of(path), opset)
@@ -534,79 +533,6 @@ def _check_onnx(path: Path, asked: int) -> int:
     return opset
 
 
-@contextmanager
-def _temporary_folder(folder: Path) -> Iterator[Path]:
-    """Give a folder inside of `folder`, on the same disk, and remove it with all that is in it.
-
-    It is locked for as long as this process lives, so that the next export knows what a killed one left, and removes
-    that.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with _locked(folder):
-            _remove_left_over(folder)
-            temporary = tempfile.TemporaryDirectory(dir=folder, prefix=TEMPORARY_PREFIX)
-            lock = _lock(Path(temporary.name))
-    except OSError as error:
-        raise UserError(f"the folder {folder} cannot be written to: {error.strerror}") from error
-    try:
-        with temporary as path:
-            yield Path(path)
-    finally:
-        os.close(lock)
-
-
-def _remove_left_over(folder: Path) -> None:
-    """Remove what exports that were killed have left in `folder`, after putting back what they were replacing."""
-    for path in folder.glob(f"{TEMPORARY_PREFIX}*"):
-        try:
-            lock = _lock(path, wait=False)
-        except OSError:  # it is still at work, or the file system knows no locks
-            continue
-        for former in (path / REPLACED).glob("*"):
-            if not (folder / former.name).exists():
-                former.replace(folder / former.name)
-        shutil.rmtree(path, ignore_errors=True)
-        os.close(lock)
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    lock = _lock(folder)
-    try:
-        yield
-    finally:
-        os.close(lock)
-
-
-def _lock(folder: Path, wait: bool = True) -> int:
-    """Lock a folder against other exports until the descriptor that this returns is closed, or the process ends."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        if not wait:
-            os.close(descriptor)
-            raise
-    return descriptor
-
-
-def _reserve(folder: Path, count: int) -> None:
-    """Raise OSError when `folder` does not take `count` bytes: torch would end the whole process over a full disk."""
-    block = bytes(2**20)
-    try:
-        with (folder / "reserve").open("wb") as file:
-            for _ in range(count // len(block) + 1):
-                file.write(block)
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError as error:
-        temporary = [place for place in (folder, *folder.parents) if place.name.startswith(TEMPORARY_PREFIX)]
-        raise OSError(error.errno, error.strerror, str(temporary[0].parent if temporary else folder)) from error
-    finally:
-        (folder / "reserve").unlink(missing_ok=True)
-
-
 def _publish(report: Report, temporary: Path, folder: Path, stem: str) -> list[Path]:
     """Give the files their final names, the report last, and return them."""
     quantized = [found.take(temporary, stem) for found in report.quantized.values()]
@@ -614,36 +540,4 @@ def _publish(report: Report, temporary: Path, folder: Path, stem: str) -> list[P
         quantized.append(draw_curves(list(report.quantized.values()), temporary / f"{stem}.int8.png"))
     summary = temporary / f"{stem}.export.json"
     summary.write_text(to_json(report), encoding="utf-8")
-    made = [*(written.path for written in report.written.values()), *quantized, summary]
-    for path in made:
-        for file in files_in(path):
-            _sync(file)
-    former = temporary / REPLACED
-    former.mkdir()
-    for path in made:
-        _replace(path, folder / path.name, former / path.name)
-    _sync(folder)
-    return [folder / path.name for path in made]
-
-
-def _replace(new: Path, place: Path, former: Path) -> None:
-    """Move `new` to `place`; a folder that is there goes to `former`, and comes back if the move fails."""
-    if not place.is_dir() or place.is_symlink():
-        new.replace(place)
-        return
-    try:
-        place.replace(former)
-        new.replace(place)
-    except BaseException:
-        if former.exists() and not place.exists():
-            former.replace(place)
-        raise
-
-
-def _sync(path: Path) -> None:
-    """Have a file or a folder written to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    return publish([*(written.path for written in report.written.values()), *quantized, summary], temporary, folder)

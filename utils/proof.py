@@ -7,9 +7,7 @@ What is proven, for each format:
   for the second shape, run, compared and thrown away.
 
 Compared are the raw outputs, all boxes in pixels and all scores, and what is left of them after NMS; of a segmenter the
-mask coefficients and prototypes as well. A model without NMS gives its boxes in the order of their scores, which
-rounding changes: there each box is compared with the nearest one of its class. NaN and infinite numbers never agree.
-Both sides compute in float32, so the errors hold the rounding of both. Some networks, untrained ones above all, blow
+mask coefficients and prototypes as well (`utils/comparison.py`). Both sides compute in float32, so the errors hold the rounding of both. Some networks, untrained ones above all, blow
 rounding up: where a file exceeds the tolerance, the unfused model runs in float64 as well, and the file may be as far
 off as `ROUNDING` times the distance between the unfused model's own float32 and float64. The report says where that was
 needed.
@@ -24,10 +22,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import utils.environment  # noqa: F401
 from models import DetectionModel
+from utils.comparison import Difference, Errors, Tolerance, compare, confidence, measure, measure_nms
 from utils.runners import RUN_ERRORS, Outputs, load_runner, read_metadata
 from utils.sources import read_picture
 from utils.wrappers import Nms, nms_of, threshold_inputs
@@ -37,32 +36,12 @@ import torch
 from torch import Tensor, nn
 from ultralytics.data.augment import LetterBox
 from ultralytics.utils import ASSETS
-from ultralytics.utils.metrics import box_iou
-from ultralytics.utils.nms import non_max_suppression
-from ultralytics.utils.ops import xywh2xyxy
 
 PHOTOS = (ASSETS / "bus.jpg", ASSETS / "zidane.jpg")
 CHECKER = 8  # pixels a side of a square of the checkerboard
-CONF, IOU = 0.25, 0.45  # of NMS
 THRESHOLDS = ((1, 0.45), (1, 0.7), (2, 0.3))  # of files with NMS: share of the confidence, IoU
-SCORE_ROUNDING = 2e-3  # as much as float16 may be off
-IOU_ROUNDING = 0.01  # NMS moves classes far apart, where float32 knows fractions of a pixel
-CANDIDATES = 100  # that go into NMS where the model sees nothing
-SAME_IOU = 0.4  # below NMS's, so that of two boxes that rounding may swap in NMS each finds the other
 TEMPORARY = "temporary"  # what the report calls a file that was made for the proof only
 ROUNDING = 10  # how many times the unfused model's own rounding error a file may be off
-
-
-@dataclass(frozen=True)
-class Tolerance:
-    """The largest errors with which a file still counts as the same network."""
-
-    box_px: float = 0.01
-    score: float = 1e-4
-    mask: float = 1e-3  # of mask coefficients and prototypes, relative to the largest
-
-
-HALF_TOLERANCE = Tolerance(box_px=0.5, score=2e-3, mask=2e-2)  # of float16 files
 
 
 # Pictures -------------------------------------------------------------------------------------------------------------
@@ -114,227 +93,6 @@ def third_shape(size: tuple[int, int], stride: int) -> tuple[int, int]:
     half = math.ceil(min(size) / 2 / stride) * stride
     wide = (half, half + 2 * stride)
     return wide if wide != size else wide[::-1]
-
-
-# Comparing ------------------------------------------------------------------------------------------------------------
-@dataclass(frozen=True)
-class Difference:
-    """How far the output of a file is from the reference, on one batch."""
-
-    box_px: float = math.inf  # largest error of any box coordinate
-    score: float = math.inf  # largest error of any score
-    mask: float = 0.0  # of a segmenter: largest error of coefficients and prototypes, relative to the largest of them
-    conf: float = CONF  # of NMS
-    reference: int = 0  # detections of the reference after NMS
-    matched: int = 0  # of these, the ones that the file has too: same class, overlapping
-    min_iou: float = 1.0  # of the matched ones
-    problem: str = ""  # why there is nothing to compare
-
-    @property
-    def sees_something(self) -> bool:
-        """Whether these are detections, not just the best of what the model takes for background."""
-        return self.conf >= CONF and self.reference > 0
-
-    def within(self, tolerance: Tolerance) -> bool:
-        """Return whether both sides are the same network; False for anything that is not a number."""
-        exact = self.box_px <= tolerance.box_px and self.score <= tolerance.score and self.mask <= tolerance.mask
-        complete = self.matched == self.reference or not self.sees_something  # background scores are full of ties
-        return exact and complete and not self.problem
-
-
-class Errors(NamedTuple):
-    """The errors of all numbers that two networks put out for the same pictures, flat."""
-
-    box: Tensor  # pixels
-    score: Tensor
-    mask: Tensor  # of a segmenter: coefficients and prototypes, each relative to the largest of its kind
-
-
-def compare(expected: Outputs, got: Outputs, nc: int, end2end: bool, tolerance: Tolerance = Tolerance()) -> Difference:
-    """Compare the outputs of two models; arguments are those of `measure`."""
-    return measure(expected, got, nc, end2end, tolerance)[0]
-
-
-def measure(
-    expected: Outputs, got: Outputs, nc: int, end2end: bool, tolerance: Tolerance = Tolerance()
-) -> tuple[Difference, Errors]:
-    """Return how far the outputs of two models are apart, and the error of each number; none where there is a problem.
-
-    Args:
-        expected: those of the unfused model.
-        got: those of the other.
-        nc: number of classes.
-        end2end: the models do without NMS.
-        tolerance: what may be lacking in the score of a detection that counts as the same.
-    """
-    if problem := _problem(expected, got):
-        return Difference(problem=problem), Errors(*[torch.empty(0)] * 3)
-    boxes = (expected[0], got[0])
-    errors = _ranked_errors(*boxes, tolerance) if end2end else _box_errors(*boxes, nc)
-    protos = (_relative_errors(*pair) for pair in zip(expected[1:], got[1:], strict=True))
-    errors = errors._replace(mask=torch.cat([errors.mask, *protos]))
-    conf = CONF if end2end else _confidence(boxes[0][:, : 4 + nc])
-    reference, found = (
-        detections(output, nc, end2end, least)
-        for output, least in zip(boxes, (conf, max(conf - tolerance.score, 0.0)), strict=True)
-    )
-    box, score, mask = (part.max().item() if len(part) else 0.0 for part in errors)
-    return _matched(Difference(box, score, mask, conf), reference, found), errors
-
-
-def detections(output: Tensor, nc: int, end2end: bool, conf: float = CONF, **options: Any) -> list[Tensor]:
-    """Return what a network sees in each picture, (n, 6 or more): x1 y1 x2 y2 in pixels, score, class, coefficients.
-
-    `options` are those of ultralytics' NMS.
-    """
-    if end2end:
-        return [rows[rows[:, 4] > conf] for rows in output]
-    return non_max_suppression(output, conf, **{"iou_thres": IOU, "nc": nc, **options})
-
-
-def _problem(expected: Outputs, got: Outputs) -> str:
-    """Return why two outputs cannot be compared, if so."""
-    shapes = [[tuple(tensor.shape) for tensor in outputs] for outputs in (expected, got)]
-    if shapes[0] != shapes[1]:
-        wanted, given = (" and ".join(map(str, some)) for some in shapes)
-        return f"puts out {given} where {wanted} is due"
-    for what, outputs in (("the unfused model", expected), ("the file", got)):
-        if not all(tensor.isfinite().all() for tensor in outputs):
-            return f"{what} puts out NaN or infinite numbers"
-    return ""
-
-
-def _relative_errors(expected: Tensor, got: Tensor) -> Tensor:
-    """Return the differences over the largest number, flat."""
-    if not expected.numel():
-        return expected.flatten()
-    return ((got - expected).abs() / expected.abs().max().clamp(min=1e-6)).flatten()
-
-
-def _ranked_errors(expected: Tensor, got: Tensor, tolerance: Tolerance) -> Errors:
-    """Compare two outputs (B, N, 6 or more) of finite numbers: x1 y1 x2 y2 in pixels, score, class, best scores first.
-
-    Each box is compared with the nearest one of its class. The last boxes are left out where their scores are so alike
-    that either side may have had others in their place.
-    """
-    least = expected[..., 4].amin(1, keepdim=True) + tolerance.score
-    judged = (expected[..., 4] > least) | (expected[..., 4] == expected[..., 4].amax(1, keepdim=True))
-    box = (expected[:, :, None, :4] - got[:, None, :, :4]).abs().amax(-1)  # (B, N expected, N got)
-    score = (expected[:, :, None, 4] - got[:, None, :, 4]).abs()
-    other = expected[:, :, None, 5] != got[:, None, :, 5]
-    nearest = (box / tolerance.box_px + score / tolerance.score).masked_fill(other, math.inf).argmin(2, keepdim=True)
-    box, score = (error.masked_fill(other, math.inf).gather(2, nearest)[..., 0][judged] for error in (box, score))
-    masks = got[..., 6:].gather(1, nearest.expand(-1, -1, got.shape[2] - 6))
-    return Errors(box, score, _relative_errors(expected[..., 6:][judged], masks[judged]))
-
-
-def _box_errors(expected: Tensor, got: Tensor, nc: int) -> Errors:
-    """Compare two outputs (B, 4 + nc or more, N) of finite numbers: boxes xywh in pixels, then scores in [0, 1]."""
-    error = (got - expected).abs()
-    mask = _relative_errors(expected[:, 4 + nc :], got[:, 4 + nc :])
-    return Errors(error[:, :4].flatten(), error[:, 4 : 4 + nc].flatten(), mask)
-
-
-def measure_nms(
-    expected: Outputs, got: Outputs, nc: int, nms: Nms, tolerance: Tolerance = Tolerance()
-) -> tuple[Difference, Errors]:
-    """Return how far a file with NMS is from our own NMS on the outputs of the unfused model, as `measure` does.
-
-    Each box of the file must be one of the model's candidates, its best class, above the threshold, and no two of a
-    class may overlap by more than they may. What NMS leaves of the model must be there, but where more boxes are left
-    than a file gives, its last ones decide nothing.
-
-    Args:
-        expected: of the unfused model, candidates (B, 4 + nc + nm, N), and prototypes of a segmenter.
-        got: of the file, (B, max_det, 6 + nm): x1 y1 x2 y2 in pixels, score, class; and prototypes.
-        nc: number of classes.
-        nms: what the file was told.
-        tolerance: what may be lacking in the score of a detection that counts as the same.
-    """
-    candidates, boxes = expected[0], got[0]
-    due = (len(candidates), nms.max_det, candidates.shape[1] - nc + 2)
-    form = candidates.new_zeros(due)  # of which the outputs that may be compared are
-    found = [rows[rows[:, 4] > 0] for rows in boxes]
-    if problem := _problem((form, *expected[1:]), got) or next(
-        filter(None, (_misfit(rows, nms) for rows in found)), ""
-    ):
-        return Difference(problem=problem), Errors(*[torch.empty(0)] * 3)
-    options = {"agnostic": nms.agnostic_nms, "max_det": nms.max_det, "nc": nc}
-    reference = non_max_suppression(candidates, nms.conf_thres, nms.iou_thres, **options)
-    judged = [
-        rows[rows[:, 4] > rows[-1, 4] + tolerance.score] if len(rows) == nms.max_det else rows for rows in reference
-    ]
-    nearest = [_candidate_errors(*each, nc, tolerance) for each in zip(candidates, found, strict=True)]
-    protos = (_relative_errors(*pair) for pair in zip(expected[1:], got[1:], strict=True))
-    errors = Errors(*map(torch.cat, zip(*nearest, strict=True)))
-    errors = errors._replace(mask=torch.cat([errors.mask, *protos]))
-    box, score, mask = (part.max().item() if len(part) else 0.0 for part in errors)
-    same = min(SAME_IOU, nms.iou_thres - 0.05)
-    return _matched(Difference(box, score, mask, nms.conf_thres), judged, found, same), errors
-
-
-def _misfit(found: Tensor, nms: Nms) -> str:
-    """Return what is wrong with boxes (n, 6 or more) that NMS is said to have left, if anything."""
-    if not len(found):
-        return ""
-    group = found[:, 5] * (not nms.agnostic_nms)
-    overlap = (box_iou(found[:, :4], found[:, :4]).triu(1) * (group[:, None] == group)).max().item()
-    if overlap > nms.iou_thres + IOU_ROUNDING:
-        return f"leaves boxes that overlap by {overlap:.3f}, over {nms.iou_thres}"
-    least = found[:, 4].min().item()
-    return (
-        f"leaves a score of {least:.3g}, under {nms.conf_thres:.3g}" if least < nms.conf_thres - SCORE_ROUNDING else ""
-    )
-
-
-def _candidate_errors(candidates: Tensor, found: Tensor, nc: int, tolerance: Tolerance) -> Errors:
-    """Compare boxes of one picture with the candidates nearest to them.
-
-    Args:
-        candidates: (4 + nc + nm, N).
-        found: (n, 6 + nm): x1 y1 x2 y2 in pixels, score, class, coefficients.
-        nc: number of classes.
-        tolerance: what counts as near.
-    """
-    boxes, (scores, classes) = xywh2xyxy(candidates[:4].T), candidates[4 : 4 + nc].max(0)
-    box = (found[:, None, :4] - boxes).abs().amax(-1)  # (n, N)
-    score = (found[:, None, 4] - scores).abs()
-    other = found[:, None, 5] != classes
-    nearest = (box / tolerance.box_px + score / tolerance.score).masked_fill(other, math.inf).argmin(1, keepdim=True)
-    box, score = (error.masked_fill(other, math.inf).gather(1, nearest)[:, 0] for error in (box, score))
-    return Errors(box, score, _relative_errors(candidates[4 + nc :].T[nearest[:, 0]], found[:, 6:]))
-
-
-def _matched(
-    errors: Difference, reference: Sequence[Tensor], found: Sequence[Tensor], same: float = SAME_IOU
-) -> Difference:
-    """Return `errors` with what the detections of each picture, (n, 6 or more), have in common, IoU `same` or more."""
-    overlaps = torch.cat([_best_overlap(a, b) for a, b in zip(reference, found, strict=True)])
-    matched = overlaps[overlaps >= same]
-    return dataclasses.replace(
-        errors,
-        reference=len(overlaps),
-        matched=len(matched),
-        min_iou=matched.min().item() if len(matched) else 1.0,
-    )
-
-
-def _confidence(output: Tensor) -> float:
-    """Return the threshold for NMS: 0.25, or one that lets the best candidates through where the model sees nothing."""
-    best = output[:, 4:].amax(1).flatten().sort(descending=True).values
-    return CONF if best[0] > CONF else best[min(CANDIDATES, len(best) - 1)].item()
-
-
-def _best_overlap(reference: Tensor, found: Tensor) -> Tensor:
-    """Return for each detection (x1, y1, x2, y2, score, class) the IoU with the nearest one of its class, else 0."""
-    if not len(reference) or not len(found):
-        return reference.new_zeros(len(reference))
-    a, b = reference[:, None], found[None]
-    sides = (torch.minimum(a[..., 2:4], b[..., 2:4]) - torch.maximum(a[..., :2], b[..., :2])).clamp(min=0)
-    areas = [(box[..., 2:4] - box[..., :2]).clamp(min=0).prod(-1) for box in (a, b)]
-    both, tiny = sides.prod(-1), 1e-9  # so that two empty boxes at one place are the same
-    iou = (both + tiny) / (areas[0] + areas[1] - both + tiny)
-    return torch.where(a[..., 5] == b[..., 5], iou, 0).amax(1)
 
 
 # Proving --------------------------------------------------------------------------------------------------------------
@@ -549,7 +307,7 @@ def _told(nms: Nms | None, candidates: Tensor, nc: int) -> list[tuple[Nms | None
     """Return what to tell a file in turn: its NMS, none where it has none, with the inputs that make it so."""
     if nms is None:
         return [(None, {})]
-    conf = _confidence(candidates[:, : 4 + nc])
+    conf = confidence(candidates[:, : 4 + nc])
     others = [dataclasses.replace(nms, conf_thres=share * conf, iou_thres=iou) for share, iou in THRESHOLDS]
     return [(nms, {}), *((other, threshold_inputs(**other.inputs)) for other in others)]
 

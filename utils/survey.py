@@ -15,9 +15,19 @@ from typing import Any, TypeVar
 
 import utils.environment  # noqa: F401
 from utils.accuracy import Accuracy, evenly, measure_accuracy
+from utils.comparison import (
+    Errors,
+    Tolerance,
+)
 from utils.datasets import list_images
 from utils.pictures import Unreadable
-from utils.proof import Case, Errors, Evidence, Reference, Tolerance, load_picture, remark
+from utils.proof import (
+    Case,
+    Evidence,
+    Reference,
+    load_picture,
+    remark,
+)
 from utils.runners import Outputs, Runner
 from utils.sources import prefetch
 from utils.wrappers import Nms

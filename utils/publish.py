@@ -1,0 +1,129 @@
+"""Files of an export on their way to their final names: all of them or none, whatever happens meanwhile.
+
+They are made in a temporary folder beside their final place, on the same disk. What a killed export leaves is removed
+by the next one, after what it was replacing has been put back.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from models.errors import UserError
+from utils.formats import files_in
+
+TEMPORARY_PREFIX, REPLACED = ".export-", "replaced"  # of the folder to write in; in it, of what was there before
+
+
+@contextmanager
+def temporary_folder(folder: Path) -> Iterator[Path]:
+    """Give a folder inside of `folder`, on the same disk, and remove it with all that is in it.
+
+    It is locked for as long as this process lives, so that the next export knows what a killed one left, and removes
+    that.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with _locked(folder):
+            _remove_left_over(folder)
+            temporary = tempfile.TemporaryDirectory(dir=folder, prefix=TEMPORARY_PREFIX)
+            lock = _lock(Path(temporary.name))
+    except OSError as error:
+        raise UserError(f"the folder {folder} cannot be written to: {error.strerror}") from error
+    try:
+        with temporary as path:
+            yield Path(path)
+    finally:
+        os.close(lock)
+
+
+def _remove_left_over(folder: Path) -> None:
+    """Remove what exports that were killed have left in `folder`, after putting back what they were replacing."""
+    for path in folder.glob(f"{TEMPORARY_PREFIX}*"):
+        try:
+            lock = _lock(path, wait=False)
+        except OSError:  # it is still at work, or the file system knows no locks
+            continue
+        for former in (path / REPLACED).glob("*"):
+            if not (folder / former.name).exists():
+                former.replace(folder / former.name)
+        shutil.rmtree(path, ignore_errors=True)
+        os.close(lock)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    lock = _lock(folder)
+    try:
+        yield
+    finally:
+        os.close(lock)
+
+
+def _lock(folder: Path, wait: bool = True) -> int:
+    """Lock a folder against other exports until the descriptor that this returns is closed, or the process ends."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        if not wait:
+            os.close(descriptor)
+            raise
+    return descriptor
+
+
+def reserve(folder: Path, count: int) -> None:
+    """Raise OSError when `folder` does not take `count` bytes: torch would end the whole process over a full disk."""
+    block = bytes(2**20)
+    try:
+        with (folder / "reserve").open("wb") as file:
+            for _ in range(count // len(block) + 1):
+                file.write(block)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        temporary = [place for place in (folder, *folder.parents) if place.name.startswith(TEMPORARY_PREFIX)]
+        raise OSError(error.errno, error.strerror, str(temporary[0].parent if temporary else folder)) from error
+    finally:
+        (folder / "reserve").unlink(missing_ok=True)
+
+
+def publish(made: Sequence[Path], temporary: Path, folder: Path) -> list[Path]:
+    """Move files and folders from `temporary` into `folder`, the last one last, and return where they are then."""
+    for path in made:
+        for file in files_in(path):
+            _sync(file)
+    former = temporary / REPLACED
+    former.mkdir()
+    for path in made:
+        _replace(path, folder / path.name, former / path.name)
+    _sync(folder)
+    return [folder / path.name for path in made]
+
+
+def _replace(new: Path, place: Path, former: Path) -> None:
+    """Move `new` to `place`; a folder that is there goes to `former`, and comes back if the move fails."""
+    if not place.is_dir() or place.is_symlink():
+        new.replace(place)
+        return
+    try:
+        place.replace(former)
+        new.replace(place)
+    except BaseException:
+        if former.exists() and not place.exists():
+            former.replace(place)
+        raise
+
+
+def _sync(path: Path) -> None:
+    """Have a file or a folder written to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
