@@ -135,6 +135,21 @@ def test_the_folder_is_read_only(best, capsys):
         assert content(folder) == before
 
 
+@pytest.mark.parametrize("name", ["best.onnx", "best.export.json", "best_openvino_model"])
+def test_what_is_no_older_export_is_not_replaced(best, capsys, name):
+    place = best.parent / name
+    if name.endswith("_model"):
+        place.write_text("a file of somebody's own")
+    else:
+        place.mkdir()
+        (place / "notes.txt").write_text("somebody's own")
+    before = content(best.parent)
+    assert command("--weights", best, "--imgsz", 64, "--include", *FIRST_CLASS) == 2
+    wanted = "folder" if name.endswith("_model") else "file"
+    assert f"the export would put a {wanted} in its place: move it away" in capsys.readouterr().err
+    assert content(best.parent) == before
+
+
 @pytest.mark.parametrize("name", ["onnx", "openvino"])
 def test_a_disk_that_fills_up_while_it_writes_is_named_as_the_reason(best, monkeypatch, capsys, name):
     before = older_export(best)

@@ -236,9 +236,10 @@ def export(model: DetectionModel, folder: Path, stem: str, weights: str, options
 
     Raises:
         ExportError: a format cannot be written for this model.
-        UserError: `folder` cannot be written to.
+        UserError: `folder` cannot be written to, or a folder lies where a file would go, or the other way round.
         OSError: the disk is full.
     """
+    check_places(folder, stem, options)
     reference = Reference(model, options.pictures)
     deploy = model.fuse() if options.fuse else copy.deepcopy(model)
     with temporary_folder(folder) as temporary:
@@ -257,6 +258,19 @@ def export(model: DetectionModel, folder: Path, stem: str, weights: str, options
             report.files = _publish(report, temporary, folder, stem)
         report.evidence = leave_evidence(reference, report, folder, stem)
     return report
+
+
+def check_places(folder: Path, stem: str, options: Options) -> None:
+    """Raise UserError for a folder in the place of a file, or a file in that of a folder: it is no older export."""
+    places = {f"{stem}{FORMATS[name].ending}": bool(FORMATS[name].content) for name in options.formats}
+    if options.int8:
+        places |= {f"{stem}-int8{FORMATS[name].ending}": bool(FORMATS[name].content) for name in options.formats}
+        places[f"{stem}.int8.png"] = False
+    places |= {f"{stem}.export.{suffix}": False for suffix in ("json", "jpg")}
+    for place, is_folder in ((folder / name, is_folder) for name, is_folder in places.items()):
+        if place.exists() and place.is_dir() != is_folder:
+            there, wanted = ("file", "folder") if is_folder else ("folder", "file")
+            raise UserError(f"{place} is a {there}, and the export would put a {wanted} in its place: move it away")
 
 
 def write(deploy: DetectionModel, path: Path, options: Options) -> Written:
