@@ -254,6 +254,11 @@ def test_window_closes_with_q(run, log, tmp_path, monkeypatch):
     assert files_below("runs/detect/exp") == ["0.jpg"]
 
 
+def test_an_address_with_half_a_bracket(run):
+    with pytest.raises(UserError, match=r"the stream http://\[::1/clip\.mp4 is no address: "):
+        run(source="http://[::1/clip.mp4")
+
+
 @pytest.mark.parametrize("source", ["http://me:secret@host/x.jpg", "cameras.streams"])
 def test_pictures_are_not_downloaded(run, tmp_path, source):
     (tmp_path / "cameras.streams").write_text("rtsp://host/1\nhttp://host/x.jpg?size=2\n")

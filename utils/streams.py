@@ -287,11 +287,14 @@ def find_stream(address: str) -> str:
     """Return what OpenCV opens for an address: itself, or what YouTube plays it from.
 
     Raises:
-        UserError: it is a picture, which would have to be downloaded, or YouTube does not give it.
+        UserError: it is no address, or a picture, which would have to be downloaded, or YouTube does not give it.
     """
     if _scheme(address) not in ("http", "https"):
         return address
-    parts = urlsplit(address)
+    try:
+        parts = urlsplit(address)
+    except ValueError as error:
+        raise UserError(f"the stream {without_password(address)} is no address: {error}") from error
     if is_picture(Path(parts.path)):
         raise UserError(f"--source does not download pictures: save {without_password(address)} as a file first")
     return find_youtube(address) if parts.hostname in YOUTUBE else address
