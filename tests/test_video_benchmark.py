@@ -40,3 +40,14 @@ def test_a_video_that_is_not_there(tmp_path):
     weights = write_export(tmp_path, Disc(masks=False), "torchscript")
     with pytest.raises(UserError, match=r"gone\.mp4 does not exist"):
         video_benchmark.main(video_benchmark.make_parser().from_keywords(weights=weights, video="gone.mp4"))
+
+
+@pytest.mark.parametrize(
+    ("name", "message"), [("photo.jpg", "takes one video, not photo.jpg"), ("clip.mp4", r"clip\.mp4: broken video")]
+)
+def test_what_is_no_video(tmp_path, monkeypatch, name, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / name).write_text("hello")
+    weights = write_export(tmp_path, Disc(masks=False), "torchscript")
+    with pytest.raises(UserError, match=message):
+        video_benchmark.main(video_benchmark.make_parser().from_keywords(weights=weights, video=name))

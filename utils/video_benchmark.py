@@ -29,7 +29,7 @@ from utils.outputs import Outputs, Wanted
 from utils.pictures import Frame
 from utils.predictor import Finder, create_predictor, predict
 from utils.shapes import NAMES, PALETTE, Shape, bounce, draw, load_photos
-from utils.sources import open_source
+from utils.sources import Files, open_source
 
 # isort: split
 import cv2
@@ -169,12 +169,24 @@ def growth(memory: list[int], early: int = EARLY) -> float:
     return memory[-1] / memory[min(early, len(memory)) - 1] - 1
 
 
+def find_video(name: str) -> Path:
+    """Return the one video that `name` stands for; UserError for anything else, or one that gives no frame."""
+    files = Files(name)
+    if len(files) != 1 or not files.videos:
+        raise UserError(f"--video takes one video, not {name}")
+    try:
+        next(iter(files))
+    except StopIteration:
+        raise UserError(f"{name}: {files.unreadable[files.videos[0]]}") from None
+    return files.videos[0]
+
+
 def main(args: argparse.Namespace) -> int:
     """Measure, print the figures, and return 1 when the boxes are others or memory grew."""
     weights = cli.find_weights(args.weights)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        video = Path(args.video) if args.video else folder / "video.mp4"
+        video = find_video(args.video) if args.video else folder / "video.mp4"
         if not args.video:
             write_film(video, args.frames)
         finder = create_predictor(
