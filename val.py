@@ -20,6 +20,7 @@ from utils import cli
 
 # isort: split
 
+from models.errors import UserError
 from models.plugins import load_plugins
 from utils.datasets import check_images, load_dataset
 from utils.predictor import check_augment, create_predictor, open_weights
@@ -63,7 +64,9 @@ def main(args: argparse.Namespace) -> dict[str, float]:
     if args.augment:
         check_augment(weights, model)
     if isinstance(model, str):
-        create_predictor(weights, device=args.device)  # so that a broken export is one sentence here too
+        predictor = create_predictor(weights, device=args.device)  # so that a broken export is one sentence here too
+        if not hasattr(predictor.model, "imgsz"):  # without metadata, where ultralytics would read the size
+            args.imgsz = size_without_metadata(weights, args)
     data = load_dataset(args.data, split=args.task)
     check_images(data, (args.task,))
     save_dir = cli.increment_path(args.project, args.name, args.exist_ok)
@@ -75,6 +78,19 @@ def main(args: argparse.Namespace) -> dict[str, float]:
 def run(**options: Any) -> dict[str, float]:
     """Validate with the options of the command line as keywords: `run(weights="best.pt", task="test")`."""
     return main(make_parser().from_keywords(**options))
+
+
+def size_without_metadata(weights: Path, args: argparse.Namespace) -> int:
+    """Return the side that an export without metadata takes: that of its graph, else `--imgsz`, else 640.
+
+    Raises:
+        UserError: the graph takes another side than `--imgsz`, or is not square.
+    """
+    asked = [args.imgsz] if args.imgsz else None
+    height, width = create_predictor(weights, device=args.device, imgsz=asked).imgsz
+    if height != width:
+        raise UserError(f"{weights} has no metadata and takes {height}x{width} pixels: export it again to validate it")
+    return height
 
 
 def validator_options(args: argparse.Namespace, task: str, model: Any, save_dir: Path) -> dict[str, Any]:

@@ -198,6 +198,18 @@ def test_val_gives_the_numbers_of_the_weights(best, tmp_path):
     assert metrics[1]["metrics/mAP50(B)"] == pytest.approx(metrics[0]["metrics/mAP50(B)"], abs=0.02)
 
 
+def test_val_of_a_folder_without_metadata(copied, model, tmp_path, monkeypatch):
+    (copied / "metadata.yaml").unlink()
+    with pytest.raises(UserError, match="has no metadata and takes 64x96 pixels"):
+        val.run(weights=copied)
+    with pytest.raises(UserError, match="takes --imgsz 64 96 only"):
+        val.run(weights=copied, imgsz=128)
+    assert export(model, tmp_path, "best", "best.pt", Options(size=(64, 64), formats=("openvino",))).ok
+    (tmp_path / "best_openvino_model/metadata.yaml").unlink()
+    monkeypatch.setattr(val, "VALIDATORS", {"detect": lambda args, **_: lambda **_: args["imgsz"]})
+    assert val.run(weights=tmp_path / "best_openvino_model") == 64
+
+
 # Damaged ones ---------------------------------------------------------------------------------------------------------
 def cut(path, share=0.5):
     content = path.read_bytes()
