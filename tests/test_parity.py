@@ -54,6 +54,12 @@ def test_table_and_files(cfg, tmp_path, caplog):
     assert columns["ONNX dynamic"]["detections"]["min_iou"] >= 0.999
 
 
+def test_plugins_are_loaded(cfg, tmp_path, capsys):
+    assert command("--cfg", cfg, "--plugins", tmp_path / "gone.py", "--project", tmp_path / "runs") == 2
+    assert "gone.py" in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
+
+
 def test_one_wrong_weight_shows(cfg, tmp_path, monkeypatch, caplog):
     def fuse(self, **_):
         deploy = switch_to_deploy(self)

@@ -28,6 +28,7 @@ from typing import Any
 import utils.environment  # noqa: F401
 from models import DetectionModel, create_model
 from models.errors import UserError
+from models.plugins import load_plugins
 from models.spec import CONFIGS
 from models.summary import count_parameters
 from utils import cli
@@ -280,6 +281,7 @@ def make_parser() -> cli.Parser:
 def main(args: argparse.Namespace) -> int:
     """Measure, tell, write, and return the exit code."""
     start = time.perf_counter()
+    load_plugins(args.plugins)
     formats = check_formats(args.include)
     for name in formats:
         if FORMATS[name].not_run:
