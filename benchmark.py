@@ -115,6 +115,8 @@ def benchmark(args: argparse.Namespace) -> list[Row]:
     args.forms = check_forms(args.forms)
     args.threads = args.threads or torch.get_num_threads()
     sources, data = find_sources(args), check_data(args)
+    if data:
+        check_classes(sources, data)
     folder = cli.increment_path(args.project, args.name, args.exist_ok)
     with torch_threads(args.threads), tempfile.TemporaryDirectory(dir=folder) as temporary:
         rows = measure_models(sources, data, args, Path(temporary))
@@ -183,6 +185,20 @@ def check_data(args: argparse.Namespace) -> dict[str, Any] | None:
     data = load_dataset(args.data)
     check_images(data)
     return data
+
+
+def check_classes(sources: Mapping[str, Path], data: dict[str, Any]) -> None:
+    """Raise UserError for a checkpoint that knows another number of classes than the data set, or other channels."""
+    for source in sources.values():
+        if source.suffix != ".pt":
+            continue
+        network: Any = open_network(source)
+        known, given = (network.nc, network.spec.ch), (data["nc"], data["channels"])
+        if known != given:
+            raise UserError(
+                f"{source} knows {known[0]} classes and {known[1]} channels, {Path(data['yaml_file']).name} has "
+                f"{given[0]} and {given[1]}: --data is the data set that all --weights were trained on"
+            )
 
 
 # Measuring ------------------------------------------------------------------------------------------------------------

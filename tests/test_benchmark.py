@@ -18,6 +18,7 @@ from models import DetectionModel, create_backbone
 from models.blocks.riformer import RIFormerBlock
 from models.errors import UserError
 from utils import cli, forms
+from utils.checkpoint import pack_model, save_checkpoint
 from utils.export import ExportError
 from utils.latency import Latency, measure, torch_threads
 from utils.memory import peak_memory, weights_size
@@ -172,6 +173,15 @@ def test_every_format_is_a_form():
     assert {form.format for form in forms.FORMS.values()} == {"", *forms.FORMATS}
     assert set(forms.DEFAULT) <= forms.FORMS.keys()
     assert {key for pair in COMPARED for key in pair} <= forms.FORMS.keys()
+
+
+def test_weights_that_know_other_classes_than_the_data_set(tmp_path):
+    weights = tmp_path / "best.pt"
+    model = DetectionModel(tiny())
+    save_checkpoint({**pack_model(model), "ema": model.state_dict()}, weights)
+    with pytest.raises(UserError, match=r"best\.pt knows 2 classes and 3 channels, shapes\.yaml has 4 and 3: --data"):
+        benchmark.run(weights=weights, data="shapes.yaml", forms="eager", project=tmp_path / "runs")
+    assert not (tmp_path / "runs").exists()
 
 
 def test_names_of_models(tmp_path):
