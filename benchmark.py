@@ -44,10 +44,7 @@ from utils.formats import FORMATS
 from utils.forms import DEFAULT, FORMS, Made, check_size, loader, make, open_network
 from utils.latency import measure, torch_threads
 from utils.memory import peak_memory, weights_size
-from utils.proof import (
-    make_pictures,
-    run_eager,
-)
+from utils.proof import make_pictures, run_eager
 from utils.report import Row, add_ratios, processor, remarks, save, table
 from utils.runners import RUN_ERRORS, Runner, load_runner
 

@@ -51,10 +51,7 @@ from utils.exporters import ABLE, DEFAULT_OPSETS, EXPORTERS, check_exporter, che
 from utils.formats import DEFAULT, FORMATS, check_formats, check_possible, format_of, size_of
 from utils.int8 import MOST, Int8, Quantization, check_int8, curve_table, layer_table
 from utils.pictures import Unreadable, read_picture
-from utils.proof import (
-    PHOTOS,
-    proof_table,
-)
+from utils.proof import PHOTOS, proof_table
 from utils.sources import Files
 from utils.survey import Material, survey_table
 from utils.wrappers import ORDERS, Nms

@@ -12,16 +12,11 @@ from torch import nn
 
 import utils.divergence
 from models import create_model, switch_to_deploy
-from utils.comparison import (
-    Tolerance,
-)
+from utils.comparison import Tolerance
 from utils.divergence import _first_difference, explain, find_divergence
 from utils.export import Options, see, write
 from utils.intermediates import _groups, watch
-from utils.proof import (
-    Reference,
-    make_pictures,
-)
+from utils.proof import Reference, make_pictures
 from utils.wrappers import Nms
 
 SIZE = (64, 64)

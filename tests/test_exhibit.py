@@ -9,16 +9,9 @@ import torch
 from helpers import randomize_, tiny
 
 from models import create_model
-from utils.comparison import (
-    Tolerance,
-    detections,
-)
+from utils.comparison import Tolerance, detections
 from utils.exhibit import MARGIN, SIDE, draw_exhibit
-from utils.proof import (
-    Evidence,
-    Reference,
-    make_pictures,
-)
+from utils.proof import Evidence, Reference, make_pictures
 from utils.wrappers import Nms
 
 SEGMENT = tiny(head=[[-1, 1, "Conv", [32, 3, 2]], [-1, 1, "Conv", [32, 3, 2]], [[3, 4], 1, "Segment", ["nc", 8, 16]]])

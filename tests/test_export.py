@@ -24,10 +24,7 @@ from utils.accuracy import Accuracy
 from utils.checkpoint import load_checkpoint, pack_model, save_checkpoint
 from utils.export import ExportError, Options, export, fresh_model
 from utils.formats import DEFAULT
-from utils.proof import (
-    Proof,
-    make_pictures,
-)
+from utils.proof import Proof, make_pictures
 from utils.survey import survey
 
 # isort: split

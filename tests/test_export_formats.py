@@ -9,9 +9,7 @@ from test_export import command, names_in, random_model, report_in, save
 import detect
 from models.errors import UserError
 from utils.formats import FORMATS, digest, needs, size_of
-from utils.proof import (
-    make_pictures,
-)
+from utils.proof import make_pictures
 from utils.runners import load_runner
 
 # isort: split

@@ -18,9 +18,7 @@ import val
 from models import switch_to_deploy
 from models.errors import UserError
 from utils.export import Options, digest, export
-from utils.proof import (
-    make_pictures,
-)
+from utils.proof import make_pictures
 from utils.runners import load_runner
 
 # isort: split

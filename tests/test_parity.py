@@ -10,14 +10,9 @@ from torch import nn
 
 from models import DetectionModel, switch_to_deploy
 from utils import cli, parity
-from utils.comparison import (
-    Difference,
-)
+from utils.comparison import Difference
 from utils.parity import Variant, measure, random_model, sizes_for
-from utils.proof import (
-    Reference,
-    make_pictures,
-)
+from utils.proof import Reference, make_pictures
 
 VARIANTS = [Variant("torchscript", False), Variant("onnx", False), Variant("onnx", True)]
 

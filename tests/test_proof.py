@@ -8,12 +8,7 @@ from helpers import randomize_, tiny
 from torch import nn
 
 from models import DetectionModel
-from utils.comparison import (
-    CONF,
-    Difference,
-    Tolerance,
-    compare,
-)
+from utils.comparison import CONF, Difference, Tolerance, compare
 from utils.proof import (
     PHOTOS,
     TEMPORARY,

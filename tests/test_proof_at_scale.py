@@ -18,15 +18,9 @@ import val
 from models import create_model
 from utils import cli
 from utils.checkpoint import pack_model, save_checkpoint
-from utils.comparison import (
-    detections,
-)
+from utils.comparison import detections
 from utils.export import see
-from utils.proof import (
-    load_picture,
-    make_pictures,
-    run_eager,
-)
+from utils.proof import load_picture, make_pictures, run_eager
 from utils.shapes import NAMES, Recipe, ensure_shapes
 
 # isort: split

@@ -19,10 +19,7 @@ import val
 from models import create_model
 from models.errors import UserError, WeightsError
 from utils.checkpoint import load_checkpoint, pack_model, save_checkpoint
-from utils.comparison import (
-    Tolerance,
-    measure_nms,
-)
+from utils.comparison import Tolerance, measure_nms
 from utils.export import ExportError, Options, export
 from utils.formats import FORMATS
 from utils.graph import add_nms, add_preprocess

@@ -9,9 +9,7 @@ from typing import Any
 import utils.environment  # noqa: F401
 from models.errors import UserError
 from utils.datasets import BUILT_IN, check_images, list_images, load_dataset
-from utils.proof import (
-    letterbox,
-)
+from utils.proof import letterbox
 from utils.sources import Unreadable, read_picture
 
 # isort: split

@@ -21,19 +21,10 @@ from typing import Any, NamedTuple
 import utils.environment  # noqa: F401
 from models import DetectionModel
 from models.blocks.reparam import Reparameterizable
-from utils.comparison import (
-    HALF_TOLERANCE,
-    Tolerance,
-)
+from utils.comparison import HALF_TOLERANCE, Tolerance
 from utils.formats import format_of
 from utils.intermediates import Shape, Visit, Watch, watch
-from utils.proof import (
-    ROUNDING,
-    Case,
-    Evidence,
-    Reference,
-    run_eager,
-)
+from utils.proof import ROUNDING, Case, Evidence, Reference, run_eager
 from utils.runners import RUN_ERRORS, Outputs
 
 # isort: split

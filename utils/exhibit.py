@@ -5,14 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import utils.environment  # noqa: F401
-from utils.comparison import (
-    detections,
-)
-from utils.proof import (
-    Case,
-    Evidence,
-    Reference,
-)
+from utils.comparison import detections
+from utils.proof import Case, Evidence, Reference
 from utils.runners import Outputs
 
 # isort: split

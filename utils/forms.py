@@ -24,9 +24,7 @@ from utils.checkpoint import load_checkpoint
 from utils.cli import check_imgsz
 from utils.export import Options, fresh_model, write
 from utils.formats import FORMATS, format_of, size_of
-from utils.proof import (
-    make_pictures,
-)
+from utils.proof import make_pictures
 from utils.quantize import FloatGraph, quantize_openvino
 from utils.runners import load_runner
 

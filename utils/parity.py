@@ -32,20 +32,10 @@ from models.plugins import load_plugins
 from models.spec import CONFIGS
 from models.summary import count_parameters
 from utils import cli
-from utils.comparison import (
-    Difference,
-    Tolerance,
-)
+from utils.comparison import Difference, Tolerance
 from utils.export import ExportError, Options, see, versions, write
 from utils.formats import FORMATS, check_formats
-from utils.proof import (
-    Case,
-    Reference,
-    make_pictures,
-    other_shape,
-    summarize,
-    third_shape,
-)
+from utils.proof import Case, Reference, make_pictures, other_shape, summarize, third_shape
 
 # isort: split
 import torch

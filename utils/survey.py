@@ -15,19 +15,11 @@ from typing import Any, TypeVar
 
 import utils.environment  # noqa: F401
 from utils.accuracy import Accuracy, evenly, measure_accuracy
-from utils.comparison import (
-    Errors,
-    Tolerance,
-)
+from utils.cli import printable
+from utils.comparison import Errors, Tolerance
 from utils.datasets import list_images
 from utils.pictures import Unreadable
-from utils.proof import (
-    Case,
-    Evidence,
-    Reference,
-    load_picture,
-    remark,
-)
+from utils.proof import Case, Evidence, Reference, load_picture, remark
 from utils.runners import Outputs, Runner
 from utils.sources import prefetch
 from utils.wrappers import Nms
@@ -36,7 +28,7 @@ from utils.wrappers import Nms
 import numpy as np
 import torch
 from torch import Tensor
-from ultralytics.utils import TQDM
+from ultralytics.utils import LOGGER, TQDM
 
 T = TypeVar("T")
 
@@ -215,12 +207,12 @@ def survey(
 
 
 def _loaded(files: Iterable[Path], size: tuple[int, int], channels: int) -> Iterator[tuple[str, Tensor]]:
-    """Yield the name and the pixels of each file that can be read."""
+    """Yield the name and the pixels of each file that can be read, and tell of the others."""
     for path in files:
         try:
             yield path.name, load_picture(path, size, channels)
-        except Unreadable:
-            continue
+        except Unreadable as reason:
+            LOGGER.warning(printable(f"{path} is left out: {reason}"))
 
 
 def _batched(items: Iterator[T], count: int) -> Iterator[list[T]]:
