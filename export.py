@@ -165,6 +165,8 @@ def check_surroundings(args: argparse.Namespace, model: DetectionModel, formats:
             raise UserError(f"--{option} is not for {', '.join(unable)}: give --include {' '.join(able)}")
     if args.int8 and (args.nms or args.preprocess):
         raise UserError("--int8 quantizes the network alone: leave out --nms and --preprocess")
+    if args.half and args.exporter == "dynamo" and "onnx" in formats:
+        raise UserError("--half cannot convert what --exporter dynamo writes: leave out one of them")
     if args.nms and model.end2end:
         raise UserError("the model gives each object once and needs no NMS: leave out --nms")
     if args.preprocess and model.spec.ch != 3:

@@ -278,6 +278,7 @@ def test_masks_go_with_their_boxes(tmp_path):
         ({"nms": True}, "--nms is not for torchscript: give --include onnx"),
         ({"nms": True, "include": ["torchscript"]}, "--nms is not for torchscript"),
         ({"preprocess": "yuv"}, "--preprocess"),
+        ({"include": ["onnx"], "exporter": "dynamo", "half": True}, "--half cannot convert what --exporter dynamo"),
     ],
 )
 def test_what_cannot_be_is_one_sentence(best, tmp_path, options, message):
