@@ -26,10 +26,10 @@ TINY_DETECT = [[5, 3], 1, "Detect", ["nc"]]
 
 
 def shipped() -> list[str]:
-    """Return the names of the YAMLs in models/configs; of those with the same rows, the narrowest alone."""
+    """Return the names of the YAMLs in models/configs; of those with the same rows one, narrow and without NMS."""
     cfgs = {path.name: yaml.safe_load(path.read_text(encoding="utf-8")) for path in CONFIGS.glob("*.yaml")}
     by_rows: dict[str, str] = {}
-    for name in sorted(cfgs, key=lambda name: (cfgs[name].get("width_multiple", 1.0), len(name))):
+    for name in sorted(cfgs, key=lambda n: (cfgs[n].get("width_multiple", 1.0), "end2end" not in cfgs[n], len(n))):
         by_rows.setdefault(str((cfgs[name]["backbone"], cfgs[name]["head"])), name)
     return sorted(by_rows.values())
 

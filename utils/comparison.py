@@ -104,7 +104,7 @@ def measure(
         for output, least in zip(boxes, (conf, max(conf - tolerance.score, 0.0)), strict=True)
     )
     box, score, mask = (part.max().item() if len(part) else 0.0 for part in errors)
-    return _matched(Difference(box, score, mask, conf), reference, found), errors
+    return _matched(Difference(box, score, mask, conf), reference, found, tolerance), errors
 
 
 def detections(output: Tensor, nc: int, end2end: bool, conf: float = CONF, **options: Any) -> list[Tensor]:
@@ -194,8 +194,8 @@ def measure_nms(
     errors = Errors(*map(torch.cat, zip(*nearest, strict=True)))
     errors = errors._replace(mask=torch.cat([errors.mask, *protos]))
     box, score, mask = (part.max().item() if len(part) else 0.0 for part in errors)
-    same = min(SAME_IOU, nms.iou_thres - 0.05)
-    return _matched(Difference(box, score, mask, nms.conf_thres), judged, found, same), errors
+    difference = Difference(box, score, mask, nms.conf_thres)
+    return _matched(difference, judged, found, tolerance, nms.iou_thres), errors
 
 
 def _misfit(found: Tensor, nms: Nms) -> str:
@@ -231,11 +231,11 @@ def _candidate_errors(candidates: Tensor, found: Tensor, nc: int, tolerance: Tol
 
 
 def _matched(
-    errors: Difference, reference: Sequence[Tensor], found: Sequence[Tensor], same: float = SAME_IOU
+    errors: Difference, reference: Sequence[Tensor], found: Sequence[Tensor], tolerance: Tolerance, iou: float = IOU
 ) -> Difference:
-    """Return `errors` with what the detections of each picture, (n, 6 or more), have in common, IoU `same` or more."""
-    overlaps = torch.cat([_best_overlap(a, b) for a, b in zip(reference, found, strict=True)])
-    matched = overlaps[overlaps >= same]
+    """Return `errors` with what the detections of each picture, (n, 6 or more), share; `iou` is that of NMS."""
+    overlaps = torch.cat([_best_overlap(a, b, tolerance, iou) for a, b in zip(reference, found, strict=True)])
+    matched = overlaps[overlaps >= min(SAME_IOU, iou - 0.05)]
     return dataclasses.replace(
         errors,
         reference=len(overlaps),
@@ -250,13 +250,18 @@ def confidence(output: Tensor) -> float:
     return CONF if best[0] > CONF else best[min(CANDIDATES, len(best) - 1)].item()
 
 
-def _best_overlap(reference: Tensor, found: Tensor) -> Tensor:
-    """Return for each detection (x1, y1, x2, y2, score, class) the IoU with the nearest one of its class, else 0."""
+def _best_overlap(reference: Tensor, found: Tensor, tolerance: Tolerance, iou: float) -> Tensor:
+    """Return for each detection (x1, y1, x2, y2, score, class) the IoU with the nearest one of its class, else 0.
+
+    Of two candidates that overlap by more than `iou`, and whose scores rounding cannot tell apart, NMS may keep either:
+    they count as the same.
+    """
     if not len(reference) or not len(found):
         return reference.new_zeros(len(reference))
     a, b = reference[:, None], found[None]
     sides = (torch.minimum(a[..., 2:4], b[..., 2:4]) - torch.maximum(a[..., :2], b[..., :2])).clamp(min=0)
     areas = [(box[..., 2:4] - box[..., :2]).clamp(min=0).prod(-1) for box in (a, b)]
     both, tiny = sides.prod(-1), 1e-9  # so that two empty boxes at one place are the same
-    iou = (both + tiny) / (areas[0] + areas[1] - both + tiny)
-    return torch.where(a[..., 5] == b[..., 5], iou, 0).amax(1)
+    overlap = (both + tiny) / (areas[0] + areas[1] - both + tiny)
+    tied = (overlap > iou) & ((a[..., 4] - b[..., 4]).abs() <= 2 * tolerance.score)
+    return torch.where(a[..., 5] == b[..., 5], torch.where(tied, 1, overlap), 0).amax(1)

@@ -31,6 +31,7 @@ from typing import Any
 import utils.environment  # noqa: F401
 from models import DetectionModel, create_model
 from models.blocks.riformer import WrittenOut
+from models.errors import UserError
 from models.summary import check_levels, count_parameters
 from utils.comparison import HALF_TOLERANCE, Tolerance
 from utils.divergence import explain
