@@ -248,6 +248,7 @@ def test_a_checkpoint_without_nms_uses_the_head_that_needs_none(discs, tmp_path,
     cfg = tiny(nc=3, end2end=True)
     if task == "segment":
         cfg["head"] = TINY_SEGMENT["head"]
+    torch.manual_seed(0)  # of some weights all masks are empty, and ultralytics drops what has none
     model = create_model(cfg)
     with torch.no_grad():
         for many, one in zip(model.model[-1].cv3, model.model[-1].one2one_cv3, strict=True):
