@@ -244,3 +244,29 @@ def test_find_file_by_path_or_bare_name(tmp_path, monkeypatch):
 
 def test_names_are_shown_on_one_line():
     assert cli.printable("a\nb\x1b[31m\udcff é.jpg") == "a\\nb\\x1b[31m\\udcff é.jpg"
+
+
+def test_wrong_input_leaves_no_empty_folder_of_a_run(tmp_path):
+    def work(name, file):
+        def main(_):
+            folder = cli.increment_path(tmp_path, name)
+            (folder / "weights").mkdir()
+            if file:
+                (folder / "weights" / file).write_text("kept")
+            raise UserError("wrong")
+
+        return cli.run_script(main, make_parser(), [])
+
+    assert (work("empty", ""), work("full", "last.pt")) == (2, 2)
+    assert [path.name for path in tmp_path.iterdir()] == ["full"]
+
+
+def test_a_folder_that_was_there_stays(tmp_path):
+    (tmp_path / "exp").mkdir()
+
+    def main(_):
+        cli.increment_path(tmp_path, "exp", exist_ok=True)
+        raise UserError("wrong")
+
+    assert cli.run_script(main, make_parser(), []) == 2
+    assert (tmp_path / "exp").is_dir()

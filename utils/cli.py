@@ -15,6 +15,7 @@ import argparse
 import errno
 import math
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -31,6 +32,7 @@ from ultralytics.utils import LOGGER
 
 ROOT = Path(__file__).resolve().parents[1]  # the folder that holds models/, data/ and the scripts
 MAX_IMGSZ = 8192  # pixels a side; a larger input would not fit in memory
+MADE: list[Path] = []  # folders of runs that the script has made
 BAD_NAME = {errno.ENAMETOOLONG, errno.ELOOP}  # of a file
 BAD_OUTPUT = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.ENOTDIR}
 
@@ -52,11 +54,13 @@ def run_script(main: Callable[[argparse.Namespace], object], parser: Parser, arg
         Exception: whatever is neither the user's fault nor a full or read-only disk is a bug and keeps its traceback.
     """
     _print_any_character()
+    MADE.clear()
     try:
         with sigterm_as_exception():
             code = main(parser.parse_args(argv))
             return code if isinstance(code, int) else 0
     except UserError as error:
+        _remove_empty_runs()
         return _fail(str(error), 2)
     except Terminated:
         return _fail("terminated", 143)
@@ -275,15 +279,26 @@ def increment_path(project: str | Path, name: str, exist_ok: bool = False) -> Pa
     try:
         first.parent.mkdir(parents=True, exist_ok=True)
         folder, n = first, 1
+        there = folder.exists()
         while not _make_folder(folder, exist_ok):
             n += 1
             folder = first.with_name(f"{first.name}{n}")
+        if not (exist_ok and there):
+            MADE.append(folder)
     except (OSError, ValueError) as error:  # ValueError: a null byte in the name
         reason = error.strerror if isinstance(error, OSError) else error
         raise UserError(f"the output folder {shorten(first)} cannot be made: {reason}") from error
     if not os.access(folder, os.W_OK):
         raise UserError(f"the output folder {folder} cannot be written to")
     return folder
+
+
+def _remove_empty_runs() -> None:
+    """Remove the folders of runs that came to nothing: those in which there is no file."""
+    while MADE:
+        folder = MADE.pop()
+        if not any(path.is_file() for path in folder.rglob("*")):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def is_utf8(path: str | Path) -> bool:
