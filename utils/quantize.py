@@ -322,5 +322,5 @@ def import_nncf() -> Any:
         import nncf  # noqa: PLC0415  # an optional package
     except ImportError as error:
         raise UserError(f"--int8 for OpenVINO needs the package nncf: pip install {NNCF}") from error
-    nncf.set_log_level(logging.WARNING)
+    logging.getLogger("nncf").setLevel(logging.WARNING)
     return nncf
