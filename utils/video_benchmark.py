@@ -42,6 +42,7 @@ from ultralytics.utils import LOGGER, TQDM
 SIZE = 1280, 720  # pixels: width, height
 CELLS = 4, 2  # of the picture, with one object in each
 EARLY = 100  # the frame at which the memory is first measured
+ROUNDING = 1e-4  # of confidences
 SAME_PX = 1.0  # boxes that are nearer than this are the same
 
 
@@ -154,14 +155,25 @@ def quiet() -> Iterator[None]:
                 handler.setStream(stream)
 
 
-def farthest(first: Round, second: Round) -> float:
-    """Return how far the boxes of two rounds are apart at most, in pixels; infinite where a frame has others."""
+def farthest(first: Round, second: Round, least: float = 0.0) -> float:
+    """Return how far the boxes of two rounds are apart at most, in pixels; infinite where a frame has others.
+
+    Args:
+        first, second: of the same video.
+        least: confidence from which boxes are kept. One that is there by less than ROUNDING decides nothing: the sums
+            of a network depend on how many cores share them.
+    """
     far = 0.0
     for a, b in zip(first.boxes, second.boxes, strict=True):
-        if len(a) != len(b) or (a[:, 5] != b[:, 5]).any():
-            return math.inf
-        far = max(far, float(np.abs(a[:, :4] - b[:, :4]).max(initial=0)))
+        far = max(far, _nearest(a[a[:, 4] > least + ROUNDING], b), _nearest(b[b[:, 4] > least + ROUNDING], a))
     return far
+
+
+def _nearest(some: np.ndarray, others: np.ndarray) -> float:
+    """Return how far the nearest of the others of its class is from each box, of these the largest."""
+    distances = np.abs(some[:, None, :4] - others[None, :, :4]).max(-1, initial=0)
+    distances[some[:, None, 5] != others[None, :, 5]] = math.inf
+    return float(distances.min(1, initial=math.inf).max(initial=0))
 
 
 def growth(memory: list[int], early: int = EARLY) -> float:
@@ -199,7 +211,7 @@ def main(args: argparse.Namespace) -> int:
             other.append(theirs(model, video, folder, args))
     frames = len(mine[0].boxes)
     fastest = [min(r.seconds for r in rounds) for rounds in (mine, other)]
-    far, grown = farthest(mine[-1], other[-1]), growth(mine[0].memory)
+    far, grown = farthest(mine[-1], other[-1], args.conf_thres), growth(mine[0].memory)
     for title, seconds in zip(("detect.py", "ultralytics"), fastest, strict=True):
         LOGGER.info(f"{title:>12}: {frames / seconds:6.1f} frames a second ({seconds:.1f} s)")
     LOGGER.info(f"{fastest[1] / fastest[0]:.2f} times as fast, {finder.workers} frames at once")
