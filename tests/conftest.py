@@ -1,6 +1,7 @@
 """Models that are expensive to build, built once. Tests do not change them."""
 
 import functools
+import signal
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from models import create_model, switch_to_deploy
 from tests.helpers import pictures_for, randomize_
 from utils.export import see
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # shells have what runs in the background ignore it
 torch.set_num_threads(1)  # the tests' networks are small: more threads would only wait for one another
 
 

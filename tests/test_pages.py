@@ -219,9 +219,6 @@ def site(browser, tmp_path_factory):
     (folder / "tmp").mkdir()
     port = free_port()
     words = ["--web", "--port", str(port), "--conf-thres", "0", "--max-det", "5", "--weights", "other.pt"]
-    former = signal.signal(
-        signal.SIGINT, signal.default_int_handler
-    )  # where it is ignored, the server would ignore it too
     with (folder / "log").open("w") as log:
         server = subprocess.Popen(
             [sys.executable, str(ROOT / "detect.py"), *words],
@@ -230,7 +227,6 @@ def site(browser, tmp_path_factory):
             stdout=log,
             stderr=log,
         )
-    signal.signal(signal.SIGINT, former)
     try:
         wait_for(lambda: "The page is at" in (folder / "log").read_text(), server)
         asked(browser)
