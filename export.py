@@ -24,6 +24,7 @@ is written, but best.export-failed.json and .jpg, which say by how much and in w
 from __future__ import annotations
 
 import argparse
+import itertools
 import sys
 import time
 from collections.abc import Sequence
@@ -50,7 +51,7 @@ from utils.export import (
 from utils.exporters import ABLE, DEFAULT_OPSETS, EXPORTERS, check_exporter, check_opset
 from utils.formats import DEFAULT, FORMATS, check_formats, check_possible, format_of, size_of
 from utils.int8 import MOST, Int8, Quantization, check_int8, curve_table, layer_table
-from utils.pictures import Unreadable, read_picture
+from utils.pictures import is_readable
 from utils.proof import PHOTOS, proof_table
 from utils.sources import Files
 from utils.survey import Material, survey_table
@@ -208,18 +209,10 @@ def gather(args: argparse.Namespace, model: DetectionModel) -> tuple[tuple[Path,
 
 def readable(files: Sequence[Path], name: str) -> tuple[Path, ...]:
     """Return the first few pictures that can be read."""
-    found: list[Path] = []
-    for path in files:
-        try:
-            read_picture(path)
-        except Unreadable:
-            continue
-        found.append(path)
-        if len(found) == FEW:
-            break
+    found = tuple(itertools.islice(filter(is_readable, files), FEW))
     if not found:
         raise UserError(f"none of the pictures of {name} can be read")
-    return tuple(found)
+    return found
 
 
 def quantization(args: argparse.Namespace, weights: Path, model: DetectionModel) -> Int8:

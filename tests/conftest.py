@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from models import create_model, switch_to_deploy
-from tests.helpers import pictures_for, randomize_
+from tests.helpers import pictures_for, random_model, randomize_, save, tiny
 from utils.export import see
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # shells have what runs in the background ignore it
@@ -28,3 +28,17 @@ def pair():
         return model, switch_to_deploy(model)
 
     return build
+
+
+@pytest.fixture(scope="module")
+def model():
+    """A small detector for tests of exporting."""
+    model = random_model(tiny())
+    model.names, model.imgsz = {0: "cat", 1: "it's"}, 64
+    return model
+
+
+@pytest.fixture
+def best(model, tmp_path):
+    """A checkpoint of it in a folder of its own."""
+    return save(model, tmp_path / "weights/best.pt")

@@ -16,6 +16,7 @@ from torch import nn
 from torch.utils._pytree import tree_leaves
 
 from models.spec import CONFIGS
+from utils.checkpoint import pack_model, save_checkpoint
 from utils.parity import random_model, randomize_  # noqa: F401 (those of the parity table, for all tests)
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -181,3 +182,10 @@ def assert_golden(backbone: nn.Module, known: dict, dtype: torch.dtype, toleranc
         size = max(abs(level["mean"]), level["std"])
         assert abs(got.double().mean().item() - level["mean"]) <= tolerance * size
         assert abs(got.double().std().item() - level["std"]) <= max(tolerance, 1e-9) * size
+
+
+def save(model: nn.Module, path: Path) -> Path:
+    """Save a model as a training does, and return where."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_checkpoint({**pack_model(model), "ema": model.state_dict()}, path)
+    return path

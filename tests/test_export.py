@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from helpers import random_model, tiny, write
+from helpers import random_model, save, tiny, write
 from torch import nn
 
 import export as script
@@ -21,7 +21,7 @@ from models import DetectionModel, switch_to_deploy
 from models.errors import UserError
 from utils import cli
 from utils.accuracy import Accuracy
-from utils.checkpoint import load_checkpoint, pack_model, save_checkpoint
+from utils.checkpoint import load_checkpoint
 from utils.export import ExportError, Options, export, fresh_model
 from utils.formats import DEFAULT
 from utils.proof import Proof, make_pictures
@@ -34,25 +34,6 @@ from ultralytics.utils import ASSETS
 
 ROOT = Path(script.__file__).parent
 STRICT = {"box": 1e-3, "score": 1e-5}  # what we promise; the tolerance of the proof is ten times that
-
-
-def save(model, path):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_checkpoint({**pack_model(model), "ema": model.state_dict()}, path)
-    return path
-
-
-@pytest.fixture(scope="module")
-def model():
-    model = random_model(tiny())
-    model.names, model.imgsz = {0: "cat", 1: "it's"}, 64
-    return model
-
-
-@pytest.fixture
-def best(model, tmp_path):
-    """A checkpoint in a folder of its own."""
-    return save(model, tmp_path / "weights/best.pt")
 
 
 def command(*words):

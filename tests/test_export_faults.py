@@ -11,8 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
-from helpers import tiny
-from test_export import command, random_model, save
+from test_export import command
 
 import utils.export
 
@@ -33,16 +32,6 @@ if {wait}:
     utils.export.prove = wait
 sys.exit(cli.run_script(export.main, export.make_parser()))
 """
-
-
-@pytest.fixture(scope="module")
-def model():
-    return random_model(tiny())
-
-
-@pytest.fixture
-def best(model, tmp_path):
-    return save(model, tmp_path / "weights/best.pt")
 
 
 def content(folder):

@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from helpers import tiny
-from test_export import command, names_in, random_model, report_in, save
+from test_export import command, names_in, report_in
 
 import detect
 from models.errors import UserError
@@ -28,17 +27,9 @@ def formats(condition=lambda _: True):
     return [pytest.param(row, marks=marks[row.name], id=row.name) for row in FORMATS.values() if condition(row)]
 
 
-@pytest.fixture(scope="module")
-def model():
-    model = random_model(tiny())
-    model.names, model.imgsz = {0: "cat", 1: "it's"}, 64
-    return model
-
-
-@pytest.fixture
-def best(model, tmp_path, monkeypatch):
+@pytest.fixture(autouse=True)
+def _in_a_folder_of_its_own(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    return save(model, tmp_path / "weights/best.pt")
 
 
 @pytest.mark.parametrize("row", formats())

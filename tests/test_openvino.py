@@ -8,8 +8,7 @@ import openvino
 import pytest
 import torch
 import yaml
-from helpers import tiny
-from test_export import command, names_in, report_in, save
+from test_export import command, names_in, report_in
 
 import detect
 import utils.backends
@@ -33,20 +32,6 @@ def _in_a_folder_of_its_own(tmp_path, monkeypatch):
 
 
 FILES = ["best.bin", "best.xml", "metadata.yaml"]
-
-
-@pytest.fixture(scope="module")
-def model():
-    from test_export import random_model  # noqa: PLC0415
-
-    model = random_model(tiny())
-    model.names, model.imgsz = {0: "cat", 1: "it's"}, 64
-    return model
-
-
-@pytest.fixture
-def best(model, tmp_path):
-    return save(model, tmp_path / "weights/best.pt")
 
 
 @pytest.fixture(scope="module")

@@ -8,9 +8,10 @@ from typing import Any
 
 import utils.environment  # noqa: F401
 from models.errors import UserError
+from utils.accuracy import evenly
 from utils.datasets import BUILT_IN, check_images, list_images, load_dataset
-from utils.proof import letterbox
-from utils.sources import Unreadable, read_picture
+from utils.pictures import is_readable
+from utils.proof import load_picture
 
 # isort: split
 import torch
@@ -41,20 +42,11 @@ def calibration_pictures(data: dict[str, Any], count: int) -> list[Path]:
         UserError: none can be read.
     """
     names = list_images(data["train"], data["path"])
-    step = max(len(names) / count, 1)
-    chosen = [Path(names[int(i * step)]) for i in range(min(count, len(names)))]
-    readable = [path for path in chosen if _is_readable(path)]
+    chosen = list(map(Path, evenly(names, count)))
+    readable = list(filter(is_readable, chosen))
     if not readable:
         raise UserError(f"none of the {len(chosen)} pictures of {data['train']} can be read, nothing to calibrate with")
     return readable
-
-
-def _is_readable(path: Path) -> bool:
-    try:
-        read_picture(path)
-    except Unreadable:
-        return False
-    return True
 
 
 def batches(pictures: Sequence[Path], shape: Sequence[int], what: str) -> Iterator[Tensor]:
@@ -69,7 +61,6 @@ def batches(pictures: Sequence[Path], shape: Sequence[int], what: str) -> Iterat
         float32 in [0, 1], each of `shape`.
     """
     batch, channels, height, width = shape
-    layers = [i % 3 for i in range(channels)]
     for start in TQDM(range(0, len(pictures), batch), desc=what):
         files = [pictures[i % len(pictures)] for i in range(start, start + batch)]
-        yield torch.stack([letterbox(file, (height, width))[layers] for file in files])
+        yield torch.stack([load_picture(file, (height, width), channels) for file in files])

@@ -113,6 +113,15 @@ def check_size(path: Path) -> Header:
     return header
 
 
+def is_readable(path: Path) -> bool:
+    """Return whether a picture can be decoded."""
+    try:
+        read_picture(path)
+    except Unreadable:
+        return False
+    return True
+
+
 def is_picture(path: Path) -> bool:
     """Return whether a name is one of a picture."""
     return suffix(path) in IMG_FORMATS

@@ -29,7 +29,7 @@ from utils.formats import FORMATS, format_of
 from utils.latency import torch_threads
 from utils.outputs import Outputs, draw
 from utils.pictures import Frame
-from utils.runners import RUN_ERRORS, read_metadata
+from utils.runners import RUN_ERRORS, open_session, read_metadata
 from utils.sources import AnySource, prefetch
 from utils.wrappers import ORDERS
 
@@ -199,7 +199,7 @@ class Predictor(DetectionPredictor):
             return 1
         cores = cpu_cores()
         workers = min(cores, MAX_WORKERS) if many else 1
-        self.model.backend.session = open_session(weights, cores // workers)
+        self.model.backend.session = open_session(str(weights), cores // workers, spinning=False)
         return workers
 
     @torch.inference_mode()
@@ -293,17 +293,6 @@ def check_augment(weights: Path, network: Any) -> None:
     if network.task != "detect" or network.end2end:
         what = "needs no NMS" if network.end2end else "finds masks as well"
         raise UserError(f"--augment joins boxes of several scales by NMS, but {weights.name} {what}: leave it out")
-
-
-def open_session(path: Path, threads: int) -> Any:
-    """Return an ONNX file as ONNX Runtime's session on so many cores, which leaves them to others while it waits."""
-    import onnxruntime  # noqa: PLC0415 (slow, and only exports need it)
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    options.log_severity_level = 3  # errors
-    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
 # The loop -------------------------------------------------------------------------------------------------------------

@@ -70,10 +70,7 @@ def _load_torchscript(path: Path, _: int) -> Runner:
 
 
 def _load_onnx(path: Path, threads: int) -> Runner:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.log_severity_level = 3  # errors
-    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    session = open_session(str(path), threads)
     name, kind = session.get_inputs()[0].name, session.get_inputs()[0].type
     dtype = DTYPES[kind]
 
@@ -81,6 +78,22 @@ def _load_onnx(path: Path, threads: int) -> Runner:
         return _as_outputs(session.run(None, {name: images.to(dtype).numpy(), **inputs}))
 
     return run
+
+
+def open_session(model: str | bytes, threads: int = 0, spinning: bool = True) -> onnxruntime.InferenceSession:
+    """Return a session of ONNX Runtime on the CPU, which tells of errors only.
+
+    Args:
+        model: path or content of a file.
+        threads: how many it computes on; 0: all cores.
+        spinning: its threads keep their cores busy while they wait for each other.
+    """
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3  # errors
+    if not spinning:
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
 def _load_openvino(path: Path, threads: int) -> Runner:
