@@ -229,7 +229,7 @@ def test_weights_that_are_not_there(tmp_path):
 
 
 def test_find_file_by_path_or_bare_name(tmp_path, monkeypatch):
-    monkeypatch.setattr(cli, "ROOT", tmp_path)
+    monkeypatch.setattr("utils.cli.ROOT", tmp_path)
     config = tmp_path / "models/configs/family/riformer-yolo.yaml"
     config.parent.mkdir(parents=True)
     config.write_text("")

@@ -245,7 +245,7 @@ def test_test_split_is_needed_only_when_asked_for(folder):
 @pytest.mark.parametrize("name", ["shapes", "shapes.yaml", ROOT / "data" / "shapes.yaml"])
 def test_built_in_set_is_made_at_first_use(name, tmp_path, monkeypatch):
     made = ensure_shapes(tmp_path / "shapes", Recipe(train=2, val=1, test=1, film_frames=1))
-    monkeypatch.setattr(datasets, "ensure_shapes", lambda _: made)
+    monkeypatch.setattr("utils.datasets.ensure_shapes", lambda _: made)
     data = load_dataset(name, split="test")
     assert data["test"] == str(made / "images" / "test")
     assert list(data["names"].values()) == ["circle", "square", "triangle", "star"]
@@ -511,7 +511,7 @@ def test_scan_leaves_the_data_set_as_it_is_and_is_remembered(folder, private_cac
         first[i]
     assert digest(folder) == before
     assert len(list(private_cache.rglob("*.npz"))) == 1
-    monkeypatch.setattr(datasets, "examine", lambda *_: pytest.fail("looked again"))
+    monkeypatch.setattr("utils.datasets.examine", lambda *_: pytest.fail("looked again"))
     second = build(folder)
     assert second.im_files == first.im_files
     for one, two in zip(first.labels, second.labels, strict=True):
@@ -522,25 +522,27 @@ def test_scan_leaves_the_data_set_as_it_is_and_is_remembered(folder, private_cac
 
 def test_only_changed_files_are_looked_at_again(folder, monkeypatch):
     build(folder)
-    looked, examine = [], datasets.examine
+    looked, original = [], datasets.examine
     monkeypatch.setattr(
-        datasets, "examine", lambda image, *rest: looked.append(Path(image).name) or examine(image, *rest)
+        "utils.datasets.examine", lambda image, *rest: looked.append(Path(image).name) or original(image, *rest)
     )
     label, times = folder / "labels" / "train" / "b.txt", (folder / "labels" / "train" / "b.txt").stat()
     label.write_text(label.read_text().replace("0.25", "0.75"))
     os.utime(label, ns=(times.st_atime_ns, times.st_mtime_ns))  # as if it had not been touched
     write_picture(folder / "images" / "train" / "e.jpg")
-    dataset = build(folder)
+    again = build(folder)
     assert sorted(looked) == ["b.jpg", "e.jpg"]
-    assert dataset.labels[1]["bboxes"][0][2] == np.float32(0.75)
-    assert len(dataset.labels[4]["cls"]) == 0
+    assert again.labels[1]["bboxes"][0][2] == np.float32(0.75)
+    assert len(again.labels[4]["cls"]) == 0
 
 
 def test_rejected_pictures_are_looked_at_again(folder, monkeypatch):
     imread = datasets.imread
-    monkeypatch.setattr(datasets, "imread", lambda path, flags: None if path.endswith("b.jpg") else imread(path, flags))
+    monkeypatch.setattr(
+        "utils.datasets.imread", lambda path, flags: None if path.endswith("b.jpg") else imread(path, flags)
+    )
     assert len(build(folder).rejected) == 1
-    monkeypatch.setattr(datasets, "imread", imread)  # as when the disk or the rights have been repaired
+    monkeypatch.setattr("utils.datasets.imread", imread)  # as when the disk or the rights have been repaired
     assert build(folder).rejected == []
 
 
@@ -574,7 +576,7 @@ def test_damaged_cache_is_no_cache(tmp_path, monkeypatch, damage):
     if damage == "cut":
         file.write_bytes(file.read_bytes()[:-40])
     else:
-        monkeypatch.setattr(datasets, "CACHE_VERSION", 99)
+        monkeypatch.setattr("utils.datasets.CACHE_VERSION", 99)
     assert datasets.load_records(file) == []
     assert datasets.load_records(tmp_path / "nowhere.npz") == []
 

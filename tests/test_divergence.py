@@ -10,7 +10,6 @@ from helpers import randomize_, tiny
 from onnx import numpy_helper
 from torch import nn
 
-import utils.divergence
 from models import create_model, switch_to_deploy
 from utils.comparison import Tolerance
 from utils.divergence import _first_difference, explain, find_divergence
@@ -168,7 +167,7 @@ def test_what_does_not_run_has_nothing_to_look_into(detector):
 
 
 def test_a_format_that_shows_nothing(detector, monkeypatch):
-    monkeypatch.setattr(utils.divergence, "watch", lambda *_: None)
+    monkeypatch.setattr("utils.divergence.watch", lambda *_: None)
     found = detector.explain(detector.broken("model.3.conv.weight"))
     assert found == {
         "by": "file",
@@ -178,7 +177,7 @@ def test_a_format_that_shows_nothing(detector, monkeypatch):
 
 def test_a_file_that_agrees_once_it_is_looked_into(detector, monkeypatch):
     path = detector.broken("model.3.conv.weight")
-    monkeypatch.setattr(utils.divergence, "watch", lambda _, images, *__: detector.reference(images))
+    monkeypatch.setattr("utils.divergence.watch", lambda _, images, *__: detector.reference(images))
     assert "its runtime's optimization is what differs" in detector.explain(path)["text"]
 
 
@@ -186,7 +185,7 @@ def test_a_file_that_does_not_run_with_its_inside_shown(detector, monkeypatch):
     def fail(*_):
         raise RuntimeError("no")
 
-    monkeypatch.setattr(utils.divergence, "watch", fail)
+    monkeypatch.setattr("utils.divergence.watch", fail)
     assert "does not run with its inside shown" in detector.explain(detector.broken("model.3.conv.weight"))["text"]
 
 

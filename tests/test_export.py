@@ -225,7 +225,7 @@ def test_what_differs_on_many_pictures_only_is_refused(best, monkeypatch, caplog
             each.unfused, each.accuracy = Accuracy(0.9, 0.8), Accuracy(0.9, 0.79)
         return found
 
-    monkeypatch.setattr(utils.export, "survey", lossy)
+    monkeypatch.setattr("utils.export.survey", lossy)
     assert command("--weights", best, "--include", "onnx", "--source", ASSETS) == 1
     assert names_in(best.parent) == ["best.export-failed.jpg", "best.export-failed.json", "best.pt"]
     assert "✗ the mAP drops by 1.000 points, allowed are 0.1" in caplog.text
@@ -250,7 +250,7 @@ def test_one_format_that_disagrees_refuses_all(model, tmp_path, monkeypatch):
     def fail(reference, deploy, path, options):
         return prove(reference, deploy, path, options) if path.suffix == ".onnx" else Proof()
 
-    monkeypatch.setattr(utils.export, "prove", fail)
+    monkeypatch.setattr("utils.export.prove", fail)
     report = export(model, tmp_path / "out", "best", "best.pt", Options(size=(64, 64)))
     assert not report.ok
     assert report.files == []
@@ -290,7 +290,7 @@ def test_a_full_disk_leaves_nothing(best, limit, capsys):
 
 
 def test_a_disk_that_fills_up_in_between_leaves_nothing(best, monkeypatch):
-    monkeypatch.setattr(utils.export, "reserve", lambda *_: None)
+    monkeypatch.setattr("utils.export.reserve", lambda *_: None)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
     try:

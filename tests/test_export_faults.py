@@ -149,7 +149,7 @@ def test_a_disk_that_fills_up_while_it_writes_is_named_as_the_reason(best, monke
         if len(calls) > 1:
             reserve(folder, count)
 
-    monkeypatch.setattr(utils.export, "reserve", late)
+    monkeypatch.setattr("utils.export.reserve", late)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
     try:

@@ -8,7 +8,6 @@ import pytest
 from helpers import tiny, write
 
 import export as script
-import utils.formats
 from models.errors import UserError
 from utils import cli
 from utils.environment import REPORTERS
@@ -47,7 +46,7 @@ each_format = pytest.mark.parametrize("name", FORMATS)
 
 @pytest.fixture
 def everything_is_installed(monkeypatch):
-    monkeypatch.setattr(utils.formats, "_is_installed", lambda _: True)
+    monkeypatch.setattr("utils.formats._is_installed", lambda _: True)
 
 
 @pytest.mark.parametrize("name", [*ULTRALYTICS["Argument"][1:], *YOLOV5, "tensorrt", "mlpackage"])
@@ -99,7 +98,7 @@ def test_options_that_a_format_does_not_know_are_one_sentence(name):
 
 
 def test_what_is_missing_is_named_with_the_command_that_installs_it(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(utils.formats, "_is_installed", lambda name: name != "pnnx")
+    monkeypatch.setattr("utils.formats._is_installed", lambda name: name != "pnnx")
     cfg = write(tmp_path, tiny(), "small.yaml")
     parser, out = script.make_parser(), tmp_path / "out"
     assert cli.run_script(script.main, parser, ["--cfg", str(cfg), "--output", str(out), "--include", "ncnn"]) == 2
@@ -119,7 +118,7 @@ def test_a_format_of_other_machines_is_refused_and_one_that_is_not_run_here_says
 
 
 def test_a_runtime_that_is_missing_is_why_a_file_is_not_run(monkeypatch):
-    monkeypatch.setattr(utils.formats, "_is_installed", lambda name: name != "ai-edge-litert")
+    monkeypatch.setattr("utils.formats._is_installed", lambda name: name != "ai-edge-litert")
     assert FORMATS["litert"].not_run == "needs ai-edge-litert: pip install ai-edge-litert==2.3.0"
 
 

@@ -254,7 +254,7 @@ def judge(monkeypatch, drop):
         lost = drop / 100 * onnx_layers(path)
         return Accuracy(0.99 - lost, 0.9 - lost)
 
-    monkeypatch.setattr(utils.int8, "measure_file", measure)
+    monkeypatch.setattr("utils.int8.measure_file", measure)
 
 
 def onnx_layers(path):

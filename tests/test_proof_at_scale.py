@@ -101,7 +101,7 @@ def test_a_file_that_is_wrong_is_refused_and_its_row_named(folder, tmp_path, mon
         onnx.save(graph, path)
         return written
 
-    monkeypatch.setattr(utils.export, "write", spoil)
+    monkeypatch.setattr("utils.export.write", spoil)
     words = ["--weights", folder / "best.pt", "--include", "onnx", "--output", tmp_path]
     words += ["--data", folder / "data.yaml"]
     assert cli.run_script(script.main, script.make_parser(), list(map(str, words))) == 1

@@ -60,7 +60,7 @@ def run_script(main: Callable[[argparse.Namespace], object], parser: Parser, arg
             code = main(parser.parse_args(argv))
             return code if isinstance(code, int) else 0
     except UserError as error:
-        _remove_empty_runs()
+        remove_empty_runs()
         return _fail(str(error), 2)
     except Terminated:
         return _fail("terminated", 143)
@@ -293,7 +293,7 @@ def increment_path(project: str | Path, name: str, exist_ok: bool = False) -> Pa
     return folder
 
 
-def _remove_empty_runs() -> None:
+def remove_empty_runs() -> None:
     """Remove the folders of runs that came to nothing: those in which there is no file."""
     while MADE:
         folder = MADE.pop()

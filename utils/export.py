@@ -77,14 +77,12 @@ class ExportError(Exception):
 
 
 @dataclass(frozen=True)
-class Options:
-    """What to write, and how."""
+class WriteOptions:
+    """How a file is written."""
 
     size: tuple[int, int] = (640, 640)  # height, width, in pixels
-    formats: tuple[str, ...] = DEFAULT
     batch: int = 1
     device: str = "cpu"
-    fuse: bool = True
     dynamic: bool = False  # batch, height and width stay free
     half: bool = False  # float16
     simplify: bool = False  # onnxslim
@@ -93,6 +91,14 @@ class Options:
     nms: Nms | None = None  # at the end of an ONNX file
     preprocess: str | None = None  # order of the bytes that a file takes, one of ORDERS; None: numbers in [0, 1]
     verbose: bool = False
+
+
+@dataclass(frozen=True)
+class Options(WriteOptions):
+    """What an export writes and how, and what it is proven on."""
+
+    formats: tuple[str, ...] = DEFAULT
+    fuse: bool = True
     pictures: tuple[Path, ...] = PHOTOS  # real ones, to prove on
     material: Material | None = None  # many, to prove on at scale
     int8: Int8 | None = None  # quantized files as well
@@ -235,7 +241,7 @@ def export(model: DetectionModel, folder: Path, stem: str, weights: str, options
         written = {
             name: write(deploy, temporary / name / f"{stem}{FORMATS[name].ending}", options) for name in options.formats
         }
-        with _quiet(options.verbose):
+        with quiet(options.verbose):
             proofs = {name: prove(reference, deploy, file.path, options) for name, file in written.items()}
         report = Report(weights, model, deploy, options, written, proofs, latency={})
         if report.ok and options.material:
@@ -262,7 +268,7 @@ def check_places(folder: Path, stem: str, options: Options) -> None:
             raise UserError(f"{place} is a {there}, and the export would put a {wanted} in its place: move it away")
 
 
-def write(deploy: DetectionModel, path: Path, options: Options) -> Written:
+def write(deploy: DetectionModel, path: Path, options: WriteOptions) -> Written:
     """Write `deploy` as it stands to `path`, whose ending says the format. Other files may come to lie beside it.
 
     Raises:
@@ -278,7 +284,7 @@ def write(deploy: DetectionModel, path: Path, options: Options) -> Written:
     errors = (Exception, SystemExit) if kind.writers else EXPORT_ERRORS  # some converters leave the process
     start = time.perf_counter()
     try:
-        with _quiet(options.verbose):
+        with quiet(options.verbose):
             made = _make_exporter(kind, options)(_to_be_written(deploy, path, kind))
         _take(Path(made), path)
         if kind.name == "onnx" and options.half:
@@ -302,7 +308,7 @@ def _take(made: Path, path: Path) -> None:
         file.unlink()
 
 
-def _make_exporter(kind: Format, options: Options) -> Exporter:
+def _make_exporter(kind: Format, options: WriteOptions) -> Exporter:
     settings = {"format": kind.name, "imgsz": list(options.size), "batch": options.batch, "dynamic": options.dynamic}
     settings |= {"device": options.device, "quantize": 16 if options.half else None}
     if kind.onnx:
@@ -479,7 +485,7 @@ def _sign(exporter: Exporter) -> None:
 
 
 @contextmanager
-def _quiet(verbose: bool) -> Iterator[None]:
+def quiet(verbose: bool) -> Iterator[None]:
     """Silence what Python and native libraries say of temporary paths and tracing; what they warn of is proven."""
     if verbose:
         yield

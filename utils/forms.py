@@ -22,7 +22,7 @@ from models.errors import UserError
 from models.summary import check_levels
 from utils.checkpoint import load_checkpoint
 from utils.cli import check_imgsz
-from utils.export import Options, fresh_model, write
+from utils.export import WriteOptions, fresh_model, write
 from utils.formats import FORMATS, format_of, size_of
 from utils.proof import make_pictures
 from utils.quantize import FloatGraph, quantize_openvino
@@ -153,7 +153,7 @@ def make(
         return Made(module)
     path = folder / f"model{FORMATS[form.format].ending}"
     if isinstance(module, DetectionModel):
-        write(module, path, Options(size=size))
+        write(module, path, WriteOptions(size=size))
         if form.int8:
             path = quantize(module, path, size, pictures)
     elif form.int8:
@@ -179,7 +179,7 @@ def quantize(
         graph = FloatGraph(path)
         onnx.save(graph.quantized(graph.calibrate(pictures, folder, {})), str(folder / path.name))
     else:
-        graph = FloatGraph(write(module, folder / "graph.onnx", Options(size=size)).path)
+        graph = FloatGraph(write(module, folder / "graph.onnx", WriteOptions(size=size)).path)
         quantize_openvino(path, folder / path.name, pictures, tuple(graph.ends))
     return folder / path.name
 
@@ -203,7 +203,7 @@ def _to_torchscript(backbone: nn.Module, images: Tensor, path: Path) -> None:
 
 
 def _to_onnx(backbone: nn.Module, images: Tensor, path: Path) -> None:
-    torch.onnx.export(backbone, (images,), str(path), opset_version=Options().opset, dynamo=False)
+    torch.onnx.export(backbone, (images,), str(path), opset_version=WriteOptions().opset, dynamo=False)
 
 
 def _to_openvino(backbone: nn.Module, images: Tensor, path: Path) -> None:

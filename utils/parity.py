@@ -33,7 +33,7 @@ from models.spec import CONFIGS
 from models.summary import count_parameters
 from utils import cli
 from utils.comparison import Difference, Tolerance
-from utils.export import ExportError, Options, see, versions, write
+from utils.export import ExportError, WriteOptions, see, versions, write
 from utils.formats import FORMATS, check_formats
 from utils.proof import Case, Reference, make_pictures, other_shape, summarize, third_shape
 
@@ -128,15 +128,15 @@ class Variant:
         """What the column is called."""
         return f"{FORMATS[self.format].title} {'dynamic' if self.dynamic else 'static'}"
 
-    def files(self, model: DetectionModel) -> Iterator[tuple[Options, list[Shape]]]:
+    def files(self, model: DetectionModel) -> Iterator[tuple[WriteOptions, list[Shape]]]:
         """Yield what to write, and what to run it on."""
         sizes = sizes_for(model)
         if self.dynamic and len(sizes) > 1:
             shapes = [(size, batch) for size in sizes for batch in BATCHES]
-            yield Options(size=sizes[0], formats=(self.format,), dynamic=True), shapes
+            yield WriteOptions(size=sizes[0], dynamic=True), shapes
         elif not self.dynamic:
             for size, batch in zip((sizes[0], sizes[-1]), BATCHES, strict=True):
-                yield Options(size=size, formats=(self.format,), batch=batch), [(size, batch)]
+                yield WriteOptions(size=size, batch=batch), [(size, batch)]
 
 
 @dataclass

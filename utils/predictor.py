@@ -49,6 +49,7 @@ MAX_WORKERS = 8  # frames that are computed at once, each of which takes memory
 MAX_METADATA = 100_000  # characters of one entry
 Shape = tuple[int | str, ...]  # a word stands for any number
 UNNAMED = 999  # classes that ultralytics gives to weights without names
+TASKS = ("detect", "segment")
 LITERALS = ("imgsz", "names", "args", "end2end", "nms")  # metadata that ultralytics reads as Python literals
 T = TypeVar("T")
 R = TypeVar("R")
@@ -432,8 +433,8 @@ def check_metadata(path: Path) -> str:
         raise WeightsError(f"{path} is for stride {stride}, batch {batch} and {channels} channels, which cannot run")
     if values.get("preprocess", ORDERS[0]) not in ORDERS:
         raise WeightsError(f"{path} takes bytes in an order that is not known here: {values['preprocess']}")
-    if not isinstance(task, str) or task not in PREDICTORS:
-        raise WeightsError(f"{path} was made for the task {task}, not for {' or '.join(PREDICTORS)}")
+    if task not in TASKS:
+        raise WeightsError(f"{path} was made for the task {task}, not for {' or '.join(TASKS)}")
     foreign = sorted(k for k in values if hasattr(BaseBackend, k) or k.startswith("_") or k in RESERVED)
     if foreign:
         raise WeightsError(f"{path} holds metadata under a name of the program's own: {foreign[0]}")

@@ -27,8 +27,8 @@ from typing import Any
 import utils.environment  # noqa: F401
 from models import DetectionModel
 from utils.comparison import Difference, Errors, Tolerance, compare, confidence, measure, measure_nms
+from utils.pictures import read_picture
 from utils.runners import RUN_ERRORS, Outputs, load_runner, read_metadata
-from utils.sources import read_picture
 from utils.wrappers import Nms, nms_of, threshold_inputs
 
 # isort: split
