@@ -29,7 +29,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import utils.environment  # noqa: F401
 from models import DetectionModel
 from models.errors import UserError, did_you_mean
 from models.plugins import load_plugins

@@ -29,7 +29,6 @@ import argparse
 import sys
 from pathlib import Path
 
-import utils.environment  # noqa: F401
 from models.errors import UserError
 from models.plugins import load_plugins
 from utils import cli

@@ -31,7 +31,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import utils.environment  # noqa: F401
 from models import DetectionModel
 from models.errors import UserError
 from models.plugins import load_plugins

@@ -5,8 +5,6 @@
 
 import warnings
 
-import utils.environment  # noqa: F401  (before anything imports ultralytics)
-
 from models.backbones import BACKBONES, Backbone, create_backbone, list_backbones  # isort: skip
 from models.blocks.reparam import Reparameterizable, switch_to_deploy
 from models.yolo import DetectionModel, SegmentationModel, create_model

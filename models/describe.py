@@ -19,10 +19,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from utils import cli
-
-# isort: split
-
 import torch
 from torch import Tensor, nn
 from ultralytics.utils import LOGGER, TQDM
@@ -33,6 +29,7 @@ from models.parser import common_side
 from models.plugins import load_plugins
 from models.spec import CONFIGS, load_spec
 from models.summary import count_gflops, count_parameters, model_table, row_gflops, slots_text
+from utils import cli
 from utils.latency import Latency, torch_threads
 
 DEFAULT_SIZE = (640, 640)

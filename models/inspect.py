@@ -27,10 +27,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from utils import cli
-
-# isort: split
-
 import torch
 import yaml
 from torch import Tensor, nn
@@ -57,6 +53,7 @@ from models.summary import (
     row_levels,
     run_ghost,
 )
+from utils import cli
 from utils.export import see
 from utils.latency import Latency, measure, torch_threads
 

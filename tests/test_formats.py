@@ -8,9 +8,9 @@ import pytest
 from helpers import tiny, write
 
 import export as script
+from models.environment import REPORTERS
 from models.errors import UserError
 from utils import cli
-from utils.environment import REPORTERS
 from utils.export import digest
 from utils.formats import (
     ALIASES,

@@ -1,1 +1,3 @@
-"""What the scripts do with a model: data, training, checkpoints, prediction, export and its proof."""
+"""What the scripts do with a model: data, training, checkpoints, detection, export and its proof."""
+
+import models.environment  # noqa: F401  (before anything imports ultralytics)

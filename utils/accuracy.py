@@ -14,15 +14,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-import utils.environment  # noqa: F401
-from models import DetectionModel
-from utils.runners import Outputs, Runner, load_runner
-from utils.trainer import VALIDATORS, write_data_yaml
-
-# isort: split
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 from ultralytics.utils import LOGGER
+
+from models import DetectionModel
+from utils.runners import Outputs, Runner, load_runner
+from utils.trainer import VALIDATORS, write_data_yaml
 
 T = TypeVar("T")
 Observe = Callable[[Sequence[str], Tensor, Mapping[str, Outputs]], None]  # file names, (B, ch, H, W), network → outputs

@@ -8,9 +8,6 @@ from __future__ import annotations
 
 import math
 
-import utils.environment  # noqa: F401
-
-# isort: split
 import numpy as np
 import torch
 from torch import Tensor

@@ -11,11 +11,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import utils.environment  # noqa: F401
-from utils.runners import file_in
-from utils.wrappers import as_bytes, threshold_inputs
-
-# isort: split
 from torch import Tensor
 from ultralytics.nn.autobackend import AutoBackend
 from ultralytics.nn.backends.base import BaseBackend
@@ -23,6 +18,9 @@ from ultralytics.nn.backends.onnx import ONNXBackend
 from ultralytics.nn.backends.openvino import OpenVINOBackend
 from ultralytics.nn.backends.pytorch import TorchScriptBackend
 from ultralytics.utils import LOGGER
+
+from utils.runners import file_in
+from utils.wrappers import as_bytes, threshold_inputs
 
 
 class Network(BaseBackend):

@@ -6,17 +6,15 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import utils.environment  # noqa: F401
+import torch
+from torch import Tensor
+from ultralytics.utils import TQDM
+
 from models.errors import UserError
 from utils.accuracy import evenly
 from utils.datasets import BUILT_IN, check_images, list_images, load_dataset
 from utils.pictures import is_readable
 from utils.proof import load_picture
-
-# isort: split
-import torch
-from torch import Tensor
-from ultralytics.utils import TQDM
 
 
 def find_data(data: str, weights: Path) -> dict[str, Any]:

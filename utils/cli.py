@@ -23,12 +23,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
-import utils.environment  # noqa: F401
-from models.errors import UserError, did_you_mean
-
-# isort: split
 import torch
 from ultralytics.utils import LOGGER
+
+from models.errors import UserError, did_you_mean
 
 ROOT = Path(__file__).resolve().parents[1]  # the folder that holds models/, data/ and the scripts
 MAX_IMGSZ = 8192  # pixels a side; a larger input would not fit in memory

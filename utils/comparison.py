@@ -12,16 +12,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import utils.environment  # noqa: F401
-from utils.runners import Outputs
-from utils.wrappers import Nms
-
-# isort: split
 import torch
 from torch import Tensor
 from ultralytics.utils.metrics import box_iou
 from ultralytics.utils.nms import non_max_suppression
 from ultralytics.utils.ops import xywh2xyxy
+
+from utils.runners import Outputs
+from utils.wrappers import Nms
 
 CONF, IOU = 0.25, 0.45  # of NMS
 SCORE_ROUNDING = 2e-3  # as much as float16 may be off

@@ -16,14 +16,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from utils import cli
-
-# isort: split
 from ultralytics.utils import LOGGER
 
 from models import DetectionModel, create_model
 from models.backbones.weights import Adapted, WeightsReport, copy_tensors
 from models.errors import ConfigError, UserError, WeightsError
+from utils import cli
 from utils.checkpoint import pack_model, save_checkpoint
 from utils.foreign import ForeignModel, differences, read_model
 from utils.unpickle import read_pickled

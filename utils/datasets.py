@@ -24,13 +24,6 @@ from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import Any, TypeGuard
 
-import utils.environment  # noqa: F401
-from models.errors import UserError, did_you_mean
-from utils.cli import ROOT, find_file, printable
-from utils.environment import config_dir
-from utils.shapes import ensure_shapes, shapes_folder
-
-# isort: split
 import cv2
 import numpy as np
 import yaml
@@ -41,6 +34,11 @@ from ultralytics.utils import LOCAL_RANK, LOGGER, NUM_THREADS, TQDM, IterableSim
 from ultralytics.utils.ops import segments2boxes
 from ultralytics.utils.patches import _image_open as open_header  # Image.open itself is patched to install packages
 from ultralytics.utils.patches import imread
+
+from models.environment import config_dir
+from models.errors import UserError, did_you_mean
+from utils.cli import ROOT, find_file, printable
+from utils.shapes import ensure_shapes, shapes_folder
 
 BUILT_IN = ROOT / "data" / "shapes.yaml"
 KEYS = ("path", "train", "val", "test", "names", "nc", "channels", "kpt_shape", "flip_idx", "download")

@@ -18,7 +18,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import utils.environment  # noqa: F401
+import onnx
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils._pytree import tree_leaves
+
 from models import DetectionModel
 from models.blocks.reparam import Reparameterizable
 from utils.comparison import HALF_TOLERANCE, Tolerance
@@ -26,12 +30,6 @@ from utils.formats import format_of
 from utils.intermediates import Shape, Visit, Watch, watch
 from utils.proof import ROUNDING, Case, Evidence, Reference, run_eager
 from utils.runners import RUN_ERRORS, Outputs
-
-# isort: split
-import onnx
-from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils._pytree import tree_leaves
 
 FLOOR = 3e-6  # relative error that float32 explains anywhere
 HALF_FLOOR = 2e-2  # and float16

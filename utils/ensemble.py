@@ -10,14 +10,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import utils.environment  # noqa: F401
+import torch
+from torch import Tensor
+
 from models.errors import UserError
 from utils.pictures import Frame
 from utils.predictor import Found, Predictor, create_predictor
-
-# isort: split
-import torch
-from torch import Tensor
 
 
 class Ensemble:

@@ -4,12 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import utils.environment  # noqa: F401
-from utils.comparison import detections
-from utils.proof import Case, Evidence, Reference
-from utils.runners import Outputs
-
-# isort: split
 import cv2
 import numpy as np
 import torch
@@ -17,6 +11,10 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from ultralytics.engine.results import Results
 from ultralytics.utils import ops
+
+from utils.comparison import detections
+from utils.proof import Case, Evidence, Reference
+from utils.runners import Outputs
 
 SIDE = 640  # pixels that the longer side of each picture has at least
 MARGIN, FONT = 10, 18  # pixels

@@ -28,7 +28,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import utils.environment  # noqa: F401
+import onnx
+import onnxruntime
+import torch
+import ultralytics
+from onnxruntime.transformers.onnx_model import OnnxModel
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from ultralytics.engine.exporter import Exporter
+from ultralytics.utils import LOGGER
+
 from models import DetectionModel, create_model
 from models.blocks.riformer import WrittenOut
 from models.errors import UserError
@@ -46,17 +55,6 @@ from utils.publish import publish, reserve, temporary_folder
 from utils.runners import load_runner
 from utils.survey import HALF_MAX_DROP, MAX_DROP, Material, Survey, survey
 from utils.wrappers import Nms
-
-# isort: split
-import onnx
-import onnxruntime
-import torch
-import ultralytics
-from onnxruntime.transformers.onnx_model import OnnxModel
-from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
-from ultralytics.engine.exporter import Exporter
-from ultralytics.utils import LOGGER
 
 MARGIN = 1.35  # of the variances of fresh weights
 ROUNDS = 5  # of measuring how long the networks take

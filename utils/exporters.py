@@ -7,18 +7,16 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import cast
 
-import utils.environment  # noqa: F401
-from models import DetectionModel
-from models.errors import UserError
-from utils.graph import add_nms, add_preprocess
-from utils.wrappers import Nms, Preprocess
-
-# isort: split
 import onnx
 import onnxslim
 import torch
 from onnxruntime.transformers import float16
 from ultralytics.engine.exporter import Exporter
+
+from models import DetectionModel
+from models.errors import UserError
+from utils.graph import add_nms, add_preprocess
+from utils.wrappers import Nms, Preprocess
 
 SIDES = {  # names of the outputs' sides where these are free, ultralytics' ones
     "output0": ("batch", "values", "anchors"),

@@ -6,16 +6,14 @@ import math
 from collections.abc import Callable
 from pathlib import Path
 
-import utils.environment  # noqa: F401
+import cv2
+import numpy as np
+from torch import Tensor, nn
+
 from models import DetectionModel
 from models.errors import UserError
 from utils.outputs import write_image
 from utils.predictor import Finder, Found, Predictor, Step
-
-# isort: split
-import cv2
-import numpy as np
-from torch import Tensor, nn
 
 CHANNELS, COLUMNS = 32, 8  # of a drawing
 SIDE = 96  # pixels of the shorter side of a drawn map, at least

@@ -14,7 +14,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import utils.environment  # noqa: F401
+import onnx
+import torch
+from torch import Tensor, nn
+
 from models import DetectionModel, switch_to_deploy
 from models.backbones import Backbone
 from models.blocks.riformer import RIFormerBlock, fuse_norm_affine
@@ -27,11 +30,6 @@ from utils.formats import FORMATS, format_of, size_of
 from utils.proof import make_pictures
 from utils.quantize import FloatGraph, quantize_openvino
 from utils.runners import load_runner
-
-# isort: split
-import onnx
-import torch
-from torch import Tensor, nn
 
 Network = Callable[[Tensor], object]  # takes (B, ch, H, W) float32 in [0, 1]
 

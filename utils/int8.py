@@ -9,7 +9,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import utils.environment  # noqa: F401
+import onnx
+from matplotlib.figure import Figure
+from torch import Tensor
+from ultralytics.utils import LOGGER
+
 from models import DetectionModel
 from models.errors import UserError
 from utils.accuracy import Accuracy, measure_file
@@ -18,12 +22,6 @@ from utils.formats import FORMATS, Format, digest, size_of
 from utils.latency import Latency, measure
 from utils.quantize import MIN_OPSET, FloatGraph, Layer, import_nncf, quantize_openvino
 from utils.runners import load_runner
-
-# isort: split
-import onnx
-from matplotlib.figure import Figure
-from torch import Tensor
-from ultralytics.utils import LOGGER
 
 FORMATS_WITH_INT8 = ("onnx", "openvino")
 MOST = 0.5  # of the layers may stay in float; the rest would hardly be an INT8 file

@@ -14,16 +14,14 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
-import utils.environment  # noqa: F401
-from utils.formats import format_of
-from utils.runners import Outputs, load_runner
-
-# isort: split
 import onnx
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+
+from utils.formats import format_of
+from utils.runners import Outputs, load_runner
 
 Shape = tuple[int, ...]
 Visit = Callable[[Tensor], None]

@@ -11,9 +11,6 @@ from contextlib import suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-import utils.environment  # noqa: F401
-
-# isort: split
 import torch
 from torch import Tensor, nn
 

@@ -16,15 +16,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import utils.environment  # noqa: F401
-from models.errors import UserError
-from utils.pictures import Frame
-
-# isort: split
 import cv2
 import numpy as np
 from ultralytics.engine.results import Results
 from ultralytics.utils.plotting import save_one_box
+
+from models.errors import UserError
+from utils.pictures import Frame
 
 JPEG_SIDE = 65500  # pixels; a JPEG cannot be wider or higher
 CSV_HEADER = ("Image Name", "Prediction", "Confidence")

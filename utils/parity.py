@@ -25,7 +25,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import utils.environment  # noqa: F401
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from ultralytics.utils import LOGGER, TQDM
+
 from models import DetectionModel, create_model
 from models.errors import UserError
 from models.plugins import load_plugins
@@ -36,12 +40,6 @@ from utils.comparison import Difference, Tolerance
 from utils.export import ExportError, WriteOptions, see, versions, write
 from utils.formats import FORMATS, check_formats
 from utils.proof import Case, Reference, make_pictures, other_shape, summarize, third_shape
-
-# isort: split
-import torch
-from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
-from ultralytics.utils import LOGGER, TQDM
 
 BOUND = Tolerance(box_px=1e-3, score=1e-5, mask=1e-4)
 SAME_IOU = 0.999  # from which a detection counts as the same

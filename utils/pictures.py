@@ -12,12 +12,10 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-import utils.environment  # noqa: F401
 from utils.cli import printable
 
 os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # silent, as OpenCV is below: what is wrong, we say ourselves
 
-# isort: split
 import cv2
 import numpy as np
 from PIL import Image

@@ -19,21 +19,6 @@ from functools import reduce
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-import utils.environment  # noqa: F401
-from models.errors import UserError, WeightsError
-from utils.backends import read_options
-from utils.checkpoint import load_checkpoint
-from utils.cli import check_imgsz, printable
-from utils.environment import cpu_cores
-from utils.formats import FORMATS, format_of
-from utils.latency import torch_threads
-from utils.outputs import Outputs, draw
-from utils.pictures import Frame
-from utils.runners import RUN_ERRORS, open_session, read_metadata
-from utils.sources import AnySource, prefetch
-from utils.wrappers import ORDERS
-
-# isort: split
 import cv2
 import torch
 from torch import Tensor, nn
@@ -43,6 +28,19 @@ from ultralytics.models.yolo import segment
 from ultralytics.models.yolo.detect import DetectionPredictor
 from ultralytics.nn.backends.base import BaseBackend
 from ultralytics.utils import LOGGER, ops
+
+from models.environment import cpu_cores
+from models.errors import UserError, WeightsError
+from utils.backends import read_options
+from utils.checkpoint import load_checkpoint
+from utils.cli import check_imgsz, printable
+from utils.formats import FORMATS, format_of
+from utils.latency import torch_threads
+from utils.outputs import Outputs, draw
+from utils.pictures import Frame
+from utils.runners import RUN_ERRORS, open_session, read_metadata
+from utils.sources import AnySource, prefetch
+from utils.wrappers import ORDERS
 
 BACKLOG = 8  # frames that may wait to be written; bounds the memory
 MAX_WORKERS = 8  # frames that are computed at once, each of which takes memory

@@ -24,18 +24,16 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import utils.environment  # noqa: F401
+import torch
+from torch import Tensor, nn
+from ultralytics.data.augment import LetterBox
+from ultralytics.utils import ASSETS
+
 from models import DetectionModel
 from utils.comparison import Difference, Errors, Tolerance, compare, confidence, measure, measure_nms
 from utils.pictures import read_picture
 from utils.runners import RUN_ERRORS, Outputs, load_runner, read_metadata
 from utils.wrappers import Nms, nms_of, threshold_inputs
-
-# isort: split
-import torch
-from torch import Tensor, nn
-from ultralytics.data.augment import LetterBox
-from ultralytics.utils import ASSETS
 
 PHOTOS = (ASSETS / "bus.jpg", ASSETS / "zidane.jpg")
 CHECKER = 8  # pixels a side of a square of the checkerboard

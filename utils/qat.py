@@ -10,13 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-import utils.environment  # noqa: F401
-from models import DetectionModel
-
-# isort: split
 import torch
 from torch import Tensor, nn
 from ultralytics.nn.modules import Conv
+
+from models import DetectionModel
 
 LOW, HIGH = "input_low", "input_high"  # buffers of a convolution
 MOMENTUM = 0.01  # of the ranges

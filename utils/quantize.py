@@ -25,10 +25,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import utils.environment  # noqa: F401
-from models.errors import UserError
-
-# isort: split
 import numpy as np
 import onnx
 import onnxruntime
@@ -37,6 +33,8 @@ from onnxruntime.quantization import QuantType
 from onnxruntime.quantization.calibrate import CalibrationDataReader, TensorData, TensorsData, create_calibrator
 from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 from torch import Tensor
+
+from models.errors import UserError
 
 LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")  # that have a weight
 ACTIVATIONS = ("Relu", "Clip", "LeakyRelu", "Sigmoid", "HardSigmoid", "Mul")  # SiLU is a Sigmoid and a Mul

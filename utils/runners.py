@@ -12,11 +12,6 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-import utils.environment  # noqa: F401
-from utils.formats import format_of
-from utils.wrappers import as_bytes
-
-# isort: split
 import numpy as np
 import onnxruntime
 import torch
@@ -25,6 +20,9 @@ from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 from torch import Tensor
 from ultralytics.nn.autobackend import AutoBackend
 from ultralytics.nn.backends.base import BaseBackend
+
+from utils.formats import format_of
+from utils.wrappers import as_bytes
 
 Outputs = tuple[Tensor, ...]  # float32, as models/heads.py says: boxes with scores; of a segmenter the prototypes too
 Runner = Callable[..., Outputs]  # takes (B, ch, H, W) float32 in [0, 1]; an ONNX file's optional inputs by their names

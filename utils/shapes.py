@@ -23,14 +23,12 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-import utils.environment  # noqa: F401
-from models.errors import UserError
-from utils.environment import config_dir
-
-# isort: split
 import cv2
 import numpy as np
 from ultralytics.utils import ASSETS, TQDM
+
+from models.environment import config_dir
+from models.errors import UserError
 
 NAMES = ("circle", "square", "triangle", "star")
 SPLITS = ("train", "val", "test")

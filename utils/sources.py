@@ -13,15 +13,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
-import utils.environment  # noqa: F401
+import cv2
+from ultralytics.data.utils import VID_FORMATS
+
 from models.errors import UserError, did_you_mean
 from utils.cli import is_utf8
 from utils.pictures import Frame, Unreadable, is_picture, read_picture, suffix
 from utils.streams import PATIENCE, Screen, Streams, is_live, read_addresses
-
-# isort: split
-import cv2
-from ultralytics.data.utils import VID_FORMATS
 
 COMPLETE = 0.95  # a video that gives fewer of its frames than this is broken; containers only estimate their count
 Named = str | Path | Sequence[str | Path]

@@ -16,16 +16,14 @@ from itertools import chain, repeat
 from pathlib import Path
 from urllib.parse import urlsplit
 
-import utils.environment  # noqa: F401
-from models.errors import UserError
-from utils.cli import shorten
-from utils.pictures import Frame, is_picture
-
-# isort: split
 import cv2
 import numpy as np
 from ultralytics.data.loaders import LoadScreenshots
 from ultralytics.utils import LOGGER
+
+from models.errors import UserError
+from utils.cli import shorten
+from utils.pictures import Frame, is_picture
 
 SCHEMES = ("rtsp", "rtsps", "rtmp", "tcp", "udp", "http", "https")
 YOUTUBE = ("youtube.com", "www.youtube.com", "m.youtube.com", "youtu.be")

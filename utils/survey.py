@@ -13,7 +13,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-import utils.environment  # noqa: F401
+import numpy as np
+import torch
+from torch import Tensor
+from ultralytics.utils import LOGGER, TQDM
+
 from utils.accuracy import Accuracy, evenly, measure_accuracy
 from utils.cli import printable
 from utils.comparison import Errors, Tolerance
@@ -23,12 +27,6 @@ from utils.proof import Case, Evidence, Reference, load_picture, remark
 from utils.runners import Outputs, Runner
 from utils.sources import prefetch
 from utils.wrappers import Nms
-
-# isort: split
-import numpy as np
-import torch
-from torch import Tensor
-from ultralytics.utils import LOGGER, TQDM
 
 T = TypeVar("T")
 

@@ -11,14 +11,12 @@ import importlib.util
 from pathlib import Path
 from typing import Any
 
-import utils.environment  # noqa: F401
-from models.errors import UserError
-from utils.predictor import Found
-
-# isort: split
 import torch
 from ultralytics.utils import YAML, IterableSimpleNamespace
 from ultralytics.utils.checks import check_yaml
+
+from models.errors import UserError
+from utils.predictor import Found
 
 TRACKERS = {"bytetrack": "BYTETracker", "botsort": "BOTSORT"}  # by their names in ultralytics.trackers
 LOW = 0.1  # least confidence of a box that goes on with a track

@@ -11,9 +11,6 @@ from copy import copy
 from pathlib import Path
 from typing import Any
 
-from utils import environment
-
-# isort: split
 import torch
 import yaml
 from torch import nn
@@ -24,7 +21,7 @@ from ultralytics.models.yolo.detect import DetectionTrainer, DetectionValidator
 from ultralytics.utils import LOGGER, RANK
 from ultralytics.utils.torch_utils import ModelEMA, autocast, init_seeds, unwrap_model
 
-from models import DetectionModel, create_model
+from models import DetectionModel, create_model, environment
 from models.backbones import Backbone
 from models.blocks.repconv import RepConv
 from models.errors import UserError, WeightsError

@@ -22,7 +22,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import utils.environment  # noqa: F401
+import cv2
+import numpy as np
+import psutil
+from ultralytics import YOLO
+from ultralytics.engine.results import Results
+from ultralytics.utils import LOGGER, TQDM
+
 from models.errors import UserError
 from utils import cli
 from utils.outputs import Outputs, Wanted
@@ -30,14 +36,6 @@ from utils.pictures import Frame
 from utils.predictor import Finder, create_predictor, predict
 from utils.shapes import NAMES, PALETTE, Shape, bounce, draw, load_photos
 from utils.sources import Files, open_source
-
-# isort: split
-import cv2
-import numpy as np
-import psutil
-from ultralytics import YOLO
-from ultralytics.engine.results import Results
-from ultralytics.utils import LOGGER, TQDM
 
 SIZE = 1280, 720  # pixels: width, height
 CELLS = 4, 2  # of the picture, with one object in each

@@ -20,7 +20,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import utils.environment  # noqa: F401
+import cv2
+import numpy as np
+import torch
+from ultralytics.engine.results import Results
+from ultralytics.utils import LOGGER
+
 from models.errors import ConfigError, UserError, WeightsError
 from utils import cli
 from utils.export import ExportError
@@ -32,13 +37,6 @@ from utils.pictures import Frame, is_picture
 from utils.predictor import Predictor, create_predictor, open_weights
 from utils.runners import RUN_ERRORS, load_runner
 from utils.sources import Files, is_video
-
-# isort: split
-import cv2
-import numpy as np
-import torch
-from ultralytics.engine.results import Results
-from ultralytics.utils import LOGGER
 
 GRADIO = "6.31.0"  # that was tested
 PAGES = Path(__file__).parent / "pages"

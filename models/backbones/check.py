@@ -24,10 +24,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from utils import cli
-
-# isort: split
-
 import torch
 from PIL import Image
 from torch import Tensor, nn
@@ -41,6 +37,7 @@ from models.backbones.names import split_name
 from models.backbones.weights import PLAIN, choose_dialect, read_source
 from models.errors import UserError, WeightsError
 from models.plugins import load_plugins
+from utils import cli
 from utils.pictures import Unreadable, check_size, restore_pillow
 
 TRAIN, DEPLOY, CHECK = "train", "deploy", "check"
