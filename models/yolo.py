@@ -185,7 +185,6 @@ def create_model(cfg: str | Path | Mapping[str, Any] | ModelSpec, **options: Any
 if __name__ == "__main__":
     import sys
 
-    from models import describe
-    from utils import cli
+    from utils import cli, describe_model
 
-    sys.exit(cli.run_script(describe.main, describe.make_parser()))
+    sys.exit(cli.run_script(describe_model.main, describe_model.make_parser()))

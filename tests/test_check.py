@@ -14,11 +14,10 @@ from PIL import Image
 from torch import nn
 
 from models import create_backbone
-from models.backbones import check
 from models.blocks.reparam import fuse_blocks
 from models.blocks.riformer import RIFormerBlock, fuse_norm_affine
 from tests.helpers import randomize_
-from utils import cli
+from utils import check_weights, cli
 
 ROOT = Path(__file__).parents[1]
 CLASSES = ("ant", "bee", "cat")
@@ -69,7 +68,7 @@ def options(files, folder, **changes):
 def command(files, folder, **changes):
     flags = {k.replace("_", "-"): v for k, v in options(files, folder, **changes).items() if v is not None}
     words = [word for name, value in flags.items() for word in (f"--{name}", str(value))]
-    return cli.run_script(check.main, check.make_parser(), words)
+    return cli.run_script(check_weights.main, check_weights.make_parser(), words)
 
 
 @torch.no_grad()
@@ -83,7 +82,7 @@ def expected(network, data):
             image = image.resize([int(side * scale) for side in image.size], Image.Resampling.BILINEAR)
             left, top = (round((side - 64) / 2) for side in image.size)
             x = np.asarray(image.crop((left, top, left + 64, top + 64)), dtype=np.float32) / 255
-            x = (x - np.array(check.MEAN, dtype=np.float32)) / np.array(check.STD, dtype=np.float32)
+            x = (x - np.array(check_weights.MEAN, dtype=np.float32)) / np.array(check_weights.STD, dtype=np.float32)
             logits = network(torch.from_numpy(x).permute(2, 0, 1)[None])
             right += int(logits.argmax()) == label
     return right
@@ -92,7 +91,7 @@ def expected(network, data):
 # What comes out -------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize(("file", "mode"), [("train", "train"), ("train", "deploy"), ("deploy", "deploy")])
 def test_accuracy_is_that_of_the_pictures(files, data, network, file, mode):
-    result = check.run(**options(files, data, weights=files / f"{file}.pth", mode=mode, batch_size=4))
+    result = check_weights.run(**options(files, data, weights=files / f"{file}.pth", mode=mode, batch_size=4))
     assert (result.pictures, result.classes, list(result.scores)) == (6, 3, [mode])
     assert result.scores[mode].top1 == expected(network, data)
     assert result.scores[mode].top5 == 6
@@ -100,16 +99,16 @@ def test_accuracy_is_that_of_the_pictures(files, data, network, file, mode):
 
 
 def test_both_forms_agree(files, data):
-    result = check.run(**options(files, data, mode="check"))
+    result = check_weights.run(**options(files, data, mode="check"))
     assert result.scores["train"].top1 == result.scores["deploy"].top1
-    assert 0 < result.difference.relative < check.TOLERANCE
+    assert 0 < result.difference.relative < check_weights.TOLERANCE
     assert result.difference.other_top1 == 0
 
 
 def test_classifiers_of_timm_are_checked_too(files, data, tmp_path):
     theirs = randomize_(create_backbone("timm", "test_resnet", num_classes=len(CLASSES))).body
     torch.save(theirs.state_dict(), tmp_path / "timm.pth")
-    result = check.run(**options(files, data, arch="test_resnet", weights=tmp_path / "timm.pth", mode="check"))
+    result = check_weights.run(**options(files, data, arch="test_resnet", weights=tmp_path / "timm.pth", mode="check"))
     assert result.ok and result.difference.relative > 0
 
 
@@ -119,7 +118,7 @@ def test_forms_that_disagree_are_1(files, data, monkeypatch, caplog):
         nn.init.zeros_(deploy.head.fc.weight)
         return deploy
 
-    monkeypatch.setattr(check, "switch_to_deploy", spoil)
+    monkeypatch.setattr(check_weights, "switch_to_deploy", spoil)
     assert command(files, data, mode="check") == 1
     assert "DISAGREE" in caplog.text
 
@@ -132,16 +131,17 @@ def test_logits_that_are_not_finite_are_1(files, data, tmp_path, caplog):
 
 
 def test_values_that_are_not_finite_disagree():
-    difference = check.Difference()
+    difference = check_weights.Difference()
     difference.add(torch.tensor([[1.0, 2.0]]), torch.tensor([[1.0, float("nan")]]))
     assert not difference.ok
     assert (
-        check.Result("a", "w", "check", 64, 1.0, 2, difference=difference).as_dict()["difference"]["relative"] is None
+        check_weights.Result("a", "w", "check", 64, 1.0, 2, difference=difference).as_dict()["difference"]["relative"]
+        is None
     )
 
 
 def test_scores_count_the_best_and_the_best_five():
-    score = check.Score()
+    score = check_weights.Score()
     score.add(torch.arange(8.0).repeat(3, 1), torch.tensor([7, 3, 2]), 0.5)
     assert (score.top1, score.top5, score.seconds) == (1, 2, 0.5)
 
@@ -149,7 +149,7 @@ def test_scores_count_the_best_and_the_best_five():
 def test_the_folder_may_have_the_pictures_in_val(files, data, tmp_path):
     (tmp_path / "train").mkdir()
     (tmp_path / "val").symlink_to(data, target_is_directory=True)
-    assert check.run(**options(files, tmp_path)).pictures == 6
+    assert check_weights.run(**options(files, tmp_path)).pictures == 6
 
 
 def test_unreadable_pictures_are_named_and_make_it_1(files, data, tmp_path, caplog):
@@ -178,7 +178,7 @@ def test_the_output_holds_the_result(files, data, tmp_path):
 
 @pytest.mark.parametrize(("arch", "side"), [("RepMLPNet/T256", 256), ("RIFormer/s12", 224), ("x/bottleneck-224", 224)])
 def test_the_size_is_the_one_in_the_name(network, arch, side):
-    assert check.native_size(network, arch) == side
+    assert check_weights.native_size(network, arch) == side
 
 
 # What is wrong --------------------------------------------------------------------------------------------------------
@@ -268,7 +268,7 @@ def test_a_folder_without_folders_or_readable_pictures(files, tmp_path, capsys):
 def test_it_runs_as_a_module(files, data):
     words = options(files, data, mode="check", workers=1)
     done = subprocess.run(
-        [sys.executable, "-m", "models.backbones.check", *(str(w) for k, v in words.items() for w in (f"--{k}", v))],
+        [sys.executable, "-m", "utils.check_weights", *(str(w) for k, v in words.items() for w in (f"--{k}", v))],
         cwd=ROOT,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from models import DetectionModel, describe
+from models import DetectionModel
 from models.errors import UserError
 from models.summary import count_gflops, model_table
 from tests.helpers import tiny, tiny_backbone, write
-from utils import cli
+from utils import cli, describe_model
 
 ROOT = Path(__file__).parents[1]
 
@@ -25,7 +25,7 @@ def small(tmp_path):
 
 
 def command(*words):
-    return cli.run_script(describe.main, describe.make_parser(), list(map(str, words)))
+    return cli.run_script(describe_model.main, describe_model.make_parser(), list(map(str, words)))
 
 
 def test_it_tells_what_the_model_says_of_itself(small, caplog):
@@ -40,13 +40,13 @@ def test_it_tells_what_the_model_says_of_itself(small, caplog):
 
 
 def test_every_row_is_timed(small):
-    (found,) = describe.run(str(small), profile=True, imgsz=[64, 96], rounds=3)
+    (found,) = describe_model.run(str(small), profile=True, imgsz=[64, 96], rounds=3)
     model = DetectionModel(small)
     assert [row.module for row in found.rows] == [node.row.module for node in model.nodes]
     assert [row.slots for row in found.rows] == [str(node.slot) for node in model.nodes]
     assert all(latency.median > 0 and len(latency.times) == 3 for row in found.rows for latency in row.latency)
     assert sum(row.gflops[0] for row in found.rows) == pytest.approx(found.gflops[0])
-    rows = describe.profile_table(found).splitlines()
+    rows = describe_model.profile_table(found).splitlines()
     shares = [float(share) for row in rows[1:-1] for share in re.findall(r"([\d.]+)%", row)[:1]]
     assert sum(shares) == pytest.approx(100, abs=0.5)
     assert rows[-1].split()[:2] == ["all", "rows"]
@@ -61,7 +61,7 @@ def test_a_slow_row_is_seen(small):
     for module in list(model.model)[:2]:
         module.register_forward_hook(dawdle)
     with torch.no_grad():
-        times = [describe.row_milliseconds(model, torch.rand(1, 3, 16, 16)) for _ in range(3)]
+        times = [describe_model.row_milliseconds(model, torch.rand(1, 3, 16, 16)) for _ in range(3)]
     fastest = [min(row) for row in zip(*times, strict=True)]
     assert min(fastest[:2]) > max(fastest[2:5])
     assert all(len(m._forward_hooks) == (i < 2) for i, m in enumerate(model.model)), "hooks are taken off again"
@@ -69,14 +69,14 @@ def test_a_slow_row_is_seen(small):
 
 def test_a_model_of_one_size_is_described_at_that_size(tmp_path):
     cfg = write(tmp_path, tiny_backbone("levit_128s", {"img_size": 320}, head=[[["P4", "P5"], 1, "Detect", ["nc"]]]))
-    (found,) = describe.run(str(cfg))
+    (found,) = describe_model.run(str(cfg))
     assert found.imgsz == (320, 320)
     with pytest.raises(UserError, match=r"bad\.yaml takes no picture of 256x256"):
-        describe.run(str(cfg), imgsz=[256])
+        describe_model.run(str(cfg), imgsz=[256])
 
 
 def test_all_files_of_a_folder_are_described(small, monkeypatch, caplog):
-    monkeypatch.setattr(describe, "CONFIGS", small.parent)
+    monkeypatch.setattr(describe_model, "CONFIGS", small.parent)
     write(small.parent, tiny(nc=3), "other.yaml")
     assert command("--test", "--imgsz", 64) == 0
     assert [message.split()[0] for message in caplog.messages[-2:]] == ["other.yaml", "small.yaml"]

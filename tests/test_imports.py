@@ -22,9 +22,9 @@ ORDER = [  # a module imports from its own line and the lines above; those of th
     ["utils"],
     [
         "scripts",
-        "models.inspect",
-        "models.describe",
-        "models.backbones.check",
+        "utils.inspect_backbone",
+        "utils.describe_model",
+        "utils.check_weights",
         "utils.convert",
         "utils.parity",
     ],  # the last run by -m
@@ -82,7 +82,7 @@ def test_there_is_something_to_check():
     assert {"models.yolo", "models.blocks.reparam", "utils.checkpoint", "train"} <= MODULES.keys()
     assert rank("models.blocks.reparam") < rank("models.yolo") < rank("models") < rank("utils.cli") < rank("train")
     assert rank("utils.environment") < rank("models.errors")
-    assert rank("models.inspect") == rank("models.backbones.check") == rank("utils.convert") == rank("train")
+    assert rank("utils.inspect_backbone") == rank("utils.check_weights") == rank("utils.convert") == rank("train")
 
 
 @each_module

@@ -10,14 +10,14 @@ import pytest
 import torch
 from torch import nn
 
-from models import BACKBONES, Backbone, create_backbone, inspect, switch_to_deploy
+from models import BACKBONES, Backbone, create_backbone, switch_to_deploy
 from models.backbones.base import select_strides
 from models.backbones.names import all_names, match_names, split_name
 from models.blocks.reparam import fuse_blocks
 from models.errors import UserError
 from models.summary import Card, card_rows, count_gflops, count_level, count_parameters, format_rows, make_ghost
 from tests.helpers import tiny, tiny_backbone, write
-from utils import cli
+from utils import cli, inspect_backbone
 
 ROOT = Path(__file__).parents[1]
 KEYS = "name parameters gflops fuses left stays weights notes imgsz levels size half amp largest_value latency_ms"
@@ -55,12 +55,12 @@ def small(monkeypatch):
 
 
 def command(*argv):
-    return cli.run_script(inspect.main, inspect.make_parser(), list(map(str, argv)))
+    return cli.run_script(inspect_backbone.main, inspect_backbone.make_parser(), list(map(str, argv)))
 
 
 def rule_of(takes):
     backbone = Small("plain", takes=takes)
-    return inspect.measure_size_rule(make_ghost(backbone), 8)
+    return inspect_backbone.measure_size_rule(make_ghost(backbone), 8)
 
 
 def test_a_backbone_that_gives_other_maps_than_it_says_is_refused(small, monkeypatch, capsys):
@@ -82,7 +82,7 @@ def test_the_work_of_the_levels_adds_up(name, arch):
     with torch.device("meta"):
         whole = build()
         deploy = switch_to_deploy(whole)
-        size = inspect.choose_size(inspect.Subject(name, whole, build, None), whole, None)
+        size = inspect_backbone.choose_size(inspect_backbone.Subject(name, whole, build, None), whole, None)
     first, last = (count_level(build, strides, size) for strides in (whole.strides[:1], whole.strides))
     assert (first.stride, first.channels) == (whole.strides[0], whole.channels[0])
     assert (first.height, first.width) == (size[0] // first.stride, size[1] // first.stride)
@@ -92,7 +92,7 @@ def test_the_work_of_the_levels_adds_up(name, arch):
 
 
 def test_levels_cost_what_their_convolutions_do(small):
-    found = inspect.run("Small", imgsz=[32, 64], no_latency=True)
+    found = inspect_backbone.run("Small", imgsz=[32, 64], no_latency=True)
     first, second = 2 * 8 * 16 * 8 * 3 * 9 / 1e9, 2 * 4 * 8 * 16 * 8 * 9 / 1e9
     assert [level.gflops for level in found.levels] == pytest.approx([first, first + second])
     assert [(level.height, level.width) for level in found.levels] == [(8, 16), (4, 8)]
@@ -101,7 +101,7 @@ def test_levels_cost_what_their_convolutions_do(small):
 
 
 def test_rows_that_are_the_backbone_have_levels(tmp_path):
-    found = inspect.run(str(write(tmp_path, tiny(), "tiny.yaml")), imgsz=64, no_latency=True)
+    found = inspect_backbone.run(str(write(tmp_path, tiny(), "tiny.yaml")), imgsz=64, no_latency=True)
     assert [(level.stride, level.channels) for level in found.levels] == [(2, 8), (4, 16)]
     assert found.levels[-1].gflops < found.card.gflops[0]
     assert found.model is None
@@ -109,13 +109,13 @@ def test_rows_that_are_the_backbone_have_levels(tmp_path):
 
 # Sizes ----------------------------------------------------------------------------------------------------------------
 def test_a_network_that_takes_anything_needs_its_stride_alone():
-    assert rule_of(lambda h, w: True) == inspect.SizeRule(8, 1, False, None)
+    assert rule_of(lambda h, w: True) == inspect_backbone.SizeRule(8, 1, False, None)
 
 
 def test_a_network_that_takes_multiples_is_found_out():
     rule = rule_of(lambda h, w: h % 16 == 0 and w % 16 == 0)
-    assert rule == inspect.SizeRule(16, 16, False, None, "takes no such picture")
-    assert "multiples of 16" in inspect.size_text(rule)
+    assert rule == inspect_backbone.SizeRule(16, 16, False, None, "takes no such picture")
+    assert "multiples of 16" in inspect_backbone.size_text(rule)
 
 
 def test_a_network_that_takes_squares_alone_is_found_out():
@@ -125,15 +125,15 @@ def test_a_network_that_takes_squares_alone_is_found_out():
 
 def test_a_network_of_one_size_is_found_out():
     rule = rule_of(lambda h, w: (h, w) == (16, 16))
-    assert rule == inspect.SizeRule(None, None, False, (16, 16), "takes no such picture")
-    assert "16x16 alone" in inspect.size_text(rule)
+    assert rule == inspect_backbone.SizeRule(None, None, False, (16, 16), "takes no such picture")
+    assert "16x16 alone" in inspect_backbone.size_text(rule)
 
 
 def test_the_only_size_is_the_default_and_another_is_refused(small, monkeypatch):
     monkeypatch.setattr(Small, "__init__", partial_init(takes=lambda h, w: (h, w) == (16, 16)))
-    assert inspect.run("Small", no_latency=True).imgsz == (16, 16)
+    assert inspect_backbone.run("Small", no_latency=True).imgsz == (16, 16)
     with pytest.raises(UserError, match=r"^Small takes no picture of 32x32: takes no such picture$"):
-        inspect.run("Small", imgsz=32)
+        inspect_backbone.run("Small", imgsz=32)
 
 
 def partial_init(**changes):
@@ -143,21 +143,21 @@ def partial_init(**changes):
 
 # Precision ------------------------------------------------------------------------------------------------------------
 def test_16_bit_floats_are_close(small):
-    found = inspect.run("Small", no_latency=True)
+    found = inspect_backbone.run("Small", no_latency=True)
     assert all(p.safe and 0 < p.error < 0.05 for p in [*found.half.values(), *found.amp.values()])
     assert found.half["bfloat16"].error > found.half["float16"].error
     assert 0 < found.largest[0] < 100
 
 
 def test_what_float16_cannot_hold_is_unsafe(small):
-    found = inspect.run("Small", options=["scale=1.0e+6"], no_latency=True)
+    found = inspect_backbone.run("Small", options=["scale=1.0e+6"], no_latency=True)
     assert not found.half["float16"].safe and found.half["float16"].note == "not finite"
     assert found.half["bfloat16"].safe
-    assert found.largest[0] > inspect.HALF_MAX
+    assert found.largest[0] > inspect_backbone.HALF_MAX
 
 
 def test_what_is_not_finite_in_float32_is_unsafe_and_json(small):
-    found = inspect.run("Small", options=["scale=.inf"], no_latency=True)
+    found = inspect_backbone.run("Small", options=["scale=.inf"], no_latency=True)
     assert not any(p.safe for p in [*found.half.values(), *found.amp.values()])
     assert "Infinity" not in json.dumps(found.as_dict()) and "NaN" not in json.dumps(found.as_dict())
 
@@ -166,7 +166,7 @@ def test_what_does_not_run_says_so():
     def fail():
         raise RuntimeError("no kernel\nfor this")
 
-    assert inspect.compare(fail, []).note == "does not run on this CPU: no kernel"
+    assert inspect_backbone.compare(fail, []).note == "does not run on this CPU: no kernel"
 
 
 def test_inspecting_changes_no_random_numbers(small):
@@ -175,35 +175,37 @@ def test_inspecting_changes_no_random_numbers(small):
     want = torch.rand(1)
     torch.manual_seed(3)
     backbone = Small("plain")
-    inspect.measure_precision(backbone, inspect.SizeRule(8, 1, False, None))
+    inspect_backbone.measure_precision(backbone, inspect_backbone.SizeRule(8, 1, False, None))
     assert torch.equal(torch.rand(1), want)
     assert torch.equal(backbone.stem[1].running_mean, torch.zeros(8))
 
 
 # The whole ------------------------------------------------------------------------------------------------------------
 def test_latency_is_measured_in_turns(small):
-    latency = inspect.run("Small", imgsz=32, rounds=2).latency
+    latency = inspect_backbone.run("Small", imgsz=32, rounds=2).latency
     assert {name: len(times.times) for name, times in latency.items()} == {"backbone unfused": 2, "backbone fused": 2}
 
 
 def test_a_yaml_shows_its_backbone_and_its_totals(small, tmp_path):
     cfg = {**tiny_backbone("Small", "wide"), "head": [[["P2", "P3"], 1, "Detect", ["nc"]]]}
-    found = inspect.run(str(write(tmp_path, cfg, "small.yaml")), imgsz=64, rounds=1)
+    found = inspect_backbone.run(str(write(tmp_path, cfg, "small.yaml")), imgsz=64, rounds=1)
     assert found.card.name == found.model.name == "small.yaml"
     assert [(level.stride, level.channels) for level in found.levels] == [(4, 16), (8, 32)]
     assert found.card.gflops[0] < found.model.gflops[0]
     assert set(found.latency) == {"backbone unfused", "backbone fused", "model unfused", "model fused"}
-    text = inspect.as_text(found)
+    text = inspect_backbone.as_text(found)
     assert text.count("times as fast") == 2
     assert "       model  small.yaml" in text
 
 
 def test_weights_are_said(small, tmp_path):
     torch.save(Small("plain").state_dict(), tmp_path / "small.pth")
-    found = inspect.run("Small", weights=str(tmp_path / "small.pth"), no_latency=True)
+    found = inspect_backbone.run("Small", weights=str(tmp_path / "small.pth"), no_latency=True)
     assert "from small.pth" in found.card.weights
     cfg = {**tiny_backbone("Small"), "head": [[["P2", "P3"], 1, "Detect", ["nc"]]]}
-    found = inspect.run(str(write(tmp_path, cfg, "a.yaml")), weights=str(tmp_path / "small.pth"), no_latency=True)
+    found = inspect_backbone.run(
+        str(write(tmp_path, cfg, "a.yaml")), weights=str(tmp_path / "small.pth"), no_latency=True
+    )
     assert "from small.pth" in found.card.weights
 
 
@@ -212,7 +214,7 @@ def test_a_fused_file_has_the_fused_work(tmp_path):
     named = {k.replace(".conv.", ".rbr_reparam."): v for k, v in fused.state_dict().items()}
     torch.save(named, tmp_path / "deploy.pth")
     cfg = {**tiny_backbone("RepVGG", "A0"), "head": [[["P1", "P2"], 1, "Detect", ["nc"]]]}
-    found = inspect.run(
+    found = inspect_backbone.run(
         str(write(tmp_path, cfg, "a.yaml")), imgsz=64, weights=str(tmp_path / "deploy.pth"), no_latency=True
     )
     assert "fused form" in found.card.weights
@@ -248,7 +250,7 @@ def test_json_alone_goes_to_stdout(tmp_path):
     plugin.write_text(f'{head}\nprint("hello")\n@BACKBONES.register("Small")\nclass Small{source}\n')
     words = ["Small/wide", "--plugins", plugin, "--json", "--imgsz", 33, "--rounds", 1]
     done = subprocess.run(
-        [sys.executable, "-m", "models.inspect", *map(str, words)],
+        [sys.executable, "-m", "utils.inspect_backbone", *map(str, words)],
         cwd=ROOT,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
@@ -288,7 +290,7 @@ def test_the_list_has_a_count(capsys, caplog):
 
 def test_names_stand_in_columns(monkeypatch):
     monkeypatch.setenv("COLUMNS", "20")
-    assert inspect.columns(["a", "bb", "ccc", "dddd", "e"]) == "a     ccc   e\nbb    dddd"
+    assert inspect_backbone.columns(["a", "bb", "ccc", "dddd", "e"]) == "a     ccc   e\nbb    dddd"
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import train
-from models import BACKBONES, Backbone, DetectionModel, inspect, switch_to_deploy
+from models import BACKBONES, Backbone, DetectionModel, switch_to_deploy
 from models.backbones.base import select_strides
 from models.errors import ConfigError
 from models.layers import LAYERS
@@ -19,6 +19,7 @@ from models.spec import load_spec
 from models.summary import backbone_card, model_table
 from tests.helpers import pictures, randomize_, tensors, tiny, worst_error, write
 from tests.stock import pan
+from utils import inspect_backbone
 from utils.trainer import frozen_modules
 
 FOLDER = Path(__file__).parent / "legacy"
@@ -324,7 +325,7 @@ def test_every_backbone_has_a_card():
 
 def test_the_first_backbone_is_what_is_inspected(tmp_path):
     """With its own strides: behind a stem it is looked at alone."""
-    found = inspect.run(str(write(tmp_path, DUAL)), no_latency=True, imgsz=[64])
+    found = inspect_backbone.run(str(write(tmp_path, DUAL)), no_latency=True, imgsz=[64])
     assert [(level.stride, level.channels) for level in found.levels] == [(4, 14), (32, 20)]
     assert found.model.parameters[0] == sum(p.numel() for p in DetectionModel(DUAL).parameters())
 

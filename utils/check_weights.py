@@ -1,8 +1,8 @@
 """Check published classification weights: top-1 and top-5 on a folder of pictures, and that both forms agree.
 
-    python -m models.backbones.check --arch RepVGG/A0 --weights RepVGG-A0-train.pth --data imagenet/val
-    python -m models.backbones.check --arch RepVGG/A0 --weights RepVGG-A0-deploy.pth --data imagenet --mode deploy
-    python -m models.backbones.check --arch RepVGG/A0 --weights RepVGG-A0-train.pth --data imagenet --mode check
+    python -m utils.check_weights --arch RepVGG/A0 --weights RepVGG-A0-train.pth --data imagenet/val
+    python -m utils.check_weights --arch RepVGG/A0 --weights RepVGG-A0-deploy.pth --data imagenet --mode deploy
+    python -m utils.check_weights --arch RepVGG/A0 --weights RepVGG-A0-train.pth --data imagenet --mode check
 
 The folder holds a folder of pictures per class, in the order of their names, or has such a folder inside, called `val`.
 `--mode train` runs the network as its weights have it, `deploy` its fused form, and `check` both, on the same pictures:
@@ -133,7 +133,7 @@ class Result:
 # The command ----------------------------------------------------------------------------------------------------------
 def make_parser() -> cli.Parser:
     """Return the options."""
-    parser = cli.Parser(prog="python -m models.backbones.check", description=__doc__)
+    parser = cli.Parser(prog="python -m utils.check_weights", description=__doc__)
     add = parser.add_argument
     add("--arch", "-a", metavar="NAME", help="the network, such as RepVGG/A0 or timm/resnet18")
     add("--weights", metavar="FILE", help="its published classification weights")

@@ -1,8 +1,8 @@
 """What every timm model is worth as a backbone of a detector.
 
-    python -m models.backbones.survey                       # all names, without data: half an hour on two cores
-    python -m models.backbones.survey --filter "rep*"       # some
-    python -m models.backbones.survey --deep                # one model of each file, run, fused, exported, compared
+    python -m utils.survey_timm                       # all names, without data: half an hour on two cores
+    python -m utils.survey_timm --filter "rep*"       # some
+    python -m utils.survey_timm --deep                # one model of each file, run, fused, exported, compared
 
 Without data (the meta device) a model is built, given pictures of 640x640 and 480x672, and fused. `--deep` takes the
 smallest model of each file of timm that serves, and compares in numbers: fused with unfused in float64, and ONNX

@@ -1,14 +1,14 @@
 """What a backbone is: levels, cost, what fuses, which pictures and precisions it takes, how long it runs.
 
-    python -m models.inspect RIFormer/s12                         # a registered backbone, in one of its architectures
-    python -m models.inspect mobileone_s0                         # or timm/mobileone_s0
-    python -m models.inspect riformer-yolo.yaml --imgsz 480 640   # the backbone of a model YAML, and the model's totals
-    python -m models.inspect RepVGG/A0 --weights RepVGG-A0-train.pth --json > card.json
-    python -m models.inspect --list "rep*"                        # what there is
+    python -m utils.inspect_backbone RIFormer/s12                         # a registered backbone, in one of its architectures
+    python -m utils.inspect_backbone mobileone_s0                         # or timm/mobileone_s0
+    python -m utils.inspect_backbone riformer-yolo.yaml --imgsz 480 640   # the backbone of a model YAML, and the model's totals
+    python -m utils.inspect_backbone RepVGG/A0 --weights RepVGG-A0-train.pth --json > card.json
+    python -m utils.inspect_backbone --list "rep*"                        # what there is
 
 Operations are counted without data: those of a level are the work of the backbone that ends there. What is measured, is
 measured on random input on the CPU: which sizes run, how far 16-bit floats are from 32-bit ones, and latencies, fused
-and unfused in turns. Weights are fresh unless a file is named. In Python: `models.inspect.run("RIFormer/s12")`.
+and unfused in turns. Weights are fresh unless a file is named. In Python: `utils.inspect_backbone.run("RIFormer/s12")`.
 """
 
 from __future__ import annotations
@@ -145,7 +145,7 @@ def _card_dict(card: Card) -> dict[str, Any]:
 # The command ----------------------------------------------------------------------------------------------------------
 def make_parser() -> cli.Parser:
     """Return the options."""
-    parser = cli.Parser(prog="python -m models.inspect", description=__doc__)
+    parser = cli.Parser(prog="python -m utils.inspect_backbone", description=__doc__)
     add = parser.add_argument
     add("name", nargs="?", default="", metavar="NAME|YAML", help="RIFormer, RepVGG/A0, timm/resnet18, resnet18, a YAML")
     add("--list", nargs="?", const="*", metavar="PATTERN", help="list the backbones whose names match, such as 'rep*'")
