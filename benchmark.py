@@ -53,6 +53,10 @@ import torch
 from torch import Tensor
 from ultralytics.utils import LOGGER, TQDM
 
+from utils.paths import find_file, find_weights, increment_path
+from utils.sizes import check_imgsz
+from utils.text import printable
+
 SHIPPED = ("riformer-yolo.yaml", "timm-yolo.yaml", "yolov5n.yaml")
 PICTURE = "bus.jpg"
 CALIBRATION = 64  # pictures of the train split
@@ -107,20 +111,20 @@ def benchmark(args: argparse.Namespace) -> list[Row]:
     """Build and export every model, run all forms in turns, and tell."""
     cli.log_options("benchmark", args)
     load_plugins(args.plugins)
-    cli.check_imgsz(args.imgsz, 1)
+    check_imgsz(args.imgsz, 1)
     args.forms = check_forms(args.forms)
     args.threads = args.threads or torch.get_num_threads()
     sources, data = find_sources(args), check_data(args)
     if data:
         check_classes(sources, data)
-    folder = cli.increment_path(args.project, args.name, args.exist_ok)
+    folder = increment_path(args.project, args.name, args.exist_ok)
     with torch_threads(args.threads), tempfile.TemporaryDirectory(dir=folder) as temporary:
         rows = measure_models(sources, data, args, Path(temporary))
     titles = {key: FORMS[key].title for key in args.forms}
     heading = f"{args.threads} CPU thread(s), {args.rounds} rounds, one picture; ratios of the minima"
     save(folder, rows, titles, about(args))
     LOGGER.info(f"\n{table(rows, titles, heading)}\n\n{remarks(rows, titles)}")
-    LOGGER.info(cli.printable(f"Results saved to {folder}; the page to look at: {folder / 'benchmark.html'}"))
+    LOGGER.info(printable(f"Results saved to {folder}; the page to look at: {folder / 'benchmark.html'}"))
     return rows
 
 
@@ -131,22 +135,22 @@ def find_sources(args: argparse.Namespace) -> dict[str, Path]:
     Raises:
         UserError: a file does not exist, or a pattern fits none.
     """
-    paths = [cli.find_file(name, "models/configs") for name in args.cfg]
+    paths = [find_file(name, "models/configs") for name in args.cfg]
     for pattern in args.zoo:
         found = sorted({*CONFIGS.glob(pattern), *CONFIGS.glob(f"{pattern}.yaml")})
         if not found:
             raise UserError(f"--zoo: no file in models/configs fits '{pattern}', for instance 'rep*' does")
         paths += found
     for name in args.weights:
-        paths.append(cli.find_weights(name))
+        paths.append(find_weights(name))
         if paths[-1].suffix != ".pt":
             raise UserError(f"--weights takes checkpoints of train.py (*.pt), which all forms are made of, not {name}")
     if not paths:
-        paths = [cli.find_file(name, "models/configs") for name in SHIPPED]
+        paths = [find_file(name, "models/configs") for name in SHIPPED]
     unique = list(dict.fromkeys(path.absolute() for path in paths))
     short = {path: f"{path.parent.parent.name}/{path.name}" if path.suffix == ".pt" else path.name for path in unique}
     doubled = {name for name in short.values() if list(short.values()).count(name) > 1}
-    return {cli.printable(path if name in doubled else name): path for path, name in short.items()}
+    return {printable(path if name in doubled else name): path for path, name in short.items()}
 
 
 def check_forms(names: Sequence[str]) -> list[str]:

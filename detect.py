@@ -43,6 +43,9 @@ from utils.tracking import LOW, TRACKERS, Tracking
 from ultralytics.utils import ASSETS, LOGGER
 from ultralytics.utils.checks import check_imshow
 
+from utils.paths import ROOT, find_file, find_weights, increment_path
+from utils.text import printable
+
 PAGE_OPTIONS = ("imgsz", "conf_thres", "iou_thres", "max_det", "device", "classes", "agnostic_nms", "half")
 WEB = {*PAGE_OPTIONS, "web", "port", "weights", "plugins", "line_thickness", "hide_labels", "hide_conf"}  # with --web
 
@@ -110,7 +113,7 @@ def main(args: argparse.Namespace) -> int:
     source = open_source(args.source or default_source(), args.vid_stride, args.reconnect)
     tracking = Tracking(args.track, args.conf_thres) if args.track else None
     finder = create_ensemble(
-        [cli.find_weights(name) for name in args.weights or [None]],
+        [find_weights(name) for name in args.weights or [None]],
         imgsz=args.imgsz,
         conf_thres=min(args.conf_thres, LOW) if tracking else args.conf_thres,
         iou_thres=args.iou_thres,
@@ -120,13 +123,13 @@ def main(args: argparse.Namespace) -> int:
         augment=args.augment,
         half=args.half,
         device=args.device,
-        data=cli.find_file(args.data, "data") if args.data else None,
+        data=find_file(args.data, "data") if args.data else None,
         retina_masks=args.retina_masks,
         many=not source.live,
     )
     features = FeatureMaps(finder) if args.visualize else None
     wanted = wanted_files(args)
-    folder = cli.increment_path(args.project, args.name, args.exist_ok) if wanted.anything else Path()
+    folder = increment_path(args.project, args.name, args.exist_ok) if wanted.anything else Path()
     outputs = Outputs(folder, wanted)
     steps = ([tracking.follow] if tracking else []) + ([features.writer(folder / "features")] if features else [])
     speed = predict(finder, source, outputs, args.view_img and check_imshow(warn=True), steps)
@@ -153,7 +156,7 @@ def open_page(args: argparse.Namespace) -> int:
 
 def default_source() -> Path:
     """Return data/images if there are pictures in it, else the photographs that ship with ultralytics; log which."""
-    own = cli.ROOT / "data" / "images"
+    own = ROOT / "data" / "images"
     source = own if has_pictures(own) else ASSETS
     LOGGER.info(f"no --source given, using {source}")
     return source
@@ -182,13 +185,13 @@ def report(speed: Speed, source: AnySource, outputs: Outputs) -> None:
         LOGGER.info(speed.line())
         LOGGER.info(f"Total: {speed.seen} images in {speed.total:.1f}s, {speed.seen / speed.total:.1f} a second")
         if outputs.wanted.anything:
-            LOGGER.info(cli.printable(f"Results saved to {outputs.folder}"))
+            LOGGER.info(printable(f"Results saved to {outputs.folder}"))
         if outputs.wanted.labels:
-            LOGGER.info(cli.printable(f"{outputs.label_files} labels saved to {outputs.folder / 'labels'}"))
+            LOGGER.info(printable(f"{outputs.label_files} labels saved to {outputs.folder / 'labels'}"))
     if source.unreadable:
         LOGGER.warning(f"{len(source.unreadable)} of {len(source)} files could not be read:")
         for path, reason in source.unreadable.items():
-            LOGGER.info(f"  {cli.printable(path)}: {reason}")
+            LOGGER.info(f"  {printable(path)}: {reason}")
 
 
 if __name__ == "__main__":

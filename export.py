@@ -60,6 +60,10 @@ from utils.wrappers import ORDERS, Nms
 import torch
 from ultralytics.utils import LOGGER
 
+from utils.paths import find_file, find_weights, increment_path, is_utf8
+from utils.sizes import check_imgsz
+from utils.text import printable
+
 FEW = 2  # pictures of one's own that take the place of the photographs in the proof of every size
 MANY = 128  # pictures that --data and --source take by default
 
@@ -126,7 +130,7 @@ def main(args: argparse.Namespace) -> int:
     check_surroundings(args, model, formats)
     nms = Nms(args.conf_thres, args.iou_thres, args.agnostic_nms, args.max_det) if args.nms else None
     few, material = gather(args, model)
-    size = cli.check_imgsz(args.imgsz or model.imgsz, int(model.stride.max()))
+    size = check_imgsz(args.imgsz or model.imgsz, int(model.stride.max()))
     if args.int8:
         check_int8(formats, opset, args.half, size, args.batch_size, args.max_drop)
     options = Options(
@@ -151,7 +155,7 @@ def main(args: argparse.Namespace) -> int:
     try:
         report = export(model, folder, path.stem, path.name, options)
     except ExportError as error:
-        LOGGER.error(cli.printable(error))
+        LOGGER.error(printable(error))
         return 1
     log_result(report, time.perf_counter() - start)
     return 0 if report.ok else 1
@@ -178,12 +182,12 @@ def load(args: argparse.Namespace) -> tuple[DetectionModel, Path, Path]:
     if args.cfg and args.weights:
         raise UserError("give --weights, or --cfg for freshly initialised ones, not both")
     if args.cfg:
-        path = cli.find_file(args.cfg, "models/configs")
-        folder = Path(args.output) if args.output else cli.increment_path("runs/export", "exp")
+        path = find_file(args.cfg, "models/configs")
+        folder = Path(args.output) if args.output else increment_path("runs/export", "exp")
         return fresh_model(path), path, folder
-    path = cli.find_weights(args.weights)
+    path = find_weights(args.weights)
     folder = Path(args.output) if args.output else path.parent
-    if not cli.is_utf8(folder.absolute() / path.name):
+    if not is_utf8(folder.absolute() / path.name):
         raise UserError(f"the exports of {path} would be called what is not UTF-8, which torch cannot write: --output")
     return load_checkpoint(path), path, folder
 
@@ -219,7 +223,7 @@ def quantization(args: argparse.Namespace, weights: Path, model: DetectionModel)
     data = find_data(args.data, weights)
     check_classes(data, model)
     pictures = calibration_pictures(data, args.calibration_pictures)
-    LOGGER.info(f"INT8: {len(pictures)} calibration pictures of {cli.printable(data['train'])}")
+    LOGGER.info(f"INT8: {len(pictures)} calibration pictures of {printable(data['train'])}")
     return Int8(data, tuple(pictures), args.max_drop, args.reduce_range)
 
 
@@ -250,7 +254,7 @@ def log_start(model: DetectionModel, path: Path, options: Options) -> None:
     shapes = " and ".join(str(tuple(o.shape)) for o in (outputs if isinstance(outputs, tuple) else (outputs,)))
     fresh = path.suffix in (".yaml", ".yml")
     source, size = (f"fresh weights of {path.name}", "") if fresh else (path, f" ({_megabytes(path)})")
-    LOGGER.info(cli.printable(f"PyTorch: starting from {source} with output shape {shapes}{size}"))
+    LOGGER.info(printable(f"PyTorch: starting from {source} with output shape {shapes}{size}"))
 
 
 def log_result(report: Report, seconds: float) -> None:
@@ -275,7 +279,7 @@ def log_result(report: Report, seconds: float) -> None:
     if not report.ok:
         shown = " and ".join(map(str, report.evidence))
         refused = "the files disagree with the model; none was written, and what was there before stays"
-        LOGGER.error(cli.printable(f"{refused}. What was found: {shown}"))
+        LOGGER.error(printable(f"{refused}. What was found: {shown}"))
         return
     threads = torch.get_num_threads()
     LOGGER.info(f"Latency at batch {report.options.batch} on {threads} CPU thread(s), median (minimum):")
@@ -285,17 +289,17 @@ def log_result(report: Report, seconds: float) -> None:
     for name, written in report.written.items():
         place = next(path for path in report.files if format_of(path) == FORMATS[name])
         saved = f"saved as {place} ({_megabytes(place)})"
-        LOGGER.info(cli.printable(f"{FORMATS[name].title}: export success ✅ {written.seconds:.1f}s, {saved}"))
+        LOGGER.info(printable(f"{FORMATS[name].title}: export success ✅ {written.seconds:.1f}s, {saved}"))
     for found in report.quantized.values():
         place = report.files[-1].parent / str(found.file and found.file.name)
-        LOGGER.info(cli.printable(f"INT8 {found.format.title}: {found.speed:.2f}x as fast ✅ saved as {place}"))
+        LOGGER.info(printable(f"INT8 {found.format.title}: {found.speed:.2f}x as fast ✅ saved as {place}"))
     LOGGER.info(f"\nExport complete ({seconds:.1f}s)")
-    LOGGER.info(cli.printable(f"Results saved to {report.files[-1].parent.resolve()}, the proof in {report.files[-1]}"))
+    LOGGER.info(printable(f"Results saved to {report.files[-1].parent.resolve()}, the proof in {report.files[-1]}"))
     if report.evidence:
-        LOGGER.info(cli.printable(f"Worst case: {report.evidence[0]}"))
+        LOGGER.info(printable(f"Worst case: {report.evidence[0]}"))
     if runs := [path for path in report.files if (kind := format_of(path)) and not kind.not_run]:
-        LOGGER.info(cli.printable(f"Detect:    python detect.py --weights {runs[-1]}"))
-        LOGGER.info(cli.printable(f"Validate:  python val.py --weights {runs[-1]}"))
+        LOGGER.info(printable(f"Detect:    python detect.py --weights {runs[-1]}"))
+        LOGGER.info(printable(f"Validate:  python val.py --weights {runs[-1]}"))
     LOGGER.info("Visualize: https://netron.app")
 
 

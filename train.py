@@ -46,6 +46,7 @@ from models.plugins import load_plugins
 from models.spec import ModelSpec, find_config, load_spec
 from utils.checkpoint import load_checkpoint
 from utils.datasets import check_images, load_dataset, read_yaml
+from utils.paths import ROOT, find_file, increment_path
 from utils.trainer import Trainer, resume_options
 
 DEMO_DATA, DEMO_HYP, HYP = "shapes.yaml", "hyp.shapes.yaml", "hyp.scratch-low.yaml"
@@ -152,7 +153,7 @@ def new_options(args: argparse.Namespace) -> dict[str, Any]:
     data, frozen = args.data or DEMO_DATA, freeze(args.freeze)
     check_images(load_dataset(data))  # so that what is wrong with it is said before anything is written
     name = Path(spec.name).stem if args.name == "cfg" else args.name
-    save_dir = cli.increment_path(args.project, name, args.exist_ok)
+    save_dir = increment_path(args.project, name, args.exist_ok)
     return {
         **recipe,
         **given,
@@ -225,9 +226,9 @@ def read_recipe(args: argparse.Namespace) -> dict[str, Any]:
     `box` and `cls` mean other losses with anchors and without. In a recipe that has `obj`, as YOLOv5's have, they are
     gains of heads with anchors, and those of heads without may stand under `anchor_free`.
     """
-    path = cli.find_file(args.hyp or (HYP if args.data else DEMO_HYP), "data/hyps")
+    path = find_file(args.hyp or (HYP if args.data else DEMO_HYP), "data/hyps")
     content = read_yaml(path, "recipe", "lr0, momentum and mosaic")
-    default = read_yaml(cli.ROOT / "data" / "hyps" / HYP)
+    default = read_yaml(ROOT / "data" / "hyps" / HYP)
     known = {*default, *default[ANCHOR_FREE], *RECIPE, *UNUSED}
     without = content.pop(ANCHOR_FREE, {})
     if not isinstance(without, dict):

@@ -23,6 +23,7 @@ from utils import cli
 from models.errors import UserError
 from models.plugins import load_plugins
 from utils.datasets import check_images, load_dataset
+from utils.paths import find_weights, increment_path
 from utils.predictor import check_augment, create_predictor, open_weights
 from utils.trainer import VALIDATORS, write_data_yaml
 
@@ -59,7 +60,7 @@ def main(args: argparse.Namespace) -> dict[str, float]:
     """Validate as `args` say and return the metrics."""
     cli.log_options("val", args)
     load_plugins(args.plugins)
-    weights = cli.find_weights(args.weights)
+    weights = find_weights(args.weights)
     task, model = open_weights(weights)
     if args.augment:
         check_augment(weights, model)
@@ -69,7 +70,7 @@ def main(args: argparse.Namespace) -> dict[str, float]:
             args.imgsz = size_without_metadata(weights, args)
     data = load_dataset(args.data, split=args.task)
     check_images(data, (args.task,))
-    save_dir = cli.increment_path(args.project, args.name, args.exist_ok)
+    save_dir = increment_path(args.project, args.name, args.exist_ok)
     write_data_yaml(data, save_dir / "data.yaml")
     validator = VALIDATORS[task](save_dir=save_dir, args=validator_options(args, task, model, save_dir))
     return validator(model=model)

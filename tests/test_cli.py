@@ -11,6 +11,9 @@ import torch
 
 from models.errors import UserError
 from utils import cli
+from utils.paths import find_file, find_weights, increment_path
+from utils.sizes import check_imgsz
+from utils.text import printable
 
 
 def make_parser():
@@ -165,25 +168,25 @@ def test_device_that_is_not_there(monkeypatch):
     ("imgsz", "expected"), [(640, [640, 640]), ([640], [640, 640]), ([100, 320], [128, 320]), (1, [32, 32])]
 )
 def test_image_size_is_rounded_up(imgsz, expected):
-    assert cli.check_imgsz(imgsz, 32) == expected
+    assert check_imgsz(imgsz, 32) == expected
 
 
 @pytest.mark.parametrize("imgsz", [0, -5, [1, 2, 3], [], [10**6]])
 def test_impossible_image_size(imgsz):
     with pytest.raises(UserError, match="one side or height and width"):
-        cli.check_imgsz(imgsz, 32)
+        check_imgsz(imgsz, 32)
 
 
 # Files and folders ----------------------------------------------------------------------------------------------------
 def test_run_folders_count_up(tmp_path):
-    names = [cli.increment_path(tmp_path / "runs/detect", "exp").name for _ in range(3)]
+    names = [increment_path(tmp_path / "runs/detect", "exp").name for _ in range(3)]
     assert names == ["exp", "exp2", "exp3"]
-    assert cli.increment_path(tmp_path / "runs/detect", "exp2", exist_ok=True).name == "exp2"
+    assert increment_path(tmp_path / "runs/detect", "exp2", exist_ok=True).name == "exp2"
 
 
 def test_two_runs_at_once_get_two_folders(tmp_path):
     folders = []
-    threads = [threading.Thread(target=lambda: folders.append(cli.increment_path(tmp_path, "exp"))) for _ in range(8)]
+    threads = [threading.Thread(target=lambda: folders.append(increment_path(tmp_path, "exp"))) for _ in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -201,55 +204,55 @@ def test_run_folder_that_cannot_be_made(tmp_path, project, exist_ok):
     (tmp_path / "loop").symlink_to("loop")
     name = "file" if exist_ok else "exp"
     with pytest.raises(UserError, match="cannot be made"):
-        cli.increment_path(tmp_path / project, name, exist_ok)
+        increment_path(tmp_path / project, name, exist_ok)
 
 
 def test_newest_weights(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=r"train first, for instance python train\.py"):
-        cli.find_weights("")
+        find_weights("")
     for age, run in enumerate(["exp3", "exp", "exp2"]):
         path = tmp_path / "runs/train" / run / "weights/best.pt"
         path.parent.mkdir(parents=True)
         path.write_bytes(b"")
         os.utime(path, (1e9 - age, 1e9 - age))
-    assert cli.find_weights("").as_posix() == "runs/train/exp3/weights/best.pt"
+    assert find_weights("").as_posix() == "runs/train/exp3/weights/best.pt"
 
 
 def test_weights_that_are_not_there(tmp_path):
     (tmp_path / "best.pt").write_bytes(b"")
-    assert cli.find_weights(tmp_path / "best.pt") == tmp_path / "best.pt"
+    assert find_weights(tmp_path / "best.pt") == tmp_path / "best.pt"
     with pytest.raises(UserError, match=r"does not exist \(did you mean 'best\.pt'\?\)"):
-        cli.find_weights(tmp_path / "bets.pt")
+        find_weights(tmp_path / "bets.pt")
     (tmp_path / "loop.pt").symlink_to("loop.pt")
     with pytest.raises(UserError, match=r"loop\.pt does not exist$"):
-        cli.find_weights(tmp_path / "loop.pt")
+        find_weights(tmp_path / "loop.pt")
     with pytest.raises(UserError, match="not the address"):
-        cli.find_weights("https://example.com/best.pt")
+        find_weights("https://example.com/best.pt")
 
 
 def test_find_file_by_path_or_bare_name(tmp_path, monkeypatch):
-    monkeypatch.setattr("utils.cli.ROOT", tmp_path)
+    monkeypatch.setattr("utils.paths.ROOT", tmp_path)
     config = tmp_path / "models/configs/family/riformer-yolo.yaml"
     config.parent.mkdir(parents=True)
     config.write_text("")
     (tmp_path / "notes.txt").write_text("")
     for name in ("riformer-yolo.yaml", "riformer-yolo", config):
-        assert cli.find_file(name, "models/configs") == config
+        assert find_file(name, "models/configs") == config
     with pytest.raises(UserError, match=r"did you mean 'riformer-yolo\.yaml'"):
-        cli.find_file("rifomer-yolo.yaml", "models/configs/family")
+        find_file("rifomer-yolo.yaml", "models/configs/family")
     with pytest.raises(UserError, match=r"not one of the kinds \.yaml, \.yml"):
-        cli.find_file(tmp_path / "notes.txt", "models/configs")
+        find_file(tmp_path / "notes.txt", "models/configs")
 
 
 def test_names_are_shown_on_one_line():
-    assert cli.printable("a\nb\x1b[31m\udcff é.jpg") == "a\\nb\\x1b[31m\\udcff é.jpg"
+    assert printable("a\nb\x1b[31m\udcff é.jpg") == "a\\nb\\x1b[31m\\udcff é.jpg"
 
 
 def test_wrong_input_leaves_no_empty_folder_of_a_run(tmp_path):
     def work(name, file):
         def main(_):
-            folder = cli.increment_path(tmp_path, name)
+            folder = increment_path(tmp_path, name)
             (folder / "weights").mkdir()
             if file:
                 (folder / "weights" / file).write_text("kept")
@@ -265,7 +268,7 @@ def test_a_folder_that_was_there_stays(tmp_path):
     (tmp_path / "exp").mkdir()
 
     def main(_):
-        cli.increment_path(tmp_path, "exp", exist_ok=True)
+        increment_path(tmp_path, "exp", exist_ok=True)
         raise UserError("wrong")
 
     assert cli.run_script(main, make_parser(), []) == 2

@@ -28,6 +28,8 @@ from utils.checkpoint import pack_model, save_checkpoint
 from ultralytics.engine.results import Results
 from ultralytics.utils import ASSETS, LOGGER
 
+from utils.paths import ROOT
+
 NOT_UTF8 = os.fsdecode(b"caf\xe9")
 
 
@@ -677,7 +679,7 @@ def test_prefetch_reads_one_ahead_and_passes_errors_on():
 
 # As a process ---------------------------------------------------------------------------------------------------------
 def start(folder, *argv):
-    command = [sys.executable, str(cli.ROOT / "detect.py"), *map(str, argv)]
+    command = [sys.executable, str(ROOT / "detect.py"), *map(str, argv)]
     return subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 

@@ -20,7 +20,6 @@ from models import DetectionModel, create_model
 from models.errors import UserError
 from tests.helpers import randomize_, tiny
 from tests.networks import NAMES, Disc, write_export
-from utils import cli
 from utils.checkpoint import load_checkpoint, pack_model, save_checkpoint
 from utils.predictor import create_predictor
 from utils.shapes import NAMES as SHAPES
@@ -29,6 +28,8 @@ from utils.shapes import Recipe, ensure_shapes
 # isort: split
 import cv2
 import numpy as np
+
+from utils.paths import ROOT
 
 HEAD = [[-1, 1, "Conv", [32, 3, 2]], [-1, 1, "Conv", [32, 3, 2]]]  # strides 8 and 16, below the tiny backbone
 TINY_SEGMENT = tiny(head=[*HEAD, [[3, 4], 1, "Segment", ["nc", 8, 16]]])
@@ -273,7 +274,7 @@ def test_a_checkpoint_without_nms_uses_the_head_that_needs_none(discs, tmp_path,
 # As a process ---------------------------------------------------------------------------------------------------------
 def script(folder: Path, name: str, *argv: object) -> str:
     """Run a script in `folder` and return what it printed."""
-    command = [sys.executable, str(cli.ROOT / name), *map(str, argv)]
+    command = [sys.executable, str(ROOT / name), *map(str, argv)]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout + done.stderr

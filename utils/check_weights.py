@@ -39,6 +39,8 @@ from models.errors import UserError, WeightsError
 from models.plugins import load_plugins
 from utils import cli
 from utils.pictures import Unreadable, check_size, restore_pillow
+from utils.sizes import MAX_IMGSZ
+from utils.text import printable
 
 TRAIN, DEPLOY, CHECK = "train", "deploy", "check"
 FORMS = {TRAIN: (TRAIN,), DEPLOY: (DEPLOY,), CHECK: (TRAIN, DEPLOY)}  # that each mode runs
@@ -186,15 +188,15 @@ def check(args: argparse.Namespace) -> Result:
     network = load_classifier(args)
     check_classes(count_logits(network), len(classes), args.data)
     imgsz = args.imgsz or native_size(network, args.arch)
-    if imgsz > args.crop_pct * cli.MAX_IMGSZ:
-        raise UserError(f"--crop-pct {args.crop_pct:g} would scale pictures to more than {cli.MAX_IMGSZ} pixels a side")
+    if imgsz > args.crop_pct * MAX_IMGSZ:
+        raise UserError(f"--crop-pct {args.crop_pct:g} would scale pictures to more than {MAX_IMGSZ} pixels a side")
     result = Result(args.arch, str(network.weights_report), args.mode, imgsz, args.crop_pct, len(classes))
     check_imgsz(network, imgsz, args.arch)
     measure(make_forms(network, args), make_loader(pictures, imgsz, args), result)
     LOGGER.info(cli_lines(report(result)))
     if args.output:
         Path(args.output).write_text(json.dumps(result.as_dict(), indent=1) + "\n", encoding="utf-8")
-        LOGGER.info(cli.printable(f"Results saved to {args.output}"))
+        LOGGER.info(printable(f"Results saved to {args.output}"))
     return result
 
 
@@ -434,7 +436,7 @@ def report(result: Result) -> Iterator[str]:
 
 def cli_lines(lines: Iterator[str]) -> str:
     """Return lines as one text, with whatever a terminal would take as a command made visible."""
-    return "\n".join(map(cli.printable, lines))
+    return "\n".join(map(printable, lines))
 
 
 if __name__ == "__main__":

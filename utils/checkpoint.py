@@ -19,9 +19,9 @@ from models import DetectionModel, create_model
 from models.backbones.weights import load_plain
 from models.errors import ConfigError, WeightsError
 from models.spec import load_spec
-from utils.cli import MAX_IMGSZ
 from utils.foreign import find_model
 from utils.qat import split_ranges
+from utils.sizes import MAX_IMGSZ
 from utils.unpickle import read_pickled
 
 FORMAT = "repyolo/1"

@@ -14,23 +14,20 @@ from __future__ import annotations
 import argparse
 import errno
 import math
-import os
-import shutil
 import signal
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
 from ultralytics.utils import LOGGER
 
 from models.errors import UserError, did_you_mean
+from utils.paths import MADE, remove_empty_runs
+from utils.sizes import MAX_IMGSZ
+from utils.text import printable, shorten
 
-ROOT = Path(__file__).resolve().parents[1]  # the folder that holds models/, data/ and the scripts
-MAX_IMGSZ = 8192  # pixels a side; a larger input would not fit in memory
-MADE: list[Path] = []  # folders of runs that the script has made
 BAD_NAME = {errno.ENAMETOOLONG, errno.ELOOP}  # of a file
 BAD_OUTPUT = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.ENOTDIR}
 
@@ -96,17 +93,6 @@ def _print_any_character() -> None:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
-
-
-def printable(text: object) -> str:
-    r"""Return `text` with line breaks, terminal codes and undecodable bytes as `\n`, `\x1b`, `\udcff`."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
-
-
-def shorten(text: object, most: int = 100) -> str:
-    """Return `text` with dots in its middle if it is longer than `most` characters."""
-    whole = str(text)
-    return whole if len(whole) <= most else f"{whole[: most // 2]}...{whole[-most // 2 :]}"
 
 
 def log_options(script: str, args: argparse.Namespace) -> None:
@@ -240,137 +226,3 @@ def device(text: str) -> str:
         there = f"CUDA devices 0 to {count - 1}" if count else "no CUDA device; use cpu"
         raise argparse.ArgumentTypeError(f"'{text}' is not there: this machine has {there}")
     return name
-
-
-def check_imgsz(imgsz: int | Sequence[int], stride: int) -> list[int]:
-    """Return [height, width] in pixels, rounded up to multiples of `stride`, with a line saying so.
-
-    Args:
-        imgsz: one side of a square, or height and width, in pixels.
-        stride: the largest stride of the model, in pixels.
-    """
-    sides = [imgsz] if isinstance(imgsz, int) else list(imgsz)
-    if len(sides) not in (1, 2) or not all(isinstance(s, int) and 0 < s <= MAX_IMGSZ for s in sides):
-        raise UserError(f"--imgsz takes one side or height and width, of 1 to {MAX_IMGSZ} pixels, not {imgsz}")
-    rounded = [math.ceil(side / stride) * stride for side in sides]
-    if rounded != sides:
-        LOGGER.warning(f"--imgsz {_spaced(sides)} is rounded up to {_spaced(rounded)}, a multiple of stride {stride}")
-    return rounded * 2 if len(rounded) == 1 else rounded
-
-
-def _spaced(numbers: Iterable[int]) -> str:
-    return " ".join(map(str, numbers))
-
-
-# Files and folders ----------------------------------------------------------------------------------------------------
-def increment_path(project: str | Path, name: str, exist_ok: bool = False) -> Path:
-    """Make and return the folder of a run: `project/name`, else `project/name2`, `project/name3`, …
-
-    Two runs that start at once get two folders. With `exist_ok`, `project/name` itself is used again.
-
-    Raises:
-        UserError: the folder cannot be made or written to.
-    """
-    first = Path(project) / name
-    if not is_utf8(first):
-        raise UserError(f"the output folder {first} has a name that is not UTF-8, which OpenCV cannot write to")
-    try:
-        first.parent.mkdir(parents=True, exist_ok=True)
-        folder, n = first, 1
-        there = folder.exists()
-        while not _make_folder(folder, exist_ok):
-            n += 1
-            folder = first.with_name(f"{first.name}{n}")
-        if not (exist_ok and there):
-            MADE.append(folder)
-    except (OSError, ValueError) as error:  # ValueError: a null byte in the name
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise UserError(f"the output folder {shorten(first)} cannot be made: {reason}") from error
-    if not os.access(folder, os.W_OK):
-        raise UserError(f"the output folder {folder} cannot be written to")
-    return folder
-
-
-def remove_empty_runs() -> None:
-    """Remove the folders of runs that came to nothing: those in which there is no file."""
-    while MADE:
-        folder = MADE.pop()
-        if not any(path.is_file() for path in folder.rglob("*")):
-            shutil.rmtree(folder, ignore_errors=True)
-
-
-def is_utf8(path: str | Path) -> bool:
-    """Whether a path can be given to OpenCV, which ends the process over other bytes."""
-    try:
-        str(path).encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def _make_folder(folder: Path, exist_ok: bool) -> bool:
-    """Make `folder` and return True, or return False when that name is taken."""
-    try:
-        folder.mkdir(exist_ok=exist_ok)
-    except FileExistsError:
-        if exist_ok:
-            raise
-        return False
-    return True
-
-
-def newest_weights(project: str | Path = "runs/train") -> Path:
-    """Return the youngest `<project>/*/weights/best.pt`; UserError when nothing has been trained here."""
-    found = list(Path(project).glob("*/weights/best.pt"))
-    if not found:
-        raise UserError(
-            f"there are no weights in {project}/*/weights/best.pt: train first, for instance "
-            "python train.py --cfg riformer-yolo.yaml, or name a file with --weights"
-        )
-    return max(found, key=lambda path: (path.stat().st_mtime, path))
-
-
-def find_weights(weights: str | Path | None, project: str | Path = "runs/train") -> Path:
-    """Return the weights file that the user named, or the newest of this folder's runs, and log which one that is.
-
-    Raises:
-        UserError: the file is not there, or there is none to choose from.
-    """
-    if not weights:
-        path = newest_weights(project)
-        LOGGER.info(f"no --weights given, using the newest: {path}")
-        return path
-    if "://" in str(weights):
-        raise UserError(f"--weights takes a file on this machine, not the address {weights}")
-    path = Path(weights)
-    if not path.exists():
-        near = _did_you_mean_file(path.name, [path.parent])
-        raise UserError(f"the weights file {path} does not exist{near}")
-    return path
-
-
-def find_file(name: str | Path, folder: str, suffixes: Sequence[str] = (".yaml", ".yml")) -> Path:
-    """Return the file at the path `name`, or the one called `name` anywhere in `folder` of this repository.
-
-    The suffix may be left out of a bare name: `riformer-yolo` finds models/configs/riformer-yolo.yaml.
-
-    Raises:
-        UserError: there is no such file, or it has another suffix than one of `suffixes`.
-    """
-    path = Path(name)
-    if path.suffix and path.suffix.lower() not in suffixes and path.exists():
-        raise UserError(f"{path} is not one of the kinds {', '.join(suffixes)}")
-    if path.is_file():
-        return path
-    if path.parent == Path():
-        wanted = {path.name, *(f"{path.name}{suffix}" for suffix in suffixes)}
-        found = sorted(p for p in (ROOT / folder).rglob("*") if p.name in wanted and p.suffix in suffixes)
-        if found:
-            return found[0]
-    near = _did_you_mean_file(path.name, [path.parent, ROOT / folder])
-    raise UserError(f"there is no file {path}, and none of that name in {folder}/{near}")
-
-
-def _did_you_mean_file(name: str, folders: Iterable[Path]) -> str:
-    others = (p.name for folder in folders if folder.is_dir() for p in folder.iterdir() if p.name != name)
-    return did_you_mean(name, others)

@@ -37,8 +37,9 @@ from ultralytics.utils.patches import imread
 
 from models.environment import config_dir
 from models.errors import UserError, did_you_mean
-from utils.cli import ROOT, find_file, printable
+from utils.paths import ROOT, find_file
 from utils.shapes import ensure_shapes, shapes_folder
+from utils.text import printable
 
 BUILT_IN = ROOT / "data" / "shapes.yaml"
 KEYS = ("path", "train", "val", "test", "names", "nc", "channels", "kpt_shape", "flip_idx", "download")

@@ -31,6 +31,8 @@ from models.spec import CONFIGS, load_spec
 from models.summary import count_gflops, count_parameters, model_table, row_gflops, slots_text
 from utils import cli
 from utils.latency import Latency, torch_threads
+from utils.paths import find_file
+from utils.sizes import check_imgsz
 
 DEFAULT_SIZE = (640, 640)
 FAILURES = (RuntimeError, ValueError, AssertionError)  # what networks raise for a picture that they do not take
@@ -96,7 +98,7 @@ def describe_all(args: argparse.Namespace) -> list[Description]:
     if bool(args.cfg) == args.test:
         raise UserError("name a model YAML, such as --cfg riformer-yolo.yaml, or --test all of models/configs")
     load_plugins(args.plugins)
-    files = sorted(CONFIGS.glob("*.yaml")) if args.test else [cli.find_file(args.cfg, "models/configs")]
+    files = sorted(CONFIGS.glob("*.yaml")) if args.test else [find_file(args.cfg, "models/configs")]
     with torch_threads(args.threads or torch.get_num_threads()):
         found = []
         for file in files:
@@ -139,7 +141,7 @@ def choose_size(model: DetectionModel, imgsz: Sequence[int] | None) -> tuple[int
     """Return height and width of the picture: what was asked for, rounded up to what every stride divides."""
     if not imgsz:
         return model.only_size or DEFAULT_SIZE
-    height, width = cli.check_imgsz(list(imgsz), common_side(model.features.values()))
+    height, width = check_imgsz(list(imgsz), common_side(model.features.values()))
     return height, width
 
 

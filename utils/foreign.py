@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from models.errors import WeightsError
 from models.layers import LAYERS
-from utils.cli import MAX_IMGSZ
+from utils.sizes import MAX_IMGSZ
 from utils.unpickle import Inert
 
 MAX_MODULES = 100_000

@@ -56,6 +56,8 @@ from models.summary import (
 from utils import cli
 from utils.export import see
 from utils.latency import Latency, measure, torch_threads
+from utils.paths import find_file
+from utils.sizes import check_imgsz
 
 SUFFIXES = (".yaml", ".yml")
 RUN_ERRORS = (RuntimeError, ValueError, AssertionError, TypeError, LookupError, ArithmeticError)  # of a wrong picture
@@ -253,7 +255,7 @@ def make_backbone(
 
 def read_yaml(name: str, args: argparse.Namespace, options: Mapping[str, Any]) -> Subject:
     """Return the first list backbone of a model YAML as the subject; the whole model where its rows are one."""
-    spec = load_spec(cli.find_file(name, "models/configs"))
+    spec = load_spec(find_file(name, "models/configs"))
     options = {**options, **({"weights": args.weights, "allow_partial": args.allow_partial} if args.weights else {})}
     index = next((row.index for row in spec.rows if is_backbone(row.module)), None)
     if index is None:
@@ -317,7 +319,7 @@ def choose_size(subject: Subject, ghost: Any, imgsz: Sequence[int] | None) -> tu
     Raises:
         UserError: the network takes no picture of the size that was asked for.
     """
-    height, width = cli.check_imgsz(list(imgsz), subject.stride) if imgsz else DEFAULT_SIZE
+    height, width = check_imgsz(list(imgsz), subject.stride) if imgsz else DEFAULT_SIZE
     error = complaint(ghost, (height, width))
     if error and imgsz:
         raise UserError(f"{subject.name} takes no picture of {height}x{width}: {error}")

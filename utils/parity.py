@@ -39,7 +39,9 @@ from utils import cli
 from utils.comparison import Difference, Tolerance
 from utils.export import ExportError, WriteOptions, see, versions, write
 from utils.formats import FORMATS, check_formats
+from utils.paths import find_file, increment_path
 from utils.proof import Case, Reference, make_pictures, other_shape, summarize, third_shape
+from utils.text import printable
 
 BOUND = Tolerance(box_px=1e-3, score=1e-5, mask=1e-4)
 SAME_IOU = 0.999  # from which a detection counts as the same
@@ -275,10 +277,10 @@ def main(args: argparse.Namespace) -> int:
         if FORMATS[name].not_run:
             raise UserError(f"{FORMATS[name].title} cannot be compared here: {FORMATS[name].not_run}")
     variants = [Variant(name, False) for name in formats] + [Variant(name, True) for name in formats if name in DYNAMIC]
-    configs = [cli.find_file(name, "models/configs") for name in args.cfg] or sorted(CONFIGS.glob("*.yaml"))
+    configs = [find_file(name, "models/configs") for name in args.cfg] or sorted(CONFIGS.glob("*.yaml"))
     if not configs:
         raise UserError(f"there are no model YAMLs in {CONFIGS}")
-    folder = cli.increment_path(args.project, args.name, args.exist_ok)
+    folder = increment_path(args.project, args.name, args.exist_ok)
     rows: list[Row] = []
     with TQDM(configs, desc="parity") as bar:
         for cfg in bar:
@@ -287,7 +289,7 @@ def main(args: argparse.Namespace) -> int:
             _save(folder, rows, variants)  # so that nothing is lost when the rest is stopped
     LOGGER.info(f"\n{table(rows, variants)}\n\n{LEGEND}")
     LOGGER.info(f"\nParity complete ({time.perf_counter() - start:.1f}s)")
-    LOGGER.info(cli.printable(f"Results saved to {folder.resolve()}: parity.md and parity.json"))
+    LOGGER.info(printable(f"Results saved to {folder.resolve()}: parity.md and parity.json"))
     return 0 if all(row.ok for row in rows) else 1
 
 

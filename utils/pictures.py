@@ -12,7 +12,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from utils.cli import printable
+from utils.text import printable
 
 os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # silent, as OpenCV is below: what is wrong, we say ourselves
 

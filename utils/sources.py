@@ -17,7 +17,7 @@ import cv2
 from ultralytics.data.utils import VID_FORMATS
 
 from models.errors import UserError, did_you_mean
-from utils.cli import is_utf8
+from utils.paths import is_utf8
 from utils.pictures import Frame, Unreadable, is_picture, read_picture, suffix
 from utils.streams import PATIENCE, Screen, Streams, is_live, read_addresses
 

@@ -22,8 +22,8 @@ from ultralytics.data.loaders import LoadScreenshots
 from ultralytics.utils import LOGGER
 
 from models.errors import UserError
-from utils.cli import shorten
 from utils.pictures import Frame, is_picture
+from utils.text import shorten
 
 SCHEMES = ("rtsp", "rtsps", "rtmp", "tcp", "udp", "http", "https")
 YOUTUBE = ("youtube.com", "www.youtube.com", "m.youtube.com", "youtu.be")

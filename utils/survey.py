@@ -19,13 +19,13 @@ from torch import Tensor
 from ultralytics.utils import LOGGER, TQDM
 
 from utils.accuracy import Accuracy, evenly, measure_accuracy
-from utils.cli import printable
 from utils.comparison import Errors, Tolerance
 from utils.datasets import list_images
 from utils.pictures import Unreadable
 from utils.proof import Case, Evidence, Reference, load_picture, remark
 from utils.runners import Outputs, Runner
 from utils.sources import prefetch
+from utils.text import printable
 from utils.wrappers import Nms
 
 T = TypeVar("T")

@@ -32,6 +32,7 @@ from ultralytics.utils import LOGGER, TQDM
 from models.errors import UserError
 from utils import cli
 from utils.outputs import Outputs, Wanted
+from utils.paths import find_weights
 from utils.pictures import Frame
 from utils.predictor import Finder, create_predictor, predict
 from utils.shapes import NAMES, PALETTE, Shape, bounce, draw, load_photos
@@ -193,7 +194,7 @@ def find_video(name: str) -> Path:
 
 def main(args: argparse.Namespace) -> int:
     """Measure, print the figures, and return 1 when the boxes are others or memory grew."""
-    weights = cli.find_weights(args.weights)
+    weights = find_weights(args.weights)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         video = find_video(args.video) if args.video else folder / "video.mp4"

@@ -27,20 +27,21 @@ from ultralytics.engine.results import Results
 from ultralytics.utils import LOGGER
 
 from models.errors import ConfigError, UserError, WeightsError
-from utils import cli
 from utils.export import ExportError
 from utils.formats import format_of
 from utils.forms import FORMS, FUSED, ONNX, UNFUSED, make
 from utils.latency import measure
 from utils.outputs import Wanted, draw
+from utils.paths import ROOT, find_weights, newest_weights
 from utils.pictures import Frame, is_picture
 from utils.predictor import Predictor, create_predictor, open_weights
 from utils.runners import RUN_ERRORS, load_runner
 from utils.sources import Files, is_video
+from utils.text import printable
 
 GRADIO = "6.31.0"  # that was tested
 PAGES = Path(__file__).parent / "pages"
-EXAMPLES = cli.ROOT / "data" / "images"
+EXAMPLES = ROOT / "data" / "images"
 COMPARED = (UNFUSED, FUSED, ONNX)  # forms whose speed the page shows
 ROUNDS = 10  # of measuring them
 MAX_PORT = 65535
@@ -55,12 +56,12 @@ def find_listed(named: Sequence[str], project: str | Path = "runs/train") -> dic
     Raises:
         UserError: a named file does not exist, or there are none at all.
     """
-    found = [cli.find_weights(name) for name in named]
+    found = [find_weights(name) for name in named]
     trained = sorted(Path(project).glob("*/weights/*"), key=lambda path: path.stat().st_mtime, reverse=True)
     found += [path for path in trained if path.suffix == ".pt" or format_of(path)]
     if not found:
-        cli.newest_weights(project)  # which says what to do
-    return {cli.printable(path): path for path in dict.fromkeys(found)}
+        newest_weights(project)  # which says what to do
+    return {printable(path): path for path in dict.fromkeys(found)}
 
 
 def serve(weights: dict[str, Path], port: int | None, wanted: Wanted, **options: Any) -> None:
