@@ -37,13 +37,15 @@ from models.summary import count_gflops, count_parameters
 from utils import cli
 from utils.accuracy import measure_accuracy
 from utils.calibration import batches, calibration_pictures
-from utils.datasets import check_images, load_dataset
+from utils.data.description import load_dataset
+from utils.data.files import check_images
+from utils.data.samples import make_pictures
 from utils.export import ExportError, versions
 from utils.formats import FORMATS
 from utils.forms import DEFAULT, FORMS, Made, check_size, loader, make, open_network
 from utils.latency import measure, torch_threads
 from utils.memory import peak_memory, weights_size
-from utils.proof import make_pictures, run_eager
+from utils.proof import run_eager
 from utils.report import Row, add_ratios, processor, remarks, save, table
 from utils.runners import RUN_ERRORS, Runner, load_runner
 

@@ -38,7 +38,10 @@ from models.summary import count_parameters
 from utils import cli
 from utils.calibration import calibration_pictures, find_data
 from utils.checkpoint import load_checkpoint
-from utils.datasets import check_images, list_images, load_dataset
+from utils.data.description import load_dataset
+from utils.data.files import check_images, list_images
+from utils.data.pictures import is_readable
+from utils.data.samples import PHOTOS
 from utils.export import (
     ExportError,
     Options,
@@ -50,8 +53,7 @@ from utils.export import (
 from utils.exporters import ABLE, DEFAULT_OPSETS, EXPORTERS, check_exporter, check_opset
 from utils.formats import DEFAULT, FORMATS, check_formats, check_possible, format_of, size_of
 from utils.int8 import MOST, Int8, Quantization, check_int8, curve_table, layer_table
-from utils.pictures import is_readable
-from utils.proof import PHOTOS, proof_table
+from utils.proof import proof_table
 from utils.sources import Files
 from utils.survey import Material, survey_table
 from utils.wrappers import ORDERS, Nms

@@ -45,7 +45,8 @@ from models.loss import AnchorGains
 from models.plugins import load_plugins
 from models.spec import ModelSpec, find_config, load_spec
 from utils.checkpoint import load_checkpoint
-from utils.datasets import check_images, load_dataset, read_yaml
+from utils.data.description import load_dataset, read_yaml
+from utils.data.files import check_images
 from utils.paths import ROOT, find_file, increment_path
 from utils.trainer import Trainer, resume_options
 

@@ -22,10 +22,11 @@ from utils import cli
 
 from models.errors import UserError
 from models.plugins import load_plugins
-from utils.datasets import check_images, load_dataset
+from utils.data.description import load_dataset, write_data_yaml
+from utils.data.files import check_images
 from utils.paths import find_weights, increment_path
 from utils.predictor import check_augment, create_predictor, open_weights
-from utils.trainer import VALIDATORS, write_data_yaml
+from utils.trainer import VALIDATORS
 
 
 def make_parser() -> cli.Parser:

@@ -13,9 +13,11 @@ import pytest
 import yaml
 
 from models.errors import UserError
-from utils import datasets
-from utils.datasets import build_dataset, check_images, list_images, load_dataset
-from utils.shapes import Recipe, ensure_shapes
+from utils.data import dataset
+from utils.data.dataset import build_dataset
+from utils.data.description import load_dataset
+from utils.data.files import check_images, list_images
+from utils.data.shapes import Recipe, ensure_shapes
 
 # isort: split
 import cv2
@@ -24,8 +26,10 @@ import torch
 from ultralytics.cfg import get_cfg
 from ultralytics.data.build import build_dataloader
 
+from utils.data.scan import Record, Settings, examine, load_records, parse_labels, save_records
+
 ROOT = Path(__file__).parents[1]
-SETTINGS = datasets.Settings(nc=3, channels=3, single_cls=False)
+SETTINGS = Settings(nc=3, channels=3, single_cls=False)
 
 
 @pytest.fixture(autouse=True)
@@ -41,7 +45,7 @@ def logged(monkeypatch):
     """The lines that are logged, as a list."""
     lines = []
     for level in ("info", "warning"):
-        monkeypatch.setattr(datasets.LOGGER, level, lines.append)
+        monkeypatch.setattr(dataset.LOGGER, level, lines.append)
     return lines
 
 
@@ -245,7 +249,7 @@ def test_test_split_is_needed_only_when_asked_for(folder):
 @pytest.mark.parametrize("name", ["shapes", "shapes.yaml", ROOT / "data" / "shapes.yaml"])
 def test_built_in_set_is_made_at_first_use(name, tmp_path, monkeypatch):
     made = ensure_shapes(tmp_path / "shapes", Recipe(train=2, val=1, test=1, film_frames=1))
-    monkeypatch.setattr("utils.datasets.ensure_shapes", lambda _: made)
+    monkeypatch.setattr("utils.data.description.ensure_shapes", lambda _: made)
     data = load_dataset(name, split="test")
     assert data["test"] == str(made / "images" / "test")
     assert list(data["names"].values()) == ["circle", "square", "triangle", "star"]
@@ -423,34 +427,32 @@ BAD_LABELS = {
 @pytest.mark.parametrize(("text", "reason"), BAD_LABELS.items())
 def test_bad_label_row_names_the_line(text, reason):
     with pytest.raises(ValueError, match=re.escape(reason)):
-        datasets.parse_labels(text, SETTINGS)
+        parse_labels(text, SETTINGS)
 
 
 def test_good_label_rows():
-    rows, segments, note = datasets.parse_labels(
-        "0 .5 .5 .2 .2\n2 .5 .5 1 1.005\n0 .5 .5 .2 .2\n1 .5 .5 0 .1\n", SETTINGS
-    )
+    rows, segments, note = parse_labels("0 .5 .5 .2 .2\n2 .5 .5 1 1.005\n0 .5 .5 .2 .2\n1 .5 .5 0 .1\n", SETTINGS)
     assert np.allclose(rows, [[0, 0.5, 0.5, 0.2, 0.2], [2, 0.5, 0.5, 1, 1.005]])
     assert (segments, note) == ([], "1 repeated rows left out, 1 boxes without area left out")
     assert rows.dtype == np.float32
 
 
 def test_polygons_become_boxes():
-    rows, segments, _ = datasets.parse_labels("1 .1 .2 .5 .2 .5 .8\n", SETTINGS)
+    rows, segments, _ = parse_labels("1 .1 .2 .5 .2 .5 .8\n", SETTINGS)
     assert np.allclose(rows, [[1, 0.3, 0.5, 0.4, 0.6]])
     assert np.allclose(segments[0], [[0.1, 0.2], [0.5, 0.2], [0.5, 0.8]])
 
 
 def test_boxes_and_polygons_are_mixed():
-    rows, segments, note = datasets.parse_labels("2 .5 .5 .2 .4\n1 .1 .2 .5 .2 .5 .8\n0 .5 .5 0 .1\n", SETTINGS)
+    rows, segments, note = parse_labels("2 .5 .5 .2 .4\n1 .1 .2 .5 .2 .5 .8\n0 .5 .5 0 .1\n", SETTINGS)
     assert np.allclose(rows, [[2, 0.5, 0.5, 0.2, 0.4], [1, 0.3, 0.5, 0.4, 0.6]])
     assert [segment.shape for segment in segments] == [(0, 2), (3, 2)]
     assert note == "1 boxes without area left out"
 
 
 def test_keypoints_are_skipped_and_one_class_takes_all():
-    posed = datasets.Settings(nc=1, channels=3, single_cls=True, keypoint_columns=6)
-    rows, _, _ = datasets.parse_labels("7 .5 .5 .2 .2 0 0 1 0 0 1", posed)
+    posed = Settings(nc=1, channels=3, single_cls=True, keypoint_columns=6)
+    rows, _, _ = parse_labels("7 .5 .5 .2 .2 0 0 1 0 0 1", posed)
     assert np.allclose(rows, [[7, 0.5, 0.5, 0.2, 0.2]])
 
 
@@ -511,7 +513,7 @@ def test_scan_leaves_the_data_set_as_it_is_and_is_remembered(folder, private_cac
         first[i]
     assert digest(folder) == before
     assert len(list(private_cache.rglob("*.npz"))) == 1
-    monkeypatch.setattr("utils.datasets.examine", lambda *_: pytest.fail("looked again"))
+    monkeypatch.setattr("utils.data.scan.examine", lambda *_: pytest.fail("looked again"))
     second = build(folder)
     assert second.im_files == first.im_files
     for one, two in zip(first.labels, second.labels, strict=True):
@@ -522,9 +524,9 @@ def test_scan_leaves_the_data_set_as_it_is_and_is_remembered(folder, private_cac
 
 def test_only_changed_files_are_looked_at_again(folder, monkeypatch):
     build(folder)
-    looked, original = [], datasets.examine
+    looked, original = [], examine
     monkeypatch.setattr(
-        "utils.datasets.examine", lambda image, *rest: looked.append(Path(image).name) or original(image, *rest)
+        "utils.data.scan.examine", lambda image, *rest: looked.append(Path(image).name) or original(image, *rest)
     )
     label, times = folder / "labels" / "train" / "b.txt", (folder / "labels" / "train" / "b.txt").stat()
     label.write_text(label.read_text().replace("0.25", "0.75"))
@@ -537,27 +539,25 @@ def test_only_changed_files_are_looked_at_again(folder, monkeypatch):
 
 
 def test_rejected_pictures_are_looked_at_again(folder, monkeypatch):
-    imread = datasets.imread
+    imread = dataset.imread
     monkeypatch.setattr(
-        "utils.datasets.imread", lambda path, flags: None if path.endswith("b.jpg") else imread(path, flags)
+        "utils.data.scan.imread", lambda path, flags: None if path.endswith("b.jpg") else imread(path, flags)
     )
     assert len(build(folder).rejected) == 1
-    monkeypatch.setattr("utils.datasets.imread", imread)  # as when the disk or the rights have been repaired
+    monkeypatch.setattr("utils.data.scan.imread", imread)  # as when the disk or the rights have been repaired
     assert build(folder).rejected == []
 
 
 def test_cache_keeps_polygons_and_odd_names(tmp_path):
     polygons = [np.random.rand(n, 2).astype(np.float32) for n in (3, 5)]
     records = [
-        datasets.Record(
-            "a\udcff\n.jpg", (1, 2, 3, 4), "labelled", (10, 20), np.ones((2, 5), np.float32), polygons, "note"
-        ),
-        datasets.Record("b.jpg", (5, 6, -1, -1), "missing", (30, 40)),
-        datasets.Record("c.jpg", (5, 6, 7, 8), "labelled", (3, 4), np.ones((1, 5), np.float32), polygons[:1]),
+        Record("a\udcff\n.jpg", (1, 2, 3, 4), "labelled", (10, 20), np.ones((2, 5), np.float32), polygons, "note"),
+        Record("b.jpg", (5, 6, -1, -1), "missing", (30, 40)),
+        Record("c.jpg", (5, 6, 7, 8), "labelled", (3, 4), np.ones((1, 5), np.float32), polygons[:1]),
     ]
-    datasets.save_records(tmp_path / "cache.npz", records)
+    save_records(tmp_path / "cache.npz", records)
     assert [path.name for path in tmp_path.iterdir()] == ["cache.npz"]
-    for one, two in zip(records, datasets.load_records(tmp_path / "cache.npz"), strict=True):
+    for one, two in zip(records, load_records(tmp_path / "cache.npz"), strict=True):
         assert (one.path, one.stamp, one.state, one.shape, one.note) == (
             two.path,
             two.stamp,
@@ -572,13 +572,13 @@ def test_cache_keeps_polygons_and_odd_names(tmp_path):
 @pytest.mark.parametrize("damage", ["cut", "other version"])
 def test_damaged_cache_is_no_cache(tmp_path, monkeypatch, damage):
     file = tmp_path / "cache.npz"
-    datasets.save_records(file, [datasets.Record("b.jpg", (5, 6, -1, -1), "missing", (30, 40))])
+    save_records(file, [Record("b.jpg", (5, 6, -1, -1), "missing", (30, 40))])
     if damage == "cut":
         file.write_bytes(file.read_bytes()[:-40])
     else:
-        monkeypatch.setattr("utils.datasets.CACHE_VERSION", 99)
-    assert datasets.load_records(file) == []
-    assert datasets.load_records(tmp_path / "nowhere.npz") == []
+        monkeypatch.setattr("utils.data.scan.CACHE_VERSION", 99)
+    assert load_records(file) == []
+    assert load_records(tmp_path / "nowhere.npz") == []
 
 
 def test_cache_that_cannot_be_written_costs_only_time(folder, private_cache, logged):

@@ -21,13 +21,15 @@ import detect
 from models import DetectionModel
 from models.errors import UserError
 from tests.networks import NAMES, Disc, write_export
-from utils import cli, outputs, pictures, predictor, sources, streams
+from utils import cli, outputs, predictor, sources, streams
 from utils.checkpoint import pack_model, save_checkpoint
+from utils.data import pictures
 
 # isort: split
 from ultralytics.engine.results import Results
 from ultralytics.utils import ASSETS, LOGGER
 
+from utils.detect.frame import Frame
 from utils.paths import ROOT
 
 NOT_UTF8 = os.fsdecode(b"caf\xe9")
@@ -210,7 +212,7 @@ def test_stream_frames_are_one_video_each(tmp_path):
     with outputs.Outputs(tmp_path, outputs.Wanted()) as out:
         for number in range(1, 4):
             for name in ("cam0", "cam1"):
-                out.save(pictures.Frame(image, Path(name), "", number, live=True), result)
+                out.save(Frame(image, Path(name), "", number, live=True), result)
     assert files_below(tmp_path) == ["cam0.mp4", "cam1.mp4"]
     assert count_frames(tmp_path / "cam1.mp4") == 3
 
@@ -325,7 +327,7 @@ def test_many_crops_of_one_class(tmp_path):
     result = Results(np.zeros((48, 64, 3), np.uint8), "", {1: "../x"}, boxes=boxes).numpy()
     with outputs.Outputs(tmp_path, outputs.Wanted(pictures=False, crops=True)) as out:
         for name in ("a.jpg", "a2.jpg"):
-            out.save(pictures.Frame(result.orig_img, Path(name), ""), result)
+            out.save(Frame(result.orig_img, Path(name), ""), result)
     assert files_below(tmp_path) == [f"crops/_.._x/a{n}.jpg".replace("_.._x", "_x") for n in ("", "2", "22", "23")]
 
 

@@ -14,8 +14,8 @@ from models.errors import UserError
 from tests.networks import NAMES, Disc, write_export
 from utils import ensemble, feature_maps, predictor, tracking
 from utils.checkpoint import pack_model, save_checkpoint
+from utils.detect.frame import Frame
 from utils.outputs import Outputs, Wanted
-from utils.pictures import Frame
 from utils.predictor import Found, create_predictor
 
 # isort: split

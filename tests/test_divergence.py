@@ -12,10 +12,11 @@ from torch import nn
 
 from models import create_model, switch_to_deploy
 from utils.comparison import Tolerance
+from utils.data.samples import make_pictures
 from utils.divergence import _first_difference, explain, find_divergence
 from utils.export import Options, see, write
 from utils.intermediates import _groups, watch
-from utils.proof import Reference, make_pictures
+from utils.proof import Reference
 from utils.wrappers import Nms
 
 SIZE = (64, 64)

@@ -22,9 +22,10 @@ from models.errors import UserError
 from utils import cli
 from utils.accuracy import Accuracy
 from utils.checkpoint import load_checkpoint
+from utils.data.samples import make_pictures
 from utils.export import ExportError, Options, export, fresh_model
 from utils.formats import DEFAULT
-from utils.proof import Proof, make_pictures
+from utils.proof import Proof
 from utils.survey import survey
 
 # isort: split

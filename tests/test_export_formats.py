@@ -7,8 +7,8 @@ from test_export import command, names_in, report_in
 
 import detect
 from models.errors import UserError
+from utils.data.samples import make_pictures
 from utils.formats import FORMATS, digest, needs, size_of
-from utils.proof import make_pictures
 from utils.runners import load_runner
 
 # isort: split

@@ -23,11 +23,11 @@ from utils import cli
 from utils.accuracy import Accuracy
 from utils.calibration import batches, calibration_pictures, find_data
 from utils.checkpoint import load_checkpoint, pack_model, save_checkpoint
+from utils.data.samples import PHOTOS, make_pictures
 from utils.export import Options, see
 from utils.export import write as write_file
 from utils.formats import FORMATS
 from utils.int8 import check_int8, search
-from utils.proof import PHOTOS, make_pictures
 from utils.qat import RoundingConv, insert_rounding, observe
 from utils.quantize import FloatGraph, Layer, quantize_openvino
 from utils.runners import load_runner

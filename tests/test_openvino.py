@@ -16,8 +16,8 @@ import utils.publish
 import val
 from models import switch_to_deploy
 from models.errors import UserError
+from utils.data.samples import make_pictures
 from utils.export import Options, digest, export
-from utils.proof import make_pictures
 from utils.runners import load_runner
 
 # isort: split

@@ -12,8 +12,9 @@ from models import DetectionModel, switch_to_deploy
 from models.summary import count_parameters
 from utils import cli, parity
 from utils.comparison import Difference
+from utils.data.samples import make_pictures
 from utils.parity import Variant, measure, random_model, sizes_for
-from utils.proof import Reference, make_pictures
+from utils.proof import Reference
 
 VARIANTS = [Variant("torchscript", False), Variant("onnx", False), Variant("onnx", True)]
 

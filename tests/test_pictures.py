@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from utils import pictures
-from utils.pictures import Unreadable, read_picture
+from utils.data import pictures
+from utils.data.pictures import Unreadable, read_picture
 
 # isort: split
 from ultralytics.utils import LOGGER

@@ -21,9 +21,9 @@ from models.errors import UserError
 from tests.helpers import randomize_, tiny
 from tests.networks import NAMES, Disc, write_export
 from utils.checkpoint import load_checkpoint, pack_model, save_checkpoint
+from utils.data.shapes import NAMES as SHAPES
+from utils.data.shapes import Recipe, ensure_shapes
 from utils.predictor import create_predictor
-from utils.shapes import NAMES as SHAPES
-from utils.shapes import Recipe, ensure_shapes
 
 # isort: split
 import cv2

@@ -10,8 +10,8 @@ import pytest
 import yaml
 
 from models.errors import UserError
-from utils import shapes
-from utils.shapes import NAMES, SPLITS, Recipe, Shape, ensure_shapes
+from utils.data import shapes
+from utils.data.shapes import NAMES, SPLITS, Recipe, Shape, ensure_shapes
 
 # isort: split
 import cv2

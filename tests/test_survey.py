@@ -14,9 +14,10 @@ from networks import NAMES, Disc
 
 from models import DetectionModel, create_model
 from models.errors import UserError
-from utils.accuracy import Accuracy, evenly, measure_accuracy
+from utils.accuracy import Accuracy, measure_accuracy
 from utils.comparison import Tolerance
-from utils.datasets import load_dataset
+from utils.data.description import load_dataset
+from utils.data.samples import evenly
 from utils.proof import Evidence, Reference
 from utils.survey import MAX_REMARKS, Distribution, Material, Survey, survey, survey_table
 from utils.wrappers import Nms

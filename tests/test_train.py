@@ -18,9 +18,10 @@ from models.loss import AnchorGains
 from tests.helpers import TINY_HEAD, tiny, tiny_backbone
 from tests.runs import stopped
 from utils.checkpoint import load_checkpoint, read_checkpoint
-from utils.datasets import list_images, load_dataset
-from utils.shapes import NAMES, Recipe, ensure_shapes
-from utils.trainer import Trainer, frozen_modules, write_data_yaml
+from utils.data.description import load_dataset, write_data_yaml
+from utils.data.files import list_images
+from utils.data.shapes import NAMES, Recipe, ensure_shapes
+from utils.trainer import Trainer, frozen_modules
 from utils.transfer import transfer
 
 # isort: split

@@ -12,17 +12,18 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 from ultralytics.utils import LOGGER
 
 from models import DetectionModel
+from utils.data.description import write_data_yaml
+from utils.data.samples import evenly
 from utils.runners import Outputs, Runner, load_runner
-from utils.trainer import VALIDATORS, write_data_yaml
+from utils.trainer import VALIDATORS
 
-T = TypeVar("T")
 Observe = Callable[[Sequence[str], Tensor, Mapping[str, Outputs]], None]  # file names, (B, ch, H, W), network → outputs
 
 CONF, IOU, MAX_DET = 0.001, 0.6, 300  # val.py's defaults
@@ -84,12 +85,6 @@ def measure_accuracy(
 def measure_file(path: Path, model: DetectionModel, data: dict[str, Any], size: tuple[int, int]) -> Accuracy:
     """Return the mAP of one exported file of `model` on the val split of a data set; arguments are those above."""
     return measure_accuracy({path.name: load_runner(path)}, model, data, size)[path.name]
-
-
-def evenly(items: Sequence[T], most: int) -> list[T]:
-    """Return at most so many of the items, evenly spread; 0 returns all."""
-    count = min(most or len(items), len(items))
-    return [items[i * len(items) // count] for i in range(count)]
 
 
 class Panel(nn.Module):

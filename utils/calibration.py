@@ -11,10 +11,10 @@ from torch import Tensor
 from ultralytics.utils import TQDM
 
 from models.errors import UserError
-from utils.accuracy import evenly
-from utils.datasets import BUILT_IN, check_images, list_images, load_dataset
-from utils.pictures import is_readable
-from utils.proof import load_picture
+from utils.data.description import BUILT_IN, load_dataset
+from utils.data.files import check_images, list_images
+from utils.data.pictures import is_readable
+from utils.data.samples import evenly, load_picture
 
 
 def find_data(data: str, weights: Path) -> dict[str, Any]:

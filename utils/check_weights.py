@@ -38,7 +38,7 @@ from models.backbones.weights import PLAIN, choose_dialect, read_source
 from models.errors import UserError, WeightsError
 from models.plugins import load_plugins
 from utils import cli
-from utils.pictures import Unreadable, check_size, restore_pillow
+from utils.data.pictures import Unreadable, check_size, restore_pillow
 from utils.sizes import MAX_IMGSZ
 from utils.text import printable
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from models.errors import UserError
-from utils.pictures import Frame
+from utils.detect.frame import Frame
 from utils.predictor import Found, Predictor, create_predictor
 
 

@@ -43,6 +43,7 @@ from models.blocks.riformer import WrittenOut
 from models.errors import UserError
 from models.summary import check_levels, count_parameters
 from utils.comparison import HALF_TOLERANCE, Tolerance
+from utils.data.samples import PHOTOS, make_pictures
 from utils.divergence import explain
 from utils.exhibit import draw_exhibit
 from utils.exporters import EXPORTERS, announce, surround
@@ -50,9 +51,10 @@ from utils.formats import DEFAULT, FORMATS, Format, digest, format_of, size_of
 from utils.int8 import Int8, Quantization, draw_curves, quantize
 from utils.latency import Latency, measure
 from utils.outputs import write_bytes, write_image
-from utils.proof import PHOTOS, TEMPORARY, Proof, Reference, make_pictures, name_of, other_shape, third_shape
+from utils.proof import TEMPORARY, Proof, Reference, name_of
 from utils.publish import publish, reserve, temporary_folder
 from utils.runners import load_runner
+from utils.sizes import other_shape, third_shape
 from utils.survey import HALF_MAX_DROP, MAX_DROP, Material, Survey, survey
 from utils.wrappers import Nms
 

@@ -24,9 +24,9 @@ from models.blocks.riformer import RIFormerBlock, fuse_norm_affine
 from models.errors import UserError
 from models.summary import check_levels
 from utils.checkpoint import load_checkpoint
+from utils.data.samples import make_pictures
 from utils.export import WriteOptions, fresh_model, write
 from utils.formats import FORMATS, format_of, size_of
-from utils.proof import make_pictures
 from utils.quantize import FloatGraph, quantize_openvino
 from utils.runners import load_runner
 from utils.sizes import check_imgsz

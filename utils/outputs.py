@@ -22,7 +22,7 @@ from ultralytics.engine.results import Results
 from ultralytics.utils.plotting import save_one_box
 
 from models.errors import UserError
-from utils.pictures import Frame
+from utils.detect.frame import Frame
 
 JPEG_SIDE = 65500  # pixels; a JPEG cannot be wider or higher
 CSV_HEADER = ("Image Name", "Prediction", "Confidence")

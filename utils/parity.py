@@ -37,10 +37,12 @@ from models.spec import CONFIGS
 from models.summary import count_parameters
 from utils import cli
 from utils.comparison import Difference, Tolerance
+from utils.data.samples import make_pictures
 from utils.export import ExportError, WriteOptions, see, versions, write
 from utils.formats import FORMATS, check_formats
 from utils.paths import find_file, increment_path
-from utils.proof import Case, Reference, make_pictures, other_shape, summarize, third_shape
+from utils.proof import Case, Reference, summarize
+from utils.sizes import other_shape, third_shape
 from utils.text import printable
 
 BOUND = Tolerance(box_px=1e-3, score=1e-5, mask=1e-4)

@@ -33,10 +33,10 @@ from models.environment import cpu_cores
 from models.errors import UserError, WeightsError
 from utils.backends import read_options
 from utils.checkpoint import load_checkpoint
+from utils.detect.frame import Frame
 from utils.formats import FORMATS, format_of
 from utils.latency import torch_threads
 from utils.outputs import Outputs, draw
-from utils.pictures import Frame
 from utils.runners import RUN_ERRORS, open_session, read_metadata
 from utils.sizes import check_imgsz
 from utils.sources import AnySource, prefetch

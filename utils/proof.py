@@ -26,71 +26,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from ultralytics.data.augment import LetterBox
-from ultralytics.utils import ASSETS
 
 from models import DetectionModel
 from utils.comparison import Difference, Errors, Tolerance, compare, confidence, measure, measure_nms
-from utils.pictures import read_picture
+from utils.data.samples import PHOTOS, make_pictures
 from utils.runners import RUN_ERRORS, Outputs, load_runner, read_metadata
 from utils.wrappers import Nms, nms_of, threshold_inputs
 
-PHOTOS = (ASSETS / "bus.jpg", ASSETS / "zidane.jpg")
-CHECKER = 8  # pixels a side of a square of the checkerboard
 THRESHOLDS = ((1, 0.45), (1, 0.7), (2, 0.3))  # of files with NMS: share of the confidence, IoU
 TEMPORARY = "temporary"  # what the report calls a file that was made for the proof only
 ROUNDING = 10  # how many times the unfused model's own rounding error a file may be off
-
-
-# Pictures -------------------------------------------------------------------------------------------------------------
-def make_pictures(size: tuple[int, int], channels: int = 3, files: Sequence[Path] = PHOTOS) -> dict[str, Tensor]:
-    """Return pictures to compare on: name → (channels, *size) float32 in [0, 1].
-
-    Args:
-        size: height and width, in pixels.
-        channels: a picture of another number than three repeats or leaves out its RGB channels.
-        files: pictures to letterbox to `size` as detection does; noise and a checkerboard are added.
-
-    Raises:
-        Unreadable: a file is no picture.
-    """
-    pictures = {path.name: load_picture(path, size, channels) for path in files}
-    noise = torch.randint(256, (channels, *size), generator=torch.Generator().manual_seed(0))
-    pictures["noise"] = noise / 255  # as all pictures, which some files take as bytes
-    rows, columns = (torch.arange(side) // CHECKER for side in size)
-    pictures["checkerboard"] = ((rows[:, None] + columns) % 2).float().expand(channels, *size)
-    return pictures
-
-
-def load_picture(path: Path, size: tuple[int, int], channels: int = 3) -> Tensor:
-    """Return a picture, letterboxed to a size, as (channels, *size) float32 in [0, 1]; arguments as above.
-
-    Raises:
-        Unreadable: the file is no picture.
-    """
-    return letterbox(path, size)[[i % 3 for i in range(channels)]]
-
-
-def letterbox(path: Path, size: tuple[int, int]) -> Tensor:
-    """Return a file as (3, *size) RGB in [0, 1]."""
-    bgr = LetterBox(size)(image=read_picture(path))
-    return torch.from_numpy(bgr[..., ::-1].copy()).permute(2, 0, 1).float() / 255
-
-
-def other_shape(size: tuple[int, int], stride: int) -> tuple[int, int]:
-    """Return a size that is not square if `size` is, and square if it is not; multiples of `stride` both."""
-    height, width = size
-    if height != width:
-        return min(size), min(size)
-    narrower = max(stride, int(0.75 * width) // stride * stride)
-    return height, narrower if narrower < width else width + stride
-
-
-def third_shape(size: tuple[int, int], stride: int) -> tuple[int, int]:
-    """Return a small size, not square, that is neither `size` nor its `other_shape`; multiples of `stride`."""
-    half = math.ceil(min(size) / 2 / stride) * stride
-    wide = (half, half + 2 * stride)
-    return wide if wide != size else wide[::-1]
 
 
 # Proving --------------------------------------------------------------------------------------------------------------

@@ -30,3 +30,19 @@ def check_imgsz(imgsz: int | Sequence[int], stride: int) -> list[int]:
 
 def _spaced(numbers: Iterable[int]) -> str:
     return " ".join(map(str, numbers))
+
+
+def other_shape(size: tuple[int, int], stride: int) -> tuple[int, int]:
+    """Return a size that is not square if `size` is, and square if it is not; multiples of `stride` both."""
+    height, width = size
+    if height != width:
+        return min(size), min(size)
+    narrower = max(stride, int(0.75 * width) // stride * stride)
+    return height, narrower if narrower < width else width + stride
+
+
+def third_shape(size: tuple[int, int], stride: int) -> tuple[int, int]:
+    """Return a small size, not square, that is neither `size` nor its `other_shape`; multiples of `stride`."""
+    half = math.ceil(min(size) / 2 / stride) * stride
+    wide = (half, half + 2 * stride)
+    return wide if wide != size else wide[::-1]

@@ -17,8 +17,9 @@ import cv2
 from ultralytics.data.utils import VID_FORMATS
 
 from models.errors import UserError, did_you_mean
+from utils.data.pictures import Unreadable, is_picture, read_picture, suffix
+from utils.detect.frame import Frame
 from utils.paths import is_utf8
-from utils.pictures import Frame, Unreadable, is_picture, read_picture, suffix
 from utils.streams import PATIENCE, Screen, Streams, is_live, read_addresses
 
 COMPLETE = 0.95  # a video that gives fewer of its frames than this is broken; containers only estimate their count

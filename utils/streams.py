@@ -22,7 +22,8 @@ from ultralytics.data.loaders import LoadScreenshots
 from ultralytics.utils import LOGGER
 
 from models.errors import UserError
-from utils.pictures import Frame, is_picture
+from utils.data.pictures import is_picture
+from utils.detect.frame import Frame
 from utils.text import shorten
 
 SCHEMES = ("rtsp", "rtsps", "rtmp", "tcp", "udp", "http", "https")

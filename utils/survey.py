@@ -18,11 +18,12 @@ import torch
 from torch import Tensor
 from ultralytics.utils import LOGGER, TQDM
 
-from utils.accuracy import Accuracy, evenly, measure_accuracy
+from utils.accuracy import Accuracy, measure_accuracy
 from utils.comparison import Errors, Tolerance
-from utils.datasets import list_images
-from utils.pictures import Unreadable
-from utils.proof import Case, Evidence, Reference, load_picture, remark
+from utils.data.files import list_images
+from utils.data.pictures import Unreadable
+from utils.data.samples import evenly, load_picture
+from utils.proof import Case, Evidence, Reference, remark
 from utils.runners import Outputs, Runner
 from utils.sources import prefetch
 from utils.text import printable

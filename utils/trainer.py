@@ -31,7 +31,9 @@ from models.summary import backbone_card
 from utils.anchors import fit_anchors
 from utils.backends import read_options
 from utils.checkpoint import build_model, load_checkpoint, pack_model, plain, read_checkpoint, save_checkpoint
-from utils.datasets import build_dataset, check_images, load_dataset
+from utils.data.dataset import build_dataset
+from utils.data.description import load_dataset, write_data_yaml
+from utils.data.files import check_images
 from utils.qat import insert_rounding, observe
 from utils.transfer import transfer
 
@@ -305,13 +307,6 @@ def resume_options(last: Path) -> dict[str, Any]:
     if checkpoint["epoch"] + 1 >= options["epochs"]:
         raise UserError(f"{last} has all of its {options['epochs']} epochs, there is nothing to resume")
     return {**options, "resume": str(last), "save_dir": str(run), "exist_ok": True}
-
-
-def write_data_yaml(data: dict[str, Any], path: Path) -> None:
-    """Write a checked data set with absolute paths, in the form that ultralytics' validator reads."""
-    keys = ("train", "val", "test", "nc", "names", "channels", "kpt_shape")
-    described = {"path": str(data["path"]), **{key: data[key] for key in keys if data.get(key) is not None}}
-    path.write_text(yaml.safe_dump(described, sort_keys=False))
 
 
 def check_trainable(model: DetectionModel) -> None:

@@ -31,11 +31,11 @@ from ultralytics.utils import LOGGER, TQDM
 
 from models.errors import UserError
 from utils import cli
+from utils.data.shapes import NAMES, PALETTE, Shape, bounce, draw, load_photos
+from utils.detect.frame import Frame
 from utils.outputs import Outputs, Wanted
 from utils.paths import find_weights
-from utils.pictures import Frame
 from utils.predictor import Finder, create_predictor, predict
-from utils.shapes import NAMES, PALETTE, Shape, bounce, draw, load_photos
 from utils.sources import Files, open_source
 
 SIZE = 1280, 720  # pixels: width, height

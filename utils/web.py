@@ -27,13 +27,14 @@ from ultralytics.engine.results import Results
 from ultralytics.utils import LOGGER
 
 from models.errors import ConfigError, UserError, WeightsError
+from utils.data.pictures import is_picture
+from utils.detect.frame import Frame
 from utils.export import ExportError
 from utils.formats import format_of
 from utils.forms import FORMS, FUSED, ONNX, UNFUSED, make
 from utils.latency import measure
 from utils.outputs import Wanted, draw
 from utils.paths import ROOT, find_weights, newest_weights
-from utils.pictures import Frame, is_picture
 from utils.predictor import Predictor, create_predictor, open_weights
 from utils.runners import RUN_ERRORS, load_runner
 from utils.sources import Files, is_video

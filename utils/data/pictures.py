@@ -12,15 +12,15 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from utils.text import printable
-
-os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # silent, as OpenCV is below: what is wrong, we say ourselves
-
 import cv2
 import numpy as np
 from PIL import Image
 from ultralytics.data.utils import IMG_FORMATS
 from ultralytics.utils import LOGGER, patches
+
+from utils.text import printable
+
+os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # silent, as OpenCV is below: what is wrong, we say ourselves
 
 MAX_PIXELS = 100_000_000  # a larger picture is refused from its header
 HEIF = ("heic", "heif")  # what a package of its own decodes
@@ -32,18 +32,6 @@ WIDE = ("I", "F")  # 32 bits
 
 class Unreadable(Exception):
     """A file that cannot be decoded; the message is the reason, without the name."""
-
-
-@dataclass(frozen=True)
-class Frame:
-    """One picture on its way to the network."""
-
-    image: np.ndarray  # (H, W, 3) uint8, BGR
-    path: Path  # of the file; for a stream a name without separators
-    title: str  # start of the line that is printed: "image 1/2 /path/bus.jpg: "
-    number: int | None = None  # of the video's or stream's frame, from 1; None for a picture
-    fps: float = 30.0  # frames per second of the video that this belongs to, after skipping
-    live: bool = False  # one of several streams that run side by side
 
 
 @dataclass(frozen=True)

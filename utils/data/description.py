@@ -1,0 +1,208 @@
+"""The YAML that describes a data set, read as data and checked.
+
+A data set is data from a stranger: its YAML runs nothing, and `download:` is ignored.
+"""
+
+from __future__ import annotations
+
+import reprlib
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, TypeGuard
+
+import yaml
+from ultralytics.utils import LOGGER
+
+from models.errors import UserError, did_you_mean
+from utils.data.shapes import ensure_shapes, shapes_folder
+from utils.paths import ROOT, find_file
+
+BUILT_IN = ROOT / "data" / "shapes.yaml"
+KEYS = ("path", "train", "val", "test", "names", "nc", "channels", "kpt_shape", "flip_idx", "download")
+MAX_YAML = 1 << 20  # bytes
+MAX_PATH, MAX_NAME = 2048, 255  # characters of a path in a YAML, bytes of one name in it
+
+
+# The YAML -------------------------------------------------------------------------------------------------------------
+def load_dataset(data: str | Path, split: str = "val") -> dict[str, Any]:
+    """Return the checked description of a data set, in the form that ultralytics keeps in `self.data`.
+
+    Args:
+        data: a YAML file, or its bare name in this repository's data folder (`shapes`, `coco128.yaml`). The built-in
+            set is made when it is not there yet.
+        split: the split that will be validated; 'test' must then be described as well as 'train' and 'val'.
+
+    Returns:
+        train, val, test: absolute path of a folder or a list file, or a list of them (test may be None); nc; names
+        {int: str}; channels; path: the root folder; yaml_file; kpt_shape where the file has it.
+
+    Raises:
+        UserError: anything is wrong or missing; the message names the file and the key.
+    """
+    file = find_file(data, "data").resolve()
+    described = read_yaml(file)
+    if "download" in described:
+        LOGGER.warning(f"{file.name}: the key 'download' is ignored, nothing is downloaded or run")
+    if file == BUILT_IN:
+        described["path"] = str(ensure_shapes(shapes_folder(file.parent)))
+    required = ("train", "val", "test") if split == "test" else ("train", "val")
+    check_keys(described, (*required, "names"), file)
+    names = check_names(described["names"], file)
+    check_nc(described.get("nc"), len(names), file)
+    roots = find_roots(described.get("path"), file)
+    found = {key: find_split(described.get(key), key, roots, file, key in required) for key in ("train", "val", "test")}
+    keypoints = {"kpt_shape": check_kpt_shape(described["kpt_shape"], file)} if "kpt_shape" in described else {}
+    return {
+        **found,
+        **keypoints,
+        "nc": len(names),
+        "names": names,
+        "channels": check_channels(described.get("channels", 3), file),
+        "path": roots[0],
+        "yaml_file": str(file),
+    }
+
+
+def read_yaml(file: Path, what: str = "data set", keys: str = "train, val and names") -> dict[str, Any]:
+    """Return the mapping in `file`, read as plain data.
+
+    Args:
+        file: one that is there.
+        what: it should describe, for messages.
+        keys: examples of those that it should have.
+
+    Raises:
+        UserError: it is no YAML, or no mapping.
+    """
+    if file.stat().st_size > MAX_YAML:
+        raise UserError(f"{file} is larger than {MAX_YAML >> 20} MB, so it is not the YAML of a {what}")
+    try:
+        described = yaml.safe_load(file.read_bytes())
+    except OSError as error:
+        raise UserError(f"{file} cannot be read: {error.strerror}") from error
+    except yaml.MarkedYAMLError as error:
+        line = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
+        raise UserError(f"{file} is not valid YAML: {line}{error.problem}") from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise UserError(f"{file} is not valid YAML: {str(error).splitlines()[0]}") from error
+    if not isinstance(described, dict):
+        raise UserError(f"{file}: expected keys such as {keys}, got {kind_of(described)}")
+    return described
+
+
+def kind_of(value: object) -> str:
+    """Return a short description of a value that a YAML file holds, for a message."""
+    return "nothing" if value is None else f"{type(value).__name__} {reprlib.repr(value)}"
+
+
+def check_keys(described: dict[str, Any], required: Iterable[str], file: Path) -> None:
+    """Raise UserError when a required key is missing, with the key that was perhaps meant to be it."""
+    for key in required:
+        if described.get(key) is None:
+            unknown = (str(k) for k in described if k not in KEYS)
+            guesses = (f"; '{k}' is unknown{hint}" for k in unknown if (hint := did_you_mean(k, KEYS)))
+            state = "is empty" if key in described else "is missing"
+            raise UserError(f"{file}: the key '{key}' {state}{next(guesses, '')}")
+
+
+def check_names(names: object, file: Path) -> dict[int, str]:
+    """Return the class names as {0: name, 1: name, …}."""
+    if not isinstance(names, (list, dict)) or not names:
+        raise UserError(f"{file}: names must be a list, or a mapping from 0, 1, … to names, not {kind_of(names)}")
+    names = dict(enumerate(names)) if isinstance(names, list) else names
+    for key in names:
+        if not isinstance(key, int) or isinstance(key, bool) or not 0 <= key < len(names):
+            raise UserError(
+                f"{file}: names must be numbered from 0 to {len(names) - 1} without gaps, but has {kind_of(key)}"
+            )
+    ordered = {key: check_name(names[key], key, file) for key in sorted(names)}
+    name, count = Counter(ordered.values()).most_common(1)[0]
+    if count > 1:
+        raise UserError(f"{file}: names has '{name}' {count} times, so its classes cannot be told apart")
+    return ordered
+
+
+def check_name(name: object, key: int, file: Path) -> str:
+    """Return one class name as text; a whole number is a name too, such as a digit's."""
+    if isinstance(name, bool):
+        raise UserError(
+            f"{file}: class {key} of names is {str(name).lower()}, so put it in quotes: YAML takes yes, no, on and off "
+            "for true and false"
+        )
+    if not isinstance(name, (str, int)) or not str(name).strip():
+        raise UserError(f"{file}: class {key} of names must be a text, not {kind_of(name)}")
+    if not str(name).isprintable():
+        raise UserError(f"{file}: class {key} of names holds characters that cannot be printed: {name!r}")
+    return str(name)
+
+
+def check_nc(nc: object, count: int, file: Path) -> None:
+    """Raise UserError when the file says another number of classes than it names."""
+    if nc is not None and (isinstance(nc, bool) or nc != count):
+        raise UserError(f"{file}: nc is {reprlib.repr(nc)}, but names has {count} classes")
+
+
+def check_channels(channels: object, file: Path) -> int:
+    """Return the number of channels of the pictures."""
+    if not isinstance(channels, int) or isinstance(channels, bool) or channels < 1:
+        raise UserError(f"{file}: channels must be a whole number of at least 1, not {kind_of(channels)}")
+    return channels
+
+
+def check_kpt_shape(shape: object, file: Path) -> list[int]:
+    """Return the number of keypoints and of their coordinates; detection skips those columns of the labels."""
+    if isinstance(shape, list) and len(shape) == 2 and all(type(n) is int and n > 0 for n in shape):
+        return shape
+    raise UserError(f"{file}: kpt_shape must be two whole numbers, such as [17, 3], not {kind_of(shape)}")
+
+
+def find_roots(path: object, file: Path) -> list[Path]:
+    """Return the folders that splits may be relative to: beside the file first, then as YOLOv5 understands `path`."""
+    if path is not None and not is_path(path):
+        raise UserError(f"{file}: path must be the data set's folder, not {kind_of(path)}")
+    candidates = [(base / Path(path or "").expanduser()).resolve() for base in (file.parent, Path.cwd(), ROOT)]
+    roots = [folder for folder in dict.fromkeys(candidates) if folder.is_dir()]
+    if not roots:
+        looked = " and ".join(map(str, dict.fromkeys(candidates)))
+        raise UserError(f"{file}: the data set's folder (path: {path}) is not there; looked for {looked}")
+    return roots
+
+
+def is_path(value: object) -> TypeGuard[str]:
+    """Return whether `value` is a text that the system takes for a path."""
+    if not isinstance(value, str) or not value.strip() or len(value) > MAX_PATH:
+        return False
+    refused = any(c == "\0" or "\ud800" <= c <= "\udfff" for c in value)
+    return not refused and all(len(part.encode()) <= MAX_NAME for part in Path(value).parts)
+
+
+def find_split(value: object, key: str, roots: list[Path], file: Path, required: bool) -> str | list[str] | None:
+    """Return the absolute path or paths of a split; one that is not required may be missing."""
+    if value is None:
+        return None
+    paths = []
+    for entry in (value if isinstance(value, list) else [value]) or [value]:
+        if not is_path(entry):
+            raise UserError(f"{file}: {key} must be a folder, a list file or a list of them, not {kind_of(entry)}")
+        paths.append(find_source(entry, key, roots, file, required))
+    return paths if isinstance(value, list) else paths[0]
+
+
+def find_source(entry: str, key: str, roots: list[Path], file: Path, required: bool) -> str:
+    """Return the absolute path of one folder or list file of a split."""
+    choices = [root / part for root in roots for part in (entry, entry.removeprefix("../"))]  # Roboflow's ../train
+    path = next((choice for choice in choices if choice.exists()), choices[0]).resolve()
+    if required and not path.exists():
+        near = did_you_mean(path.name, [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else [])
+        raise UserError(f"{file}: {key} names {path}, which is not there{near}")
+    if path.is_file() and path.suffix.lower() != ".txt":
+        raise UserError(f"{file}: {key} must be a folder of pictures or a .txt list of them, not {path}")
+    return str(path)
+
+
+def write_data_yaml(data: dict[str, Any], path: Path) -> None:
+    """Write a checked data set with absolute paths, in the form that ultralytics' validator reads."""
+    keys = ("train", "val", "test", "nc", "names", "channels", "kpt_shape")
+    described = {"path": str(data["path"]), **{key: data[key] for key in keys if data.get(key) is not None}}
+    path.write_text(yaml.safe_dump(described, sort_keys=False))

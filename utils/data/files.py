@@ -1,0 +1,73 @@
+"""The pictures of a data set's splits, as lists of files."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from ultralytics.data.utils import IMG_FORMATS, img2label_paths
+
+from models.errors import UserError
+
+
+# Pictures and labels on the disk --------------------------------------------------------------------------------------
+def list_images(source: str | Sequence[str], root: str | Path = "") -> list[str]:
+    """Return the sorted paths of all pictures of a split.
+
+    Args:
+        source: a folder, searched in depth; a `.txt` file with one path a line, relative to the list, to the data set
+            or to the current folder; or several of them.
+        root: the data set's folder.
+    """
+    sources = [source] if isinstance(source, str) else source
+    files = (path for one in sources for path in (walk(one) if Path(one).is_dir() else read_list(Path(one), root)))
+    images = sorted(path for path in files if path.rpartition(".")[2].lower() in IMG_FORMATS)
+    if not images:
+        raise UserError(f"there are no pictures in {', '.join(sources)} (looked for {', '.join(sorted(IMG_FORMATS))})")
+    return images
+
+
+def walk(folder: str) -> Iterable[str]:
+    """Yield the files below `folder`, through links, without hidden ones."""
+    visited = set()
+    for parent, folders, files in os.walk(folder, followlinks=True):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        real = os.path.realpath(parent)
+        if real in visited:  # a link to a folder above
+            folders.clear()
+            continue
+        visited.add(real)
+        yield from (os.path.join(parent, name) for name in files if not name.startswith("."))  # noqa: PTH118
+
+
+def read_list(file: Path, root: str | Path) -> Iterable[str]:
+    """Yield the paths that a list of pictures names; where none of the folders has one, that of the current folder.
+
+    Those that begin with `./` are relative to the list, as in YOLOv5.
+    """
+    try:
+        lines = file.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"the list of pictures {file} cannot be read: {error}") from error
+    for line in filter(None, map(str.strip, lines)):
+        beside = file.parent / line
+        choices = (Path(line), beside, Path(root) / line)
+        yield str(beside if line.startswith("./") else next((path for path in choices if path.exists()), line))
+
+
+def check_images(data: dict[str, Any], splits: Iterable[str] = ("train", "val")) -> None:
+    """Raise UserError when a split has no pictures, or no label file for any of them; before any model is built.
+
+    Args:
+        data: what `load_dataset` returned.
+        splits: the splits that will be used.
+    """
+    for split in splits:
+        if not data.get(split):
+            raise UserError(f"{data['yaml_file']} describes no {split} split")
+        labels = img2label_paths(list_images(data[split], data["path"]))
+        if not any(map(os.path.isfile, labels)):
+            more = f" and {len(labels) - 1} more" if len(labels) > 1 else ""
+            raise UserError(f"no labels found for the {split} split: looked for {labels[0]}{more}")
