@@ -28,8 +28,8 @@ from models.errors import UserError, WeightsError
 from tests.helpers import randomize_, relative_error, tiny
 from utils import cli, convert
 from utils.checkpoint import load_checkpoint, pack_model, read_checkpoint, save_checkpoint
-from utils.foreign import translate_row
-from utils.unpickle import Global, Inert, read_pickled
+from utils.checkpoint.foreign import translate_row
+from utils.checkpoint.unpickle import Global, Inert, read_pickled
 
 ROOT = Path(__file__).parents[1]
 

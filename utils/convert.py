@@ -23,8 +23,8 @@ from models.backbones.weights import Adapted, WeightsReport, copy_tensors
 from models.errors import ConfigError, UserError, WeightsError
 from utils import cli
 from utils.checkpoint import pack_model, save_checkpoint
-from utils.foreign import ForeignModel, differences, read_model
-from utils.unpickle import read_pickled
+from utils.checkpoint.foreign import ForeignModel, differences, read_model
+from utils.checkpoint.unpickle import read_pickled
 
 
 def make_parser() -> cli.Parser:

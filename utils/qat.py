@@ -8,15 +8,15 @@ checkpoint, so that `export.py --int8` uses them.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
 from ultralytics.nn.modules import Conv
 
 from models import DetectionModel
+from utils.checkpoint.file import HIGH, LOW
 
-LOW, HIGH = "input_low", "input_high"  # buffers of a convolution
 MOMENTUM = 0.01  # of the ranges
 LEVELS, LARGEST = 255, 127  # of an activation, of a weight
 TINY = 1e-12  # the least scale, for channels of zeros
@@ -79,10 +79,3 @@ def observe(model: nn.Module, batches: Iterable[Tensor]) -> None:
     model.train()
     for images in batches:
         model(images)
-
-
-def split_ranges(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, tuple[float, float]]]:
-    """Return the weights of a state dict, and path of a module → range of its input, of those that rounded."""
-    weights = {key: value for key, value in state.items() if key.rpartition(".")[2] not in (LOW, HIGH)}
-    rounding = [key.removesuffix(f".{LOW}") for key in state if key.endswith(f".{LOW}")]
-    return weights, {name: (float(state[f"{name}.{LOW}"]), float(state[f"{name}.{HIGH}"])) for name in rounding}

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from models.errors import WeightsError
 from models.layers import LAYERS
+from utils.checkpoint.unpickle import Inert
 from utils.sizes import MAX_IMGSZ
-from utils.unpickle import Inert
 
 MAX_MODULES = 100_000
 MAX_LEVELS = 50  # of modules in each other

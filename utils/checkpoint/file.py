@@ -19,10 +19,9 @@ from models import DetectionModel, create_model
 from models.backbones.weights import load_plain
 from models.errors import ConfigError, WeightsError
 from models.spec import load_spec
-from utils.foreign import find_model
-from utils.qat import split_ranges
+from utils.checkpoint.foreign import find_model
+from utils.checkpoint.unpickle import read_pickled
 from utils.sizes import MAX_IMGSZ
-from utils.unpickle import read_pickled
 
 FORMAT = "repyolo/1"
 
@@ -151,3 +150,13 @@ def plain(value: Any) -> Any:
     if isinstance(value, list | tuple | set):
         return [plain(v) for v in value]
     raise TypeError(f"a checkpoint cannot hold a {type(value).__name__}")
+
+
+LOW, HIGH = "input_low", "input_high"  # buffers of a convolution
+
+
+def split_ranges(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, tuple[float, float]]]:
+    """Return the weights of a state dict, and path of a module → range of its input, of those that rounded."""
+    weights = {key: value for key, value in state.items() if key.rpartition(".")[2] not in (LOW, HIGH)}
+    rounding = [key.removesuffix(f".{LOW}") for key in state if key.endswith(f".{LOW}")]
+    return weights, {name: (float(state[f"{name}.{LOW}"]), float(state[f"{name}.{HIGH}"])) for name in rounding}
