@@ -40,14 +40,15 @@ from utils.calibration import batches, calibration_pictures
 from utils.data.description import load_dataset
 from utils.data.files import check_images
 from utils.data.samples import make_pictures
-from utils.export import ExportError, versions
-from utils.formats import FORMATS
+from utils.deploy.formats import FORMATS
+from utils.deploy.run import RUN_ERRORS, Runner, load_runner
+from utils.deploy.write import ExportError
+from utils.export import versions
 from utils.forms import DEFAULT, FORMS, Made, check_size, loader, make, open_network
 from utils.latency import measure, torch_threads
 from utils.memory import peak_memory, weights_size
 from utils.proof import run_eager
 from utils.report import Row, add_ratios, processor, remarks, save, table
-from utils.runners import RUN_ERRORS, Runner, load_runner
 
 # isort: split
 import psutil

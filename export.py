@@ -42,21 +42,16 @@ from utils.data.description import load_dataset
 from utils.data.files import check_images, list_images
 from utils.data.pictures import is_readable
 from utils.data.samples import PHOTOS
-from utils.export import (
-    ExportError,
-    Options,
-    Report,
-    export,
-    fresh_model,
-    fused_text,
-)
-from utils.exporters import ABLE, DEFAULT_OPSETS, EXPORTERS, check_exporter, check_opset
-from utils.formats import DEFAULT, FORMATS, check_formats, check_possible, format_of, size_of
+from utils.deploy.ends import ORDERS, Nms
+from utils.deploy.files import size_of
+from utils.deploy.formats import DEFAULT, FORMATS, check_formats, check_possible, format_of
+from utils.deploy.fresh import fresh_model
+from utils.deploy.write import ABLE, DEFAULT_OPSETS, EXPORTERS, ExportError, check_exporter, check_opset
+from utils.export import Options, Report, export, fused_text
 from utils.int8 import MOST, Int8, Quantization, check_int8, curve_table, layer_table
 from utils.proof import proof_table
 from utils.sources import Files
 from utils.survey import Material, survey_table
-from utils.wrappers import ORDERS, Nms
 
 # isort: split
 import torch

@@ -8,7 +8,7 @@ import torch
 
 from models import create_model, switch_to_deploy
 from tests.helpers import pictures_for, random_model, randomize_, save, tiny
-from utils.export import see
+from utils.deploy.fresh import see
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # shells have what runs in the background ignore it
 torch.set_num_threads(1)  # the tests' networks are small: more threads would only wait for one another

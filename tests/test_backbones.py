@@ -11,7 +11,7 @@ from models.backbones import check_backbone
 from models.backbones.base import level_name, select_strides
 from models.errors import ConfigError, UserError
 from tests.helpers import pictures, randomize_, tiny_backbone, worst_error
-from utils.export import see
+from utils.deploy.fresh import see
 
 
 @pytest.fixture

@@ -19,11 +19,11 @@ from models.blocks.riformer import RIFormerBlock
 from models.errors import UserError
 from utils import cli, forms
 from utils.checkpoint import pack_model, save_checkpoint
-from utils.export import ExportError
+from utils.deploy.run import load_runner
+from utils.deploy.write import ExportError
 from utils.latency import Latency, measure, torch_threads
 from utils.memory import peak_memory, weights_size
 from utils.report import AXES, COLUMNS, COMPARED, Row, page, remarks, save, table
-from utils.runners import load_runner
 
 FORMS = ["eager", "fused", "torchscript", "onnx", "onnx-unfused"]
 TITLES = {key: form.title for key, form in forms.FORMS.items()}

@@ -13,11 +13,13 @@ from torch import nn
 from models import create_model, switch_to_deploy
 from utils.comparison import Tolerance
 from utils.data.samples import make_pictures
+from utils.deploy.ends import Nms
+from utils.deploy.fresh import see
+from utils.deploy.write import write
 from utils.divergence import _first_difference, explain, find_divergence
-from utils.export import Options, see, write
+from utils.export import Options
 from utils.intermediates import _groups, watch
 from utils.proof import Reference
-from utils.wrappers import Nms
 
 SIZE = (64, 64)
 SEGMENT = tiny(head=[[-1, 1, "Conv", [32, 3, 2]], [-1, 1, "Conv", [32, 3, 2]], [[3, 4], 1, "Segment", ["nc", 8, 16]]])

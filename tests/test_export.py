@@ -16,6 +16,7 @@ from helpers import random_model, save, tiny, write
 from torch import nn
 
 import export as script
+import utils.deploy.write
 import utils.export
 from models import DetectionModel, switch_to_deploy
 from models.errors import UserError
@@ -23,8 +24,10 @@ from utils import cli
 from utils.accuracy import Accuracy
 from utils.checkpoint import load_checkpoint
 from utils.data.samples import make_pictures
-from utils.export import ExportError, Options, export, fresh_model
-from utils.formats import DEFAULT
+from utils.deploy.formats import DEFAULT
+from utils.deploy.fresh import fresh_model
+from utils.deploy.write import ExportError
+from utils.export import Options, export
 from utils.proof import Proof
 from utils.survey import survey
 
@@ -291,7 +294,7 @@ def test_a_full_disk_leaves_nothing(best, limit, capsys):
 
 
 def test_a_disk_that_fills_up_in_between_leaves_nothing(best, monkeypatch):
-    monkeypatch.setattr("utils.export.reserve", lambda *_: None)
+    monkeypatch.setattr("utils.deploy.write.reserve", lambda *_: None)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
     try:

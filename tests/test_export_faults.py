@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from test_export import command
 
+import utils.deploy.write
 import utils.export
 
 ROOT = Path(__file__).parents[1]
@@ -142,14 +143,14 @@ def test_what_is_no_older_export_is_not_replaced(best, capsys, name):
 @pytest.mark.parametrize("name", ["onnx", "openvino"])
 def test_a_disk_that_fills_up_while_it_writes_is_named_as_the_reason(best, monkeypatch, capsys, name):
     before = older_export(best)
-    reserve, calls = utils.export.reserve, []
+    reserve, calls = utils.deploy.write.reserve, []
 
     def late(folder, count):
         calls.append(count)
         if len(calls) > 1:
             reserve(folder, count)
 
-    monkeypatch.setattr("utils.export.reserve", late)
+    monkeypatch.setattr("utils.deploy.write.reserve", late)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
     try:

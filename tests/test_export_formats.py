@@ -8,8 +8,9 @@ from test_export import command, names_in, report_in
 import detect
 from models.errors import UserError
 from utils.data.samples import make_pictures
-from utils.formats import FORMATS, digest, needs, size_of
-from utils.runners import load_runner
+from utils.deploy.files import digest, size_of
+from utils.deploy.formats import FORMATS, needs
+from utils.deploy.run import load_runner
 
 # isort: split
 from ultralytics.utils import ASSETS

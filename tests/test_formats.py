@@ -11,18 +11,9 @@ import export as script
 from models.environment import REPORTERS
 from models.errors import UserError
 from utils import cli
+from utils.deploy.files import files_in, size_of
+from utils.deploy.formats import ALIASES, DEFAULT, FORMATS, UNWRITTEN, check_formats, check_possible, format_of
 from utils.export import digest
-from utils.formats import (
-    ALIASES,
-    DEFAULT,
-    FORMATS,
-    UNWRITTEN,
-    check_formats,
-    check_possible,
-    files_in,
-    format_of,
-    size_of,
-)
 
 # isort: split
 from ultralytics.engine.exporter import export_formats
@@ -46,7 +37,7 @@ each_format = pytest.mark.parametrize("name", FORMATS)
 
 @pytest.fixture
 def everything_is_installed(monkeypatch):
-    monkeypatch.setattr("utils.formats._is_installed", lambda _: True)
+    monkeypatch.setattr("utils.deploy.formats._is_installed", lambda _: True)
 
 
 @pytest.mark.parametrize("name", [*ULTRALYTICS["Argument"][1:], *YOLOV5, "tensorrt", "mlpackage"])
@@ -98,7 +89,7 @@ def test_options_that_a_format_does_not_know_are_one_sentence(name):
 
 
 def test_what_is_missing_is_named_with_the_command_that_installs_it(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr("utils.formats._is_installed", lambda name: name != "pnnx")
+    monkeypatch.setattr("utils.deploy.formats._is_installed", lambda name: name != "pnnx")
     cfg = write(tmp_path, tiny(), "small.yaml")
     parser, out = script.make_parser(), tmp_path / "out"
     assert cli.run_script(script.main, parser, ["--cfg", str(cfg), "--output", str(out), "--include", "ncnn"]) == 2
@@ -118,7 +109,7 @@ def test_a_format_of_other_machines_is_refused_and_one_that_is_not_run_here_says
 
 
 def test_a_runtime_that_is_missing_is_why_a_file_is_not_run(monkeypatch):
-    monkeypatch.setattr("utils.formats._is_installed", lambda name: name != "ai-edge-litert")
+    monkeypatch.setattr("utils.deploy.formats._is_installed", lambda name: name != "ai-edge-litert")
     assert FORMATS["litert"].not_run == "needs ai-edge-litert: pip install ai-edge-litert==2.3.0"
 
 

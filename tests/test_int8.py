@@ -24,13 +24,14 @@ from utils.accuracy import Accuracy
 from utils.calibration import batches, calibration_pictures, find_data
 from utils.checkpoint import load_checkpoint, pack_model, save_checkpoint
 from utils.data.samples import PHOTOS, make_pictures
-from utils.export import Options, see
-from utils.export import write as write_file
-from utils.formats import FORMATS
+from utils.deploy.formats import FORMATS
+from utils.deploy.fresh import see
+from utils.deploy.run import load_runner
+from utils.deploy.write import write as write_file
+from utils.export import Options
 from utils.int8 import check_int8, search
 from utils.qat import RoundingConv, insert_rounding, observe
 from utils.quantize import FloatGraph, Layer, quantize_openvino
-from utils.runners import load_runner
 
 # isort: split
 from ultralytics.nn.autobackend import AutoBackend

@@ -11,14 +11,14 @@ import yaml
 from test_export import command, names_in, report_in
 
 import detect
-import utils.backends
-import utils.publish
+import utils.deploy.backends
+import utils.deploy.files
 import val
 from models import switch_to_deploy
 from models.errors import UserError
 from utils.data.samples import make_pictures
+from utils.deploy.run import load_runner
 from utils.export import Options, digest, export
-from utils.runners import load_runner
 
 # isort: split
 from ultralytics import YOLO
@@ -76,7 +76,7 @@ def test_an_older_folder_comes_back_when_the_new_one_cannot_take_its_place(tmp_p
     place.mkdir()
     (place / "old").write_text("kept")
     with pytest.raises(FileNotFoundError):  # there is no new one
-        utils.publish._replace(new, place, former)
+        utils.deploy.files._replace(new, place, former)
     assert names_in(tmp_path) == ["place"]
     assert (place / "old").read_text() == "kept"
 
@@ -86,7 +86,7 @@ def test_what_a_killed_export_left_is_removed_and_what_it_was_replacing_comes_ba
     (left / "replaced/best_openvino_model").mkdir(parents=True)
     (left / "replaced/best_openvino_model/best.xml").write_text("older")
     at_work.mkdir()
-    lock = utils.publish._lock(at_work)
+    lock = utils.deploy.files._lock(at_work)
     assert command("--weights", best, "--include", "onnx") == 0
     kept = [".export-at-work", "best.export.json", "best.onnx", "best.pt", "best_openvino_model"]
     assert names_in(best.parent) == kept

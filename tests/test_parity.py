@@ -13,7 +13,8 @@ from models.summary import count_parameters
 from utils import cli, parity
 from utils.comparison import Difference
 from utils.data.samples import make_pictures
-from utils.parity import Variant, measure, random_model, sizes_for
+from utils.deploy.fresh import random_model, sizes_for
+from utils.parity import Variant, measure
 from utils.proof import Reference
 
 VARIANTS = [Variant("torchscript", False), Variant("onnx", False), Variant("onnx", True)]

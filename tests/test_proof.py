@@ -10,8 +10,8 @@ from torch import nn
 from models import DetectionModel
 from utils.comparison import CONF, Difference, Tolerance, compare
 from utils.data.samples import PHOTOS, make_pictures
+from utils.deploy.run import load_runner
 from utils.proof import TEMPORARY, Case, Proof, Reference, proof_table, summarize
-from utils.runners import load_runner
 from utils.sizes import other_shape, third_shape
 from utils.sources import Unreadable
 

@@ -21,7 +21,7 @@ from utils.checkpoint import pack_model, save_checkpoint
 from utils.comparison import detections
 from utils.data.samples import load_picture, make_pictures
 from utils.data.shapes import NAMES, Recipe, ensure_shapes
-from utils.export import see
+from utils.deploy.fresh import see
 from utils.proof import run_eager
 
 # isort: split

@@ -18,9 +18,9 @@ from utils.accuracy import Accuracy, measure_accuracy
 from utils.comparison import Tolerance
 from utils.data.description import load_dataset
 from utils.data.samples import evenly
+from utils.deploy.ends import Nms
 from utils.proof import Evidence, Reference
 from utils.survey import MAX_REMARKS, Distribution, Material, Survey, survey, survey_table
-from utils.wrappers import Nms
 
 # isort: split
 from ultralytics.utils.nms import non_max_suppression

@@ -13,18 +13,18 @@ from onnx import TensorProto, helper
 
 import detect
 import export as script
-import utils.export
-import utils.exporters
+import utils.deploy.write
 import val
 from models import create_model
 from models.errors import UserError, WeightsError
 from utils.checkpoint import load_checkpoint, pack_model, save_checkpoint
 from utils.comparison import Tolerance, measure_nms
-from utils.export import ExportError, Options, export
-from utils.formats import FORMATS
-from utils.graph import add_nms, add_preprocess
-from utils.runners import load_runner
-from utils.wrappers import ORDERS, Nms, Preprocess, as_bytes, nms_of, threshold_inputs
+from utils.deploy.ends import ORDERS, Nms, Preprocess, as_bytes, nms_of, threshold_inputs
+from utils.deploy.formats import FORMATS
+from utils.deploy.onnx_graph import add_nms, add_preprocess
+from utils.deploy.run import load_runner
+from utils.deploy.write import ExportError
+from utils.export import Options, export
 
 # isort: split
 import cv2
@@ -256,7 +256,7 @@ def test_nms_that_is_not_ours_is_refused(best, tmp_path, monkeypatch):
     def wrong(model, nms, nc, nm):
         return add_nms(model, dataclasses.replace(nms, iou_thres=0.7), nc, nm)
 
-    monkeypatch.setattr("utils.exporters.add_nms", wrong)
+    monkeypatch.setattr("utils.deploy.write.add_nms", wrong)
     assert script.run(weights=best, output=tmp_path / "out", include=["onnx"], nms=True) == 1
     assert not list((tmp_path / "out").glob("*.onnx"))
 
@@ -356,13 +356,13 @@ def test_opsets_of_the_exporters(best, tmp_path, options, message):
 
 
 def test_a_missing_package_is_one_sentence(best, tmp_path, monkeypatch):
-    monkeypatch.setattr("utils.exporters.find_spec", lambda _: None)
+    monkeypatch.setattr("utils.deploy.write.find_spec", lambda _: None)
     with pytest.raises(UserError, match="--exporter dynamo needs the package onnxscript: pip install onnxscript=="):
         script.run(weights=best, output=tmp_path / "out", exporter="dynamo")
 
 
 def test_another_opset_than_was_asked_for_is_refused(best, tmp_path, monkeypatch):
-    own = utils.export.surround
+    own = utils.deploy.write.surround
 
     def convert(path, *args):
         own(path, *args)
@@ -370,7 +370,7 @@ def test_another_opset_than_was_asked_for_is_refused(best, tmp_path, monkeypatch
         model.opset_import[0].version = 16
         onnx.save(model, path)
 
-    monkeypatch.setattr("utils.export.surround", convert)
+    monkeypatch.setattr("utils.deploy.write.surround", convert)
     with pytest.raises(ExportError, match="opset 17 was asked for, and the file needs 16"):
         export(load_checkpoint(best), tmp_path / "out", "best", "best.pt", Options(size=(64, 64), formats=("onnx",)))
     assert list((tmp_path / "out").iterdir()) == []

@@ -21,7 +21,7 @@ from ultralytics.utils import LOGGER
 from models import DetectionModel
 from utils.data.description import write_data_yaml
 from utils.data.samples import evenly
-from utils.runners import Outputs, Runner, load_runner
+from utils.deploy.run import Outputs, Runner, load_runner
 from utils.trainer import VALIDATORS
 
 Observe = Callable[[Sequence[str], Tensor, Mapping[str, Outputs]], None]  # file names, (B, ch, H, W), network → outputs

@@ -18,8 +18,8 @@ from ultralytics.utils.metrics import box_iou
 from ultralytics.utils.nms import non_max_suppression
 from ultralytics.utils.ops import xywh2xyxy
 
-from utils.runners import Outputs
-from utils.wrappers import Nms
+from utils.deploy.ends import Nms
+from utils.deploy.run import Outputs
 
 CONF, IOU = 0.25, 0.45  # of NMS
 SCORE_ROUNDING = 2e-3  # as much as float16 may be off

@@ -13,8 +13,8 @@ from ultralytics.engine.results import Results
 from ultralytics.utils import ops
 
 from utils.comparison import detections
+from utils.deploy.run import Outputs
 from utils.proof import Case, Evidence, Reference
-from utils.runners import Outputs
 
 SIDE = 640  # pixels that the longer side of each picture has at least
 MARGIN, FONT = 10, 18  # pixels

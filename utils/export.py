@@ -1,28 +1,14 @@
-"""Writing a model for other programs: ultralytics' Exporter writes, `utils/proof.py` proves, then the files appear.
-
-Everything is written into a temporary folder beside the final place. A file takes its final name only when all of
-them agree with the unfused model; whatever goes wrong before that leaves the folder, and an older export in it, as it
-was. The files carry the metadata that ultralytics reads (stride, names, imgsz, task, batch), so that
-`YOLO("best.onnx")` runs them as well as detect.py does.
-"""
+"""Exporting a model: files are written, proven, and only then given their final names."""
 
 from __future__ import annotations
 
 import copy
-import ctypes
 import dataclasses
 import importlib.metadata
 import json
-import logging
 import math
-import os
-import sys
 import tempfile
-import time
-import types
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -32,65 +18,27 @@ import onnx
 import onnxruntime
 import torch
 import ultralytics
-from onnxruntime.transformers.onnx_model import OnnxModel
-from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
-from ultralytics.engine.exporter import Exporter
-from ultralytics.utils import LOGGER
 
-from models import DetectionModel, create_model
-from models.blocks.riformer import WrittenOut
+from models import DetectionModel
 from models.errors import UserError
-from models.summary import check_levels, count_parameters
+from models.summary import count_parameters
 from utils.comparison import HALF_TOLERANCE, Tolerance
-from utils.data.samples import PHOTOS, make_pictures
+from utils.data.samples import PHOTOS
+from utils.deploy.files import digest, publish, temporary_folder
+from utils.deploy.formats import DEFAULT, FORMATS, format_of
+from utils.deploy.run import load_runner
+from utils.deploy.write import WriteOptions, Written, quiet, write
 from utils.divergence import explain
 from utils.exhibit import draw_exhibit
-from utils.exporters import EXPORTERS, announce, surround
-from utils.formats import DEFAULT, FORMATS, Format, digest, format_of, size_of
 from utils.int8 import Int8, Quantization, draw_curves, quantize
 from utils.latency import Latency, measure
 from utils.outputs import write_bytes, write_image
 from utils.proof import TEMPORARY, Proof, Reference, name_of
-from utils.publish import publish, reserve, temporary_folder
-from utils.runners import load_runner
 from utils.sizes import other_shape, third_shape
 from utils.survey import HALF_MAX_DROP, MAX_DROP, Material, Survey, survey
-from utils.wrappers import Nms
 
-MARGIN = 1.35  # of the variances of fresh weights
 ROUNDS = 5  # of measuring how long the networks take
-SOURCE = ".checkpoint-to-export"  # a suffix that occurs nowhere else in a path
 DYNAMIC_BATCH = 2  # that a file with dynamic shapes is proven with
-EXPORT_ERRORS = (  # what torch, ultralytics and onnx raise for a model that they cannot write
-    RuntimeError,
-    ValueError,
-    TypeError,
-    AssertionError,
-    onnx.checker.ValidationError,
-    onnx.shape_inference.InferenceError,
-)
-
-
-class ExportError(Exception):
-    """A format cannot be written for this model; the message says which and why."""
-
-
-@dataclass(frozen=True)
-class WriteOptions:
-    """How a file is written."""
-
-    size: tuple[int, int] = (640, 640)  # height, width, in pixels
-    batch: int = 1
-    device: str = "cpu"
-    dynamic: bool = False  # batch, height and width stay free
-    half: bool = False  # float16
-    simplify: bool = False  # onnxslim
-    opset: int = 17
-    exporter: str = "torchscript"  # of ONNX, one of EXPORTERS
-    nms: Nms | None = None  # at the end of an ONNX file
-    preprocess: str | None = None  # order of the bytes that a file takes, one of ORDERS; None: numbers in [0, 1]
-    verbose: bool = False
 
 
 @dataclass(frozen=True)
@@ -102,16 +50,6 @@ class Options(WriteOptions):
     pictures: tuple[Path, ...] = PHOTOS  # real ones, to prove on
     material: Material | None = None  # many, to prove on at scale
     int8: Int8 | None = None  # quantized files as well
-
-
-@dataclass(frozen=True)
-class Written:
-    """One file or folder and what is known of it before the proof."""
-
-    path: Path
-    seconds: float  # that writing and checking took
-    bytes: int
-    opset: int | None = None
 
 
 @dataclass
@@ -182,42 +120,6 @@ class Report:
         }
 
 
-def fresh_model(cfg: str | Path) -> DetectionModel:
-    """Return a model with the initial weights of seed 0, whose BatchNorms have seen the real photographs.
-
-    With the statistics that BatchNorms start from, the numbers in a deep network of many branches grow beyond what
-    float32 can compare.
-    """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        model = create_model(cfg)
-        side = 4 * int(model.stride.max())
-        size = model.only_size or (side, side)
-        check_levels(model, size)
-        see(model, torch.stack(list(make_pictures(size, model.spec.ch).values())))
-    return model
-
-
-def see(model: nn.Module, images: Tensor) -> None:
-    """Set the statistics of all BatchNorms to those of one batch (B, ch, H, W), and leave `model` in eval mode.
-
-    Variances are set a little larger than seen: exactly normalized, a deep random network multiplies differences by
-    so much that rounding shows in its boxes.
-    """
-    norms = [m for m in model.modules() if isinstance(m, _BatchNorm)]
-    momenta = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # the plain mean of what it sees
-    with torch.no_grad():
-        model.train()(images)
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.momentum = momentum
-        if norm.running_var is not None:
-            norm.running_var *= MARGIN
-    model.eval()
-
-
 # The whole of it ------------------------------------------------------------------------------------------------------
 def export(model: DetectionModel, folder: Path, stem: str, weights: str, options: Options) -> Report:
     """Write `model` into `folder` as `stem`.torchscript and so on with `stem`.export.json, if the proof agrees.
@@ -266,72 +168,6 @@ def check_places(folder: Path, stem: str, options: Options) -> None:
         if place.exists() and place.is_dir() != is_folder:
             there, wanted = ("file", "folder") if is_folder else ("folder", "file")
             raise UserError(f"{place} is a {there}, and the export would put a {wanted} in its place: move it away")
-
-
-def write(deploy: DetectionModel, path: Path, options: WriteOptions) -> Written:
-    """Write `deploy` as it stands to `path`, whose ending says the format. Other files may come to lie beside it.
-
-    Raises:
-        ExportError: this model cannot be written so.
-        OSError: the disk is full.
-    """
-    kind = format_of(path)
-    if kind is None:
-        raise ValueError(f"{path} has the ending of no format")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    space = kind.copies * count_parameters(deploy) * 4 + 2**23
-    reserve(path.parent, space)
-    errors = (Exception, SystemExit) if kind.writers else EXPORT_ERRORS  # some converters leave the process
-    start = time.perf_counter()
-    try:
-        with quiet(options.verbose):
-            made = _make_exporter(kind, options)(_to_be_written(deploy, path, kind))
-        _take(Path(made), path)
-        if kind.name == "onnx" and options.half:
-            _sort_onnx(path)
-        if kind.name == "onnx":
-            surround(path, deploy, options.nms, options.preprocess)
-        opset = _check_onnx(path, options.opset) if kind.name == "onnx" else None
-    except OSError:
-        raise
-    except errors as error:
-        reserve(path.parent, space)  # what fails may have failed because the disk filled up
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
-        raise ExportError(f"{kind.title} cannot be written for this model: {reason}") from error
-    return Written(path, time.perf_counter() - start, size_of(path), opset)
-
-
-def _take(made: Path, path: Path) -> None:
-    """Move what the Exporter has made to `path`, without the programs that some converters leave in a folder."""
-    made.replace(path)
-    for file in path.glob("*.py"):
-        file.unlink()
-
-
-def _make_exporter(kind: Format, options: WriteOptions) -> Exporter:
-    settings = {"format": kind.name, "imgsz": list(options.size), "batch": options.batch, "dynamic": options.dynamic}
-    settings |= {"device": options.device, "quantize": 16 if options.half else None}
-    if kind.onnx:
-        settings |= {"opset": options.opset, "simplify": options.simplify}
-    exporter = EXPORTERS[options.exporter](overrides=settings)
-    exporter.add_callback("on_export_start", _sign)
-    exporter.add_callback("on_export_start", partial(announce, nms=options.nms, preprocess=options.preprocess))
-    return exporter
-
-
-def _to_be_written(deploy: DetectionModel, path: Path, kind: Format) -> DetectionModel:
-    """Return a copy of `deploy` that the Exporter takes as it is, and of which it makes `path`."""
-    model = copy.deepcopy(deploy)
-    if kind.group_norm:
-        for name, module in list(model.named_modules()):
-            if isinstance(module, WrittenOut):
-                model.set_submodule(name, module.with_group_norms())
-    stem = path.name[: -len(kind.ending)]
-    model.pt_path = str(path.with_name(stem + SOURCE))  # the Exporter changes the suffix wherever it stands in there
-    model.__dict__["fuse"] = types.MethodType(
-        _as_it_is, model
-    )  # the Exporter would fuse, and here that is decided already
-    return model
 
 
 def _quantize(
@@ -469,77 +305,6 @@ def versions(formats: Sequence[str] = ()) -> dict[str, str]:
     own = sorted({package for name in formats for package in FORMATS[name].packages})
     found = {package: importlib.metadata.version(package) for package in own}
     return {name: str(library.__version__) for name, library in libraries.items()} | found
-
-
-# Parts ----------------------------------------------------------------------------------------------------------------
-def _as_it_is(model: nn.Module, **_: Any) -> nn.Module:
-    """Stand in for `fuse` in a model that is to be written as it is."""
-    return model
-
-
-def _sign(exporter: Exporter) -> None:
-    """Say in the metadata whose model it is; leave the date out, so that the same model gives the same file."""
-    exporter.metadata["description"] = f"RepYOLO model of {exporter.model.spec.name}"
-    exporter.metadata["author"] = "RepYOLO, with ultralytics"
-    del exporter.metadata["date"]
-
-
-@contextmanager
-def quiet(verbose: bool) -> Iterator[None]:
-    """Silence what Python and native libraries say of temporary paths and tracing; what they warn of is proven."""
-    if verbose:
-        yield
-        return
-    level = LOGGER.level
-    with warnings.catch_warnings(), Path(os.devnull).open("w") as nowhere, _instead_of_output(nowhere.fileno()):
-        LOGGER.setLevel(logging.WARNING)
-        warnings.simplefilter("ignore")
-        try:
-            yield
-        finally:
-            LOGGER.setLevel(level)
-
-
-@contextmanager
-def _instead_of_output(descriptor: int) -> Iterator[None]:
-    """Let what this process and those that it starts print go to a file descriptor."""
-    streams = (1, 2)
-    _flush()
-    kept = [os.dup(stream) for stream in streams]
-    for stream in streams:
-        os.dup2(descriptor, stream)
-    try:
-        yield
-    finally:
-        _flush()
-        for stream, former in zip(streams, kept, strict=True):
-            os.dup2(former, stream)
-            os.close(former)
-
-
-def _flush() -> None:
-    """Write out what Python and C hold back."""
-    for stream in (sys.stdout, sys.stderr):
-        if stream is not None:
-            stream.flush()
-    ctypes.CDLL(None).fflush(None)
-
-
-def _sort_onnx(path: Path) -> None:
-    """Put the nodes of an ONNX file behind those that they read, where the conversion to float16 has not."""
-    graph = OnnxModel(onnx.load(path))
-    graph.topological_sort()
-    onnx.save(graph.model, path)
-
-
-def _check_onnx(path: Path, asked: int) -> int:
-    """Check an ONNX file in full and return the opset that it says it needs; ValueError if that was not asked for."""
-    onnx.checker.check_model(str(path), full_check=True)
-    content = onnx.load(str(path), load_external_data=False)
-    opset = next(entry.version for entry in content.opset_import if entry.domain in ("", "ai.onnx"))
-    if opset != asked:
-        raise ValueError(f"opset {asked} was asked for, and the file needs {opset}: give --opset {opset}")
-    return opset
 
 
 def _publish(report: Report, temporary: Path, folder: Path, stem: str) -> list[Path]:

@@ -25,10 +25,12 @@ from models.errors import UserError
 from models.summary import check_levels
 from utils.checkpoint import load_checkpoint
 from utils.data.samples import make_pictures
-from utils.export import WriteOptions, fresh_model, write
-from utils.formats import FORMATS, format_of, size_of
+from utils.deploy.files import size_of
+from utils.deploy.formats import FORMATS, format_of
+from utils.deploy.fresh import fresh_model
+from utils.deploy.run import load_runner
+from utils.deploy.write import WriteOptions, write
 from utils.quantize import FloatGraph, quantize_openvino
-from utils.runners import load_runner
 from utils.sizes import check_imgsz
 
 Network = Callable[[Tensor], object]  # takes (B, ch, H, W) float32 in [0, 1]

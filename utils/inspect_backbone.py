@@ -54,7 +54,7 @@ from models.summary import (
     run_ghost,
 )
 from utils import cli
-from utils.export import see
+from utils.deploy.fresh import see
 from utils.latency import Latency, measure, torch_threads
 from utils.paths import find_file
 from utils.sizes import check_imgsz

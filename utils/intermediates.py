@@ -20,8 +20,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from utils.formats import format_of
-from utils.runners import Outputs, load_runner
+from utils.deploy.formats import format_of
+from utils.deploy.run import Outputs, load_runner
 
 Shape = tuple[int, ...]
 Visit = Callable[[Tensor], None]

@@ -25,24 +25,21 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from ultralytics.utils import LOGGER, TQDM
 
-from models import DetectionModel, create_model
+from models import DetectionModel
 from models.errors import UserError
 from models.plugins import load_plugins
 from models.spec import CONFIGS
 from models.summary import count_parameters
 from utils import cli
 from utils.comparison import Difference, Tolerance
-from utils.data.samples import make_pictures
-from utils.export import ExportError, WriteOptions, see, versions, write
-from utils.formats import FORMATS, check_formats
+from utils.deploy.formats import FORMATS, check_formats
+from utils.deploy.fresh import random_model, sizes_for
+from utils.deploy.write import ExportError, WriteOptions, write
+from utils.export import versions
 from utils.paths import find_file, increment_path
 from utils.proof import Case, Reference, summarize
-from utils.sizes import other_shape, third_shape
 from utils.text import printable
 
 BOUND = Tolerance(box_px=1e-3, score=1e-5, mask=1e-4)
@@ -51,70 +48,7 @@ ROUNDING = 4  # how many times what float32 itself does an error may be
 BATCHES = (1, 3)
 FORMAT_COLUMNS = ("torchscript", "onnx", "openvino")  # by default, where they run
 DYNAMIC = ("onnx", "openvino")  # formats that are written with dynamic shapes as well
-LEAST_VARIANCE = 3  # of a BatchNorm, in squares of its mean
-SCALES = ("layer_scale", "gamma")  # names of layer scales, here and in timm
-CELLS = 4  # of the coarsest map, along a side of a picture
-CELLS_END2END = 6  # so that the smallest picture has as many candidates as a head without NMS gives boxes
 Shape = tuple[tuple[int, int], int]  # (height, width), batch
-
-
-# Models ---------------------------------------------------------------------------------------------------------------
-def random_model(cfg: str | Path | dict[str, Any], seed: int = 0) -> DetectionModel:
-    """Return a model in which every term counts, and whose boxes differ from picture to picture.
-
-    Statistics of BatchNorms are those of pictures, each moved by a random share: with statistics that have nothing to
-    do with what they see, deep networks forget what they are shown. No mean comes near its spread: a difference of two
-    large numbers would show rounding, not what fusing or writing does.
-    """
-    model = create_model(cfg)
-    randomize_(model, seed)
-    see(model, torch.stack(list(make_pictures(sizes_for(model)[0], model.spec.ch).values())))
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for norm in _norms(model):
-            shift = torch.empty_like(norm.running_mean).normal_(0, 0.1, generator=generator)
-            norm.running_mean += shift * norm.running_var.sqrt()
-            norm.running_var *= torch.empty_like(shift).uniform_(0.8, 1.25, generator=generator)
-            norm.running_var.copy_(norm.running_var.maximum(LEAST_VARIANCE * norm.running_mean.square()))
-    return model
-
-
-@torch.no_grad()
-def randomize_(module: nn.Module, seed: int = 0) -> nn.Module:
-    """Give every parameter and every statistic a value that a forgotten term would show in; return `module`.
-
-    Weights keep the size of their inputs, so that deep networks stay finite; frozen parameters stay.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    for name, parameter in module.named_parameters():
-        if not parameter.requires_grad:
-            continue
-        if any(scale in name for scale in SCALES):
-            parameter.uniform_(0.1, 0.5, generator=generator)
-        elif parameter.ndim > 1:
-            parameter.normal_(0, parameter[0].numel() ** -0.5, generator=generator)
-        elif name.endswith("weight"):
-            parameter.uniform_(0.5, 1.5, generator=generator)
-        else:
-            parameter.normal_(0, 0.3, generator=generator)
-    for norm in _norms(module):
-        norm.running_mean.normal_(0, 0.5, generator=generator)
-        norm.running_var.uniform_(0.5, 2, generator=generator)
-    return module
-
-
-def _norms(module: nn.Module) -> Iterator[Any]:
-    """Yield the BatchNorms that have statistics."""
-    return (m for m in module.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None)
-
-
-def sizes_for(model: DetectionModel) -> tuple[tuple[int, int], ...]:
-    """Return the sizes that a model is compared at, a square first, then others; one alone where it takes no other."""
-    if model.only_size:
-        return (model.only_size,)
-    stride = int(model.stride.max())
-    side = stride * (CELLS_END2END if model.end2end else CELLS)
-    return (side, side), other_shape((side, side), stride), third_shape((side, side), stride)
 
 
 # Measuring ------------------------------------------------------------------------------------------------------------

@@ -7,7 +7,6 @@ every core than one frame on all of them, which wait for each other.
 
 from __future__ import annotations
 
-import ast
 import time
 import warnings
 from collections import deque
@@ -26,30 +25,26 @@ from ultralytics.data.loaders import SourceTypes
 from ultralytics.engine.results import Results
 from ultralytics.models.yolo import segment
 from ultralytics.models.yolo.detect import DetectionPredictor
-from ultralytics.nn.backends.base import BaseBackend
 from ultralytics.utils import LOGGER, ops
 
 from models.environment import cpu_cores
 from models.errors import UserError, WeightsError
-from utils.backends import read_options
 from utils.checkpoint import load_checkpoint
+from utils.deploy.backends import read_options
+from utils.deploy.formats import FORMATS, format_of
+from utils.deploy.metadata import check_metadata
+from utils.deploy.run import open_session
 from utils.detect.frame import Frame
-from utils.formats import FORMATS, format_of
 from utils.latency import torch_threads
 from utils.outputs import Outputs, draw
-from utils.runners import RUN_ERRORS, open_session, read_metadata
 from utils.sizes import check_imgsz
 from utils.sources import AnySource, prefetch
 from utils.text import printable
-from utils.wrappers import ORDERS
 
 BACKLOG = 8  # frames that may wait to be written; bounds the memory
 MAX_WORKERS = 8  # frames that are computed at once, each of which takes memory
-MAX_METADATA = 100_000  # characters of one entry
 Shape = tuple[int | str, ...]  # a word stands for any number
 UNNAMED = 999  # classes that ultralytics gives to weights without names
-TASKS = ("detect", "segment")
-LITERALS = ("imgsz", "names", "args", "end2end", "nms")  # metadata that ultralytics reads as Python literals
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -407,39 +402,6 @@ def display(frame: Frame, image: Any) -> bool:
     return cv2.waitKey(300 if frame.number is None else 1) & 0xFF != ord("q")
 
 
-# Exports come from strangers ------------------------------------------------------------------------------------------
-def check_metadata(path: Path) -> str:
-    """Return the task in the metadata of an export.
-
-    Raises:
-        WeightsError: something in it would upset the program, as ultralytics sets all of it as attributes.
-    """
-    try:
-        values = {k: _literal(v) if k in LITERALS else v for k, v in read_metadata(path).items()}
-        stride, batch = int(values.get("stride", 32)), int(values.get("batch", 1))
-        channels = int(values.get("channels", 3))
-        check_imgsz(values.get("imgsz", 640), 1)
-        names = values.get("names", {0: ""})
-        numbers = range(len(names)) if isinstance(names, list) else sorted(int(k) for k in names)
-        if not isinstance(values.get("args", {}), dict):
-            raise TypeError("options are named")
-    except (*RUN_ERRORS, ValueError, SyntaxError, TypeError, AttributeError, MemoryError) as error:
-        raise WeightsError(f"{path} holds metadata that cannot be understood") from error
-    task = values.get("task", "detect")
-    if not names or list(numbers) != list(range(len(names))):
-        raise WeightsError(f"{path} does not number its class names 0, 1, …")
-    if not (1 <= stride <= 1024 and 1 <= batch <= 1024 and channels == 3):
-        raise WeightsError(f"{path} is for stride {stride}, batch {batch} and {channels} channels, which cannot run")
-    if values.get("preprocess", ORDERS[0]) not in ORDERS:
-        raise WeightsError(f"{path} takes bytes in an order that is not known here: {values['preprocess']}")
-    if task not in TASKS:
-        raise WeightsError(f"{path} was made for the task {task}, not for {' or '.join(TASKS)}")
-    foreign = sorted(k for k in values if hasattr(BaseBackend, k) or k.startswith("_") or k in RESERVED)
-    if foreign:
-        raise WeightsError(f"{path} holds metadata under a name of the program's own: {foreign[0]}")
-    return task
-
-
 def fits(given: Shape, needed: Shape) -> bool:
     """Return whether a shape is one that is needed."""
     return len(given) == len(needed) and all(isinstance(n, str) or n == g for g, n in zip(given, needed, strict=True))
@@ -451,20 +413,6 @@ def shapes_text(shapes: list[Shape]) -> str:
 
 
 PREDICTORS = {kind.task: kind for kind in (Predictor, SegmentationPredictor)}
-RESERVED = {  # attributes of ultralytics' backends
-    *("device", "fp16", "nhwc", "model", "metadata", "format", "session", "output_names", "base_model", "net", "expr"),
-    *("ov", "ov_compiled_model", "compile_model", "read_model", "prefetch", "pyncnn", "interpreter", "input_details"),
-    *("output_details", "intel", "predictor", "input_handle"),
-}
-
-
-def _literal(value: Any) -> Any:
-    """Return the Python literal that a text stands for; other values as they are."""
-    if not isinstance(value, str):
-        return value
-    if len(value) > MAX_METADATA:
-        raise ValueError("too long")
-    return ast.literal_eval(value)
 
 
 def load_errors() -> tuple[type[Exception], ...]:

@@ -30,8 +30,8 @@ from torch import Tensor, nn
 from models import DetectionModel
 from utils.comparison import Difference, Errors, Tolerance, compare, confidence, measure, measure_nms
 from utils.data.samples import PHOTOS, make_pictures
-from utils.runners import RUN_ERRORS, Outputs, load_runner, read_metadata
-from utils.wrappers import Nms, nms_of, threshold_inputs
+from utils.deploy.ends import Nms, nms_of, threshold_inputs
+from utils.deploy.run import RUN_ERRORS, Outputs, load_runner, read_metadata
 
 THRESHOLDS = ((1, 0.45), (1, 0.7), (2, 0.3))  # of files with NMS: share of the confidence, IoU
 TEMPORARY = "temporary"  # what the report calls a file that was made for the proof only

@@ -23,11 +23,11 @@ from utils.comparison import Errors, Tolerance
 from utils.data.files import list_images
 from utils.data.pictures import Unreadable
 from utils.data.samples import evenly, load_picture
+from utils.deploy.ends import Nms
+from utils.deploy.run import Outputs, Runner
 from utils.proof import Case, Evidence, Reference, remark
-from utils.runners import Outputs, Runner
 from utils.sources import prefetch
 from utils.text import printable
-from utils.wrappers import Nms
 
 T = TypeVar("T")
 

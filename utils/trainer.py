@@ -29,11 +29,11 @@ from models.heads import AnchorDetect
 from models.loss import AnchorGains
 from models.summary import backbone_card
 from utils.anchors import fit_anchors
-from utils.backends import read_options
 from utils.checkpoint import build_model, load_checkpoint, pack_model, plain, read_checkpoint, save_checkpoint
 from utils.data.dataset import build_dataset
 from utils.data.description import load_dataset, write_data_yaml
 from utils.data.files import check_images
+from utils.deploy.backends import read_options
 from utils.qat import insert_rounding, observe
 from utils.transfer import transfer
 

@@ -28,15 +28,15 @@ from ultralytics.utils import LOGGER
 
 from models.errors import ConfigError, UserError, WeightsError
 from utils.data.pictures import is_picture
+from utils.deploy.formats import format_of
+from utils.deploy.run import RUN_ERRORS, load_runner
+from utils.deploy.write import ExportError
 from utils.detect.frame import Frame
-from utils.export import ExportError
-from utils.formats import format_of
 from utils.forms import FORMS, FUSED, ONNX, UNFUSED, make
 from utils.latency import measure
 from utils.outputs import Wanted, draw
 from utils.paths import ROOT, find_weights, newest_weights
 from utils.predictor import Predictor, create_predictor, open_weights
-from utils.runners import RUN_ERRORS, load_runner
 from utils.sources import Files, is_video
 from utils.text import printable
 

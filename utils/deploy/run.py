@@ -21,8 +21,8 @@ from torch import Tensor
 from ultralytics.nn.autobackend import AutoBackend
 from ultralytics.nn.backends.base import BaseBackend
 
-from utils.formats import format_of
-from utils.wrappers import as_bytes
+from utils.deploy.ends import as_bytes
+from utils.deploy.formats import format_of
 
 Outputs = tuple[Tensor, ...]  # float32, as models/heads.py says: boxes with scores; of a segmenter the prototypes too
 Runner = Callable[..., Outputs]  # takes (B, ch, H, W) float32 in [0, 1]; an ONNX file's optional inputs by their names

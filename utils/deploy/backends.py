@@ -19,8 +19,8 @@ from ultralytics.nn.backends.openvino import OpenVINOBackend
 from ultralytics.nn.backends.pytorch import TorchScriptBackend
 from ultralytics.utils import LOGGER
 
-from utils.runners import file_in
-from utils.wrappers import as_bytes, threshold_inputs
+from utils.deploy.ends import as_bytes, threshold_inputs
+from utils.deploy.run import file_in
 
 
 class Network(BaseBackend):

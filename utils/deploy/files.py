@@ -7,6 +7,7 @@ by the next one, after what it was replacing has been put back.
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import os
 import shutil
 import tempfile
@@ -15,7 +16,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from models.errors import UserError
-from utils.formats import files_in
 
 TEMPORARY_PREFIX, REPLACED = ".export-", "replaced"  # of the folder to write in; in it, of what was there before
 
@@ -127,3 +127,21 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def files_in(path: Path) -> list[Path]:
+    """Return the files of an export in the order of their names: the file itself, or all in the folder."""
+    return sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+
+
+def size_of(path: Path) -> int:
+    """Return the bytes of an export, of all files of a folder."""
+    return sum(file.stat().st_size for file in files_in(path))
+
+
+def digest(path: Path) -> str:
+    """Return the SHA-256 of a file; of a folder that of the lines which `sha256sum *` prints in it."""
+    if not path.is_dir():
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    lines = (f"{digest(file)}  {file.relative_to(path).as_posix()}\n" for file in files_in(path))
+    return hashlib.sha256("".join(lines).encode()).hexdigest()

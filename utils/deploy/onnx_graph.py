@@ -13,7 +13,7 @@ from __future__ import annotations
 import onnx
 from onnx import GraphProto, ModelProto, TensorProto, compose, helper, parser
 
-from utils.wrappers import Nms
+from utils.deploy.ends import Nms
 
 CLASS_STEP = 7680  # pixels that the classes are moved apart, as in ultralytics' NMS, so that rounding is the same
 

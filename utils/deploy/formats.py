@@ -6,7 +6,6 @@ packages write and run it, and why it is not run here where nothing can run it.
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
 import sys
 from collections.abc import Sequence
@@ -237,21 +236,3 @@ def format_of(path: str | Path) -> Format | None:
     """Return the format of an exported file by the ending of its name, or None for anything else."""
     name = Path(path).name.lower()
     return next((row for row in FORMATS.values() if name.endswith(row.ending)), None)
-
-
-def files_in(path: Path) -> list[Path]:
-    """Return the files of an export in the order of their names: the file itself, or all in the folder."""
-    return sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
-
-
-def size_of(path: Path) -> int:
-    """Return the bytes of an export, of all files of a folder."""
-    return sum(file.stat().st_size for file in files_in(path))
-
-
-def digest(path: Path) -> str:
-    """Return the SHA-256 of a file; of a folder that of the lines which `sha256sum *` prints in it."""
-    if not path.is_dir():
-        return hashlib.sha256(path.read_bytes()).hexdigest()
-    lines = (f"{digest(file)}  {file.relative_to(path).as_posix()}\n" for file in files_in(path))
-    return hashlib.sha256("".join(lines).encode()).hexdigest()

@@ -1,0 +1,67 @@
+"""The metadata of an exported file, checked before anything reads it: exports come from strangers."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+from typing import Any
+
+from ultralytics.nn.backends.base import BaseBackend
+
+from models.errors import WeightsError
+from utils.deploy.ends import ORDERS
+from utils.deploy.run import RUN_ERRORS, read_metadata
+from utils.sizes import check_imgsz
+
+MAX_METADATA = 100_000  # characters of one entry
+TASKS = ("detect", "segment")
+LITERALS = ("imgsz", "names", "args", "end2end", "nms")  # metadata that ultralytics reads as Python literals
+
+
+# Exports come from strangers ------------------------------------------------------------------------------------------
+def check_metadata(path: Path) -> str:
+    """Return the task in the metadata of an export.
+
+    Raises:
+        WeightsError: something in it would upset the program, as ultralytics sets all of it as attributes.
+    """
+    try:
+        values = {k: _literal(v) if k in LITERALS else v for k, v in read_metadata(path).items()}
+        stride, batch = int(values.get("stride", 32)), int(values.get("batch", 1))
+        channels = int(values.get("channels", 3))
+        check_imgsz(values.get("imgsz", 640), 1)
+        names = values.get("names", {0: ""})
+        numbers = range(len(names)) if isinstance(names, list) else sorted(int(k) for k in names)
+        if not isinstance(values.get("args", {}), dict):
+            raise TypeError("options are named")
+    except (*RUN_ERRORS, ValueError, SyntaxError, TypeError, AttributeError, MemoryError) as error:
+        raise WeightsError(f"{path} holds metadata that cannot be understood") from error
+    task = values.get("task", "detect")
+    if not names or list(numbers) != list(range(len(names))):
+        raise WeightsError(f"{path} does not number its class names 0, 1, …")
+    if not (1 <= stride <= 1024 and 1 <= batch <= 1024 and channels == 3):
+        raise WeightsError(f"{path} is for stride {stride}, batch {batch} and {channels} channels, which cannot run")
+    if values.get("preprocess", ORDERS[0]) not in ORDERS:
+        raise WeightsError(f"{path} takes bytes in an order that is not known here: {values['preprocess']}")
+    if task not in TASKS:
+        raise WeightsError(f"{path} was made for the task {task}, not for {' or '.join(TASKS)}")
+    foreign = sorted(k for k in values if hasattr(BaseBackend, k) or k.startswith("_") or k in RESERVED)
+    if foreign:
+        raise WeightsError(f"{path} holds metadata under a name of the program's own: {foreign[0]}")
+    return task
+
+
+RESERVED = {  # attributes of ultralytics' backends
+    *("device", "fp16", "nhwc", "model", "metadata", "format", "session", "output_names", "base_model", "net", "expr"),
+    *("ov", "ov_compiled_model", "compile_model", "read_model", "prefetch", "pyncnn", "interpreter", "input_details"),
+    *("output_details", "intel", "predictor", "input_handle"),
+}
+
+
+def _literal(value: Any) -> Any:
+    """Return the Python literal that a text stands for; other values as they are."""
+    if not isinstance(value, str):
+        return value
+    if len(value) > MAX_METADATA:
+        raise ValueError("too long")
+    return ast.literal_eval(value)
