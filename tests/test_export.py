@@ -21,12 +21,12 @@ import utils.export
 from models import DetectionModel, switch_to_deploy
 from models.errors import UserError
 from utils import cli
-from utils.accuracy import Accuracy
 from utils.checkpoint import load_checkpoint
 from utils.data.samples import make_pictures
 from utils.deploy.formats import DEFAULT
 from utils.deploy.fresh import fresh_model
 from utils.deploy.write import ExportError
+from utils.evaluate.accuracy import Accuracy
 from utils.export import Options, export
 from utils.proof import Proof
 from utils.survey import survey

@@ -20,7 +20,6 @@ from models import create_model, switch_to_deploy
 from models.errors import UserError
 from tests.runs import stopped
 from utils import cli
-from utils.accuracy import Accuracy
 from utils.calibration import batches, calibration_pictures, find_data
 from utils.checkpoint import load_checkpoint, pack_model, save_checkpoint
 from utils.data.samples import PHOTOS, make_pictures
@@ -28,6 +27,7 @@ from utils.deploy.formats import FORMATS
 from utils.deploy.fresh import see
 from utils.deploy.run import load_runner
 from utils.deploy.write import write as write_file
+from utils.evaluate.accuracy import Accuracy
 from utils.export import Options
 from utils.int8 import check_int8, search
 from utils.qat import RoundingConv, insert_rounding, observe

@@ -14,11 +14,11 @@ from networks import NAMES, Disc
 
 from models import DetectionModel, create_model
 from models.errors import UserError
-from utils.accuracy import Accuracy, measure_accuracy
 from utils.comparison import Tolerance
 from utils.data.description import load_dataset
 from utils.data.samples import evenly
 from utils.deploy.ends import Nms
+from utils.evaluate.accuracy import Accuracy, measure_accuracy
 from utils.proof import Evidence, Reference
 from utils.survey import MAX_REMARKS, Distribution, Material, Survey, survey, survey_table
 

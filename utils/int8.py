@@ -16,11 +16,11 @@ from ultralytics.utils import LOGGER
 
 from models import DetectionModel
 from models.errors import UserError
-from utils.accuracy import Accuracy, measure_file
 from utils.calibration import batches
 from utils.deploy.files import digest, size_of
 from utils.deploy.formats import FORMATS, Format
 from utils.deploy.run import load_runner
+from utils.evaluate.accuracy import Accuracy, measure_file
 from utils.latency import Latency, measure
 from utils.quantize import MIN_OPSET, FloatGraph, Layer, import_nncf, quantize_openvino
 

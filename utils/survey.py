@@ -18,13 +18,13 @@ import torch
 from torch import Tensor
 from ultralytics.utils import LOGGER, TQDM
 
-from utils.accuracy import Accuracy, measure_accuracy
 from utils.comparison import Errors, Tolerance
 from utils.data.files import list_images
 from utils.data.pictures import Unreadable
 from utils.data.samples import evenly, load_picture
 from utils.deploy.ends import Nms
 from utils.deploy.run import Outputs, Runner
+from utils.evaluate.accuracy import Accuracy, measure_accuracy
 from utils.proof import Case, Evidence, Reference, remark
 from utils.sources import prefetch
 from utils.text import printable

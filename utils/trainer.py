@@ -16,8 +16,7 @@ import yaml
 from torch import nn
 from torch.utils._pytree import tree_leaves
 from ultralytics.engine import trainer as engine
-from ultralytics.models.yolo import segment
-from ultralytics.models.yolo.detect import DetectionTrainer, DetectionValidator
+from ultralytics.models.yolo.detect import DetectionTrainer
 from ultralytics.utils import LOGGER, RANK
 from ultralytics.utils.torch_utils import ModelEMA, autocast, init_seeds, unwrap_model
 
@@ -33,7 +32,7 @@ from utils.checkpoint import build_model, load_checkpoint, pack_model, plain, re
 from utils.data.dataset import build_dataset
 from utils.data.description import load_dataset, write_data_yaml
 from utils.data.files import check_images
-from utils.deploy.backends import read_options
+from utils.evaluate.validator import VALIDATORS, Validator
 from utils.qat import insert_rounding, observe
 from utils.transfer import transfer
 
@@ -262,33 +261,6 @@ class Trainer(DetectionTrainer):
         LOGGER.info(f"\nValidating {self.best}...")
         self.validator.args.plots = self.args.plots
         self.metrics = self.validator(model=load_checkpoint(self.best))
-
-
-class Validator(DetectionValidator):
-    """ultralytics' validator on our data sets. `args.data` is a file that `write_data_yaml` wrote."""
-
-    def build_dataset(self, img_path: str, mode: str = "val", batch: int = 1) -> Any:
-        """Return the data set of one split, grouped by shape."""
-        stride = max(int(self.stride), 32)
-        return build_dataset(self.args, img_path, batch, self.data, mode=mode, rect=self.args.rect, stride=stride)
-
-    def init_metrics(self, model: Any) -> None:
-        """Start to measure; UserError when the weights know other classes than the data set."""
-        known, described = len(model.names), len(self.data["names"])
-        if known != described and not self.args.single_cls:
-            raise UserError(
-                f"the weights know {known} classes and the data set has {described}: name the data set that they were "
-                f"trained on, or treat all classes as one with --single-cls"
-            )
-        super().init_metrics(model)
-        read_options(model, self.args)
-
-
-class SegmentationValidator(Validator, segment.SegmentationValidator):
-    """Measures masks as well as boxes; a `Validator` in all else."""
-
-
-VALIDATORS = {"detect": Validator, "segment": SegmentationValidator}
 
 
 def resume_options(last: Path) -> dict[str, Any]:

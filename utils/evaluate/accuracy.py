@@ -22,7 +22,7 @@ from models import DetectionModel
 from utils.data.description import write_data_yaml
 from utils.data.samples import evenly
 from utils.deploy.run import Outputs, Runner, load_runner
-from utils.trainer import VALIDATORS
+from utils.evaluate.validator import VALIDATORS
 
 Observe = Callable[[Sequence[str], Tensor, Mapping[str, Outputs]], None]  # file names, (B, ch, H, W), network → outputs
 

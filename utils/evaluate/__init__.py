@@ -1,0 +1,1 @@
+"""Accuracy on a data set, by ultralytics' validators."""
