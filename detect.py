@@ -32,12 +32,12 @@ from pathlib import Path
 from models.errors import UserError
 from models.plugins import load_plugins
 from utils import cli
-from utils.ensemble import create_ensemble
-from utils.feature_maps import FeatureMaps
-from utils.outputs import Outputs, Wanted
-from utils.predictor import Speed, predict
-from utils.sources import AnySource, has_pictures, open_source
-from utils.tracking import LOW, TRACKERS, Tracking
+from utils.detect.ensemble import create_ensemble
+from utils.detect.feature_maps import FeatureMaps
+from utils.detect.loop import Speed, predict
+from utils.detect.sources import AnySource, has_pictures, open_source
+from utils.detect.tracking import LOW, TRACKERS, Tracking
+from utils.detect.writers import Outputs, Wanted
 
 # isort: split
 from ultralytics.utils import ASSETS, LOGGER

@@ -47,10 +47,10 @@ from utils.deploy.files import size_of
 from utils.deploy.formats import DEFAULT, FORMATS, check_formats, check_possible, format_of
 from utils.deploy.fresh import fresh_model
 from utils.deploy.write import ABLE, DEFAULT_OPSETS, EXPORTERS, ExportError, check_exporter, check_opset
+from utils.detect.sources import Files
 from utils.export import Options, Report, export, fused_text
 from utils.int8 import MOST, Int8, Quantization, check_int8, curve_table, layer_table
 from utils.proof import proof_table
-from utils.sources import Files
 from utils.survey import Material, survey_table
 
 # isort: split

@@ -24,9 +24,9 @@ from models.errors import UserError
 from models.plugins import load_plugins
 from utils.data.description import load_dataset, write_data_yaml
 from utils.data.files import check_images
+from utils.detect.predictor import check_augment, create_predictor, open_weights
 from utils.evaluate.validator import VALIDATORS
 from utils.paths import find_weights, increment_path
-from utils.predictor import check_augment, create_predictor, open_weights
 
 
 def make_parser() -> cli.Parser:

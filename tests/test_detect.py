@@ -21,15 +21,17 @@ import detect
 from models import DetectionModel
 from models.errors import UserError
 from tests.networks import NAMES, Disc, write_export
-from utils import cli, outputs, predictor, sources, streams
+from utils import cli
 from utils.checkpoint import pack_model, save_checkpoint
 from utils.data import pictures
+from utils.detect import predictor, sources, streams, writers
 
 # isort: split
 from ultralytics.engine.results import Results
 from ultralytics.utils import ASSETS, LOGGER
 
 from utils.detect.frame import Frame
+from utils.detect.loop import Background
 from utils.paths import ROOT
 
 NOT_UTF8 = os.fsdecode(b"caf\xe9")
@@ -209,7 +211,7 @@ def test_broken_videos(run, log, tmp_path):
 def test_stream_frames_are_one_video_each(tmp_path):
     image = np.zeros((48, 64, 3), np.uint8)
     result = Results(image, "", NAMES, boxes=torch.zeros(0, 6)).numpy()
-    with outputs.Outputs(tmp_path, outputs.Wanted()) as out:
+    with writers.Outputs(tmp_path, writers.Wanted()) as out:
         for number in range(1, 4):
             for name in ("cam0", "cam1"):
                 out.save(Frame(image, Path(name), "", number, live=True), result)
@@ -309,7 +311,7 @@ def test_boxes_are_drawn_to_the_size_of_the_picture(tmp_path):
     def drawn(side, **wanted):
         box = torch.tensor([[side / 4, side / 4, side / 2, side / 2, 0.9, 1]])
         result = Results(np.zeros((side, side, 3), np.uint8), "", NAMES, boxes=box).numpy()
-        return np.count_nonzero(outputs.draw(result, outputs.Wanted(**wanted)).any(2)) / side**2
+        return np.count_nonzero(writers.draw(result, writers.Wanted(**wanted)).any(2)) / side**2
 
     assert drawn(160) < drawn(160, line_width=3) / 2
     assert drawn(160, draw_names=False) < drawn(160, draw_confidence=False) < drawn(160)
@@ -325,7 +327,7 @@ def test_same_stem_twice(run, tmp_path):
 def test_many_crops_of_one_class(tmp_path):
     boxes = torch.tensor([[0, 0, 20, 20, 0.9, 1], [10, 10, 40, 40, 0.8, 1]])
     result = Results(np.zeros((48, 64, 3), np.uint8), "", {1: "../x"}, boxes=boxes).numpy()
-    with outputs.Outputs(tmp_path, outputs.Wanted(pictures=False, crops=True)) as out:
+    with writers.Outputs(tmp_path, writers.Wanted(pictures=False, crops=True)) as out:
         for name in ("a.jpg", "a2.jpg"):
             out.save(Frame(result.orig_img, Path(name), ""), result)
     assert files_below(tmp_path) == [f"crops/_.._x/a{n}.jpg".replace("_.._x", "_x") for n in ("", "2", "22", "23")]
@@ -378,7 +380,7 @@ def test_odd_video_names(run, tmp_path):
     ],
 )
 def test_class_names_as_folders(name, safe):
-    assert outputs.safe_name(name) == safe
+    assert writers.safe_name(name) == safe
 
 
 # What can go wrong ----------------------------------------------------------------------------------------------------
@@ -439,7 +441,7 @@ def test_file_in_the_place_of_a_folder(run, tmp_path):
 
 
 def test_video_that_lost_frames_is_an_error(tmp_path):
-    clip = outputs.Video(tmp_path, "clip.mp4", 10, (64, 48))
+    clip = writers.Video(tmp_path, "clip.mp4", 10, (64, 48))
     clip.write(np.zeros((48, 64, 3), np.uint8))
     clip.frames += 5  # as if the disk had been full
     with pytest.raises(OSError, match="incomplete"):
@@ -628,7 +630,7 @@ def test_reading_computing_and_writing_have_a_thread_each(run, tmp_path, monkeyp
 
     record(sources, "read_picture")
     record(predictor.Predictor, "detect")
-    record(outputs.Outputs, "save")
+    record(writers.Outputs, "save")
     for i in range(4):
         picture(tmp_path / "in" / f"{i}.jpg")
     run(source="in")
@@ -641,7 +643,7 @@ def test_reading_computing_and_writing_have_a_thread_each(run, tmp_path, monkeyp
 
 def test_background_keeps_order_and_bounds_what_waits():
     gate, done = threading.Event(), []
-    with predictor.Background(limit=3) as writer:
+    with Background(limit=3) as writer:
         writer.submit(gate.wait, 10)
         for i in range(2):
             writer.submit(done.append, i)
@@ -659,7 +661,7 @@ def test_background_passes_errors_on():
     def fail():
         raise OSError("full")
 
-    with pytest.raises(OSError, match="full"), predictor.Background() as writer:
+    with pytest.raises(OSError, match="full"), Background() as writer:
         writer.submit(fail)
 
 

@@ -12,15 +12,17 @@ from test_detect import files_below, log, model, picture, run, video, weights  #
 from models import DetectionModel
 from models.errors import UserError
 from tests.networks import NAMES, Disc, write_export
-from utils import ensemble, feature_maps, predictor, tracking
 from utils.checkpoint import pack_model, save_checkpoint
-from utils.detect.frame import Frame
-from utils.outputs import Outputs, Wanted
-from utils.predictor import Found, create_predictor
+from utils.detect import ensemble, feature_maps, predictor, tracking
+from utils.detect.frame import Found, Frame
+from utils.detect.predictor import create_predictor
+from utils.detect.writers import Outputs, Wanted
 
 # isort: split
 from ultralytics.data.augment import LetterBox
 from ultralytics.engine.results import Results
+
+from utils.detect.loop import in_order
 
 needs_lap = pytest.mark.skipif(importlib.util.find_spec("lap") is None, reason="the trackers need the package lap")
 
@@ -95,7 +97,7 @@ def test_an_onnx_file_computes_several_frames_at_once_and_keeps_their_order(monk
     finder = create_predictor(path, device="cpu", many=True)
     assert finder.workers == 3
     frames = [Frame(np.full((48 + i, 64, 3), i, np.uint8), Path(str(i)), "") for i in range(20)]
-    found = list(predictor.in_order(finder.detect, frames, finder.workers))
+    found = list(in_order(finder.detect, frames, finder.workers))
     assert [f.frame.path.name for f in found] == [str(i) for i in range(20)]
     for one in found:
         assert np.allclose(one.result.boxes.data, boxes_of(create_predictor(path, device="cpu"), one.frame.image))
@@ -103,7 +105,7 @@ def test_an_onnx_file_computes_several_frames_at_once_and_keeps_their_order(monk
 
 def test_no_more_frames_are_taken_than_are_computed():
     taken = []
-    results = predictor.in_order(lambda x: x, (taken.append(i) or i for i in range(100)), 2)
+    results = in_order(lambda x: x, (taken.append(i) or i for i in range(100)), 2)
     assert [next(results), next(results)] == [0, 1] and len(taken) <= 6
     results.close()
 

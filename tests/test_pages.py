@@ -26,7 +26,7 @@ from models.errors import UserError
 from tests.helpers import tiny
 from utils import cli, web
 from utils.checkpoint import pack_model, save_checkpoint
-from utils.outputs import Wanted
+from utils.detect.writers import Wanted
 from utils.report import Row, page
 
 ROOT = Path(__file__).parents[1]

@@ -23,7 +23,7 @@ from tests.networks import NAMES, Disc, write_export
 from utils.checkpoint import load_checkpoint, pack_model, save_checkpoint
 from utils.data.shapes import NAMES as SHAPES
 from utils.data.shapes import Recipe, ensure_shapes
-from utils.predictor import create_predictor
+from utils.detect.predictor import create_predictor
 
 # isort: split
 import cv2

@@ -20,7 +20,7 @@ from test_detect import count_frames, files_below, model, start, weights  # noqa
 
 import detect
 from models.errors import UserError
-from utils import sources, streams
+from utils.detect import sources, streams
 
 # isort: split
 from ultralytics.utils import LOGGER

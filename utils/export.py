@@ -28,11 +28,11 @@ from utils.deploy.files import digest, publish, temporary_folder
 from utils.deploy.formats import DEFAULT, FORMATS, format_of
 from utils.deploy.run import load_runner
 from utils.deploy.write import WriteOptions, Written, quiet, write
+from utils.detect.writers import write_bytes, write_image
 from utils.divergence import explain
 from utils.exhibit import draw_exhibit
 from utils.int8 import Int8, Quantization, draw_curves, quantize
 from utils.latency import Latency, measure
-from utils.outputs import write_bytes, write_image
 from utils.proof import TEMPORARY, Proof, Reference, name_of
 from utils.sizes import other_shape, third_shape
 from utils.survey import HALF_MAX_DROP, MAX_DROP, Material, Survey, survey

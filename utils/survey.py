@@ -24,9 +24,9 @@ from utils.data.pictures import Unreadable
 from utils.data.samples import evenly, load_picture
 from utils.deploy.ends import Nms
 from utils.deploy.run import Outputs, Runner
+from utils.detect.sources import prefetch
 from utils.evaluate.accuracy import Accuracy, measure_accuracy
 from utils.proof import Case, Evidence, Reference, remark
-from utils.sources import prefetch
 from utils.text import printable
 
 T = TypeVar("T")

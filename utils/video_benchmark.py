@@ -32,11 +32,12 @@ from ultralytics.utils import LOGGER, TQDM
 from models.errors import UserError
 from utils import cli
 from utils.data.shapes import NAMES, PALETTE, Shape, bounce, draw, load_photos
-from utils.detect.frame import Frame
-from utils.outputs import Outputs, Wanted
+from utils.detect.frame import Finder, Frame
+from utils.detect.loop import predict
+from utils.detect.predictor import create_predictor
+from utils.detect.sources import Files, open_source
+from utils.detect.writers import Outputs, Wanted
 from utils.paths import find_weights
-from utils.predictor import Finder, create_predictor, predict
-from utils.sources import Files, open_source
 
 SIZE = 1280, 720  # pixels: width, height
 CELLS = 4, 2  # of the picture, with one object in each

@@ -32,12 +32,12 @@ from utils.deploy.formats import format_of
 from utils.deploy.run import RUN_ERRORS, load_runner
 from utils.deploy.write import ExportError
 from utils.detect.frame import Frame
+from utils.detect.predictor import Predictor, create_predictor, open_weights
+from utils.detect.sources import Files, is_video
+from utils.detect.writers import Wanted, draw
 from utils.forms import FORMS, FUSED, ONNX, UNFUSED, make
 from utils.latency import measure
-from utils.outputs import Wanted, draw
 from utils.paths import ROOT, find_weights, newest_weights
-from utils.predictor import Predictor, create_predictor, open_weights
-from utils.sources import Files, is_video
 from utils.text import printable
 
 GRADIO = "6.31.0"  # that was tested

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
+from ultralytics.engine.results import Results
 
 
 @dataclass(frozen=True)
@@ -18,3 +21,25 @@ class Frame:
     number: int | None = None  # of the video's or stream's frame, from 1; None for a picture
     fps: float = 30.0  # frames per second of the video that this belongs to, after skipping
     live: bool = False  # one of several streams that run side by side
+
+
+@dataclass(frozen=True)
+class Found:
+    """What was found in one frame."""
+
+    frame: Frame
+    result: Results  # in the frame's own pixels, as numpy arrays
+    shape: tuple[int, ...]  # of the network's input, (B, C, H, W)
+    seconds: tuple[float, float, float]  # for preparing, the network, NMS
+
+
+Step = Callable[[Found], Found]
+
+
+class Finder(Protocol):
+    """What `predict` needs: a `Predictor`, or several joined into one."""
+
+    workers: int
+
+    def detect(self, frame: Frame) -> Found:
+        """Return what is found in one frame; called on `workers` threads at once."""

@@ -19,8 +19,8 @@ from ultralytics.data.utils import VID_FORMATS
 from models.errors import UserError, did_you_mean
 from utils.data.pictures import Unreadable, is_picture, read_picture, suffix
 from utils.detect.frame import Frame
+from utils.detect.streams import PATIENCE, Screen, Streams, is_live, read_addresses
 from utils.paths import is_utf8
-from utils.streams import PATIENCE, Screen, Streams, is_live, read_addresses
 
 COMPLETE = 0.95  # a video that gives fewer of its frames than this is broken; containers only estimate their count
 Named = str | Path | Sequence[str | Path]

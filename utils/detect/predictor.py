@@ -1,24 +1,11 @@
-"""From a picture to boxes and masks: ultralytics' predictors on our checkpoints and exports, and the loop around them.
-
-The loop reads, computes and writes on threads of their own, one frame ahead and a few behind, so that all cores are
-busy all of the time. An ONNX file on the CPU computes several frames at once, each on one core: that needs less of
-every core than one frame on all of them, which wait for each other.
-"""
+"""From a picture to boxes and masks: ultralytics' predictors on our checkpoints and exports."""
 
 from __future__ import annotations
 
-import time
 import warnings
-from collections import deque
-from collections.abc import Callable, Generator, Iterable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing
-from dataclasses import dataclass, field
-from functools import reduce
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any
 
-import cv2
 import torch
 from torch import Tensor, nn
 from ultralytics.data.loaders import SourceTypes
@@ -34,41 +21,12 @@ from utils.deploy.backends import read_options
 from utils.deploy.formats import FORMATS, format_of
 from utils.deploy.metadata import check_metadata
 from utils.deploy.run import open_session
-from utils.detect.frame import Frame
-from utils.latency import torch_threads
-from utils.outputs import Outputs, draw
+from utils.detect.frame import Found, Frame
 from utils.sizes import check_imgsz
-from utils.sources import AnySource, prefetch
-from utils.text import printable
 
-BACKLOG = 8  # frames that may wait to be written; bounds the memory
 MAX_WORKERS = 8  # frames that are computed at once, each of which takes memory
 Shape = tuple[int | str, ...]  # a word stands for any number
 UNNAMED = 999  # classes that ultralytics gives to weights without names
-T = TypeVar("T")
-R = TypeVar("R")
-
-
-@dataclass(frozen=True)
-class Found:
-    """What was found in one frame."""
-
-    frame: Frame
-    result: Results  # in the frame's own pixels, as numpy arrays
-    shape: tuple[int, ...]  # of the network's input, (B, C, H, W)
-    seconds: tuple[float, float, float]  # for preparing, the network, NMS
-
-
-Step = Callable[[Found], Found]
-
-
-class Finder(Protocol):
-    """What `predict` needs: a `Predictor`, or several joined into one."""
-
-    workers: int
-
-    def detect(self, frame: Frame) -> Found:
-        """Return what is found in one frame; called on `workers` threads at once."""
 
 
 class Predictor(DetectionPredictor):
@@ -288,118 +246,6 @@ def check_augment(weights: Path, network: Any) -> None:
     if network.task != "detect" or network.end2end:
         what = "needs no NMS" if network.end2end else "finds masks as well"
         raise UserError(f"--augment joins boxes of several scales by NMS, but {weights.name} {what}: leave it out")
-
-
-# The loop -------------------------------------------------------------------------------------------------------------
-@dataclass
-class Speed:
-    """How fast a run was.
-
-    Attributes:
-        seen: how many frames were looked at.
-        seconds: that preparing, the network and NMS took, over all of them.
-        shape: of the last input, (B, C, H, W).
-        total: seconds from the first frame's reading to the last one's writing.
-    """
-
-    seen: int = 0
-    seconds: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0])
-    shape: tuple[int, ...] = ()
-    total: float = 0.0
-
-    def add(self, found: Found) -> None:
-        """Count a frame."""
-        self.seen += 1
-        self.seconds = [a + b for a, b in zip(self.seconds, found.seconds, strict=True)]
-        self.shape = found.shape
-
-    def line(self) -> str:
-        """Return YOLOv5's line with the mean times of a frame."""
-        before, network, after = (seconds / max(self.seen, 1) * 1e3 for seconds in self.seconds)
-        return (
-            f"Speed: {before:.1f}ms pre-process, {network:.1f}ms inference, {after:.1f}ms NMS per image "
-            f"at shape {self.shape}"
-        )
-
-
-class Background:
-    """Does jobs in their order on one thread; a context manager that waits for the last of them.
-
-    At most `limit` jobs wait: `submit` then blocks, and raises what an earlier job raised.
-    """
-
-    def __init__(self, limit: int = BACKLOG) -> None:
-        self.limit = limit
-        self.jobs: deque[Future] = deque()
-        self.thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="writer")
-
-    def submit(self, job: Callable[..., object], *args: object) -> None:
-        """Have `job(*args)` done."""
-        while len(self.jobs) >= self.limit or (self.jobs and self.jobs[0].done()):
-            self.jobs.popleft().result()
-        self.jobs.append(self.thread.submit(job, *args))
-
-    def __enter__(self) -> Background:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self.thread.shutdown(wait=True)
-        while self.jobs and kind is None:
-            self.jobs.popleft().result()
-
-
-def in_order(function: Callable[[T], R], items: Iterable[T], workers: int) -> Generator[R]:
-    """Yield `function(item)` of each item, in their order, while it computes so many at once."""
-    if workers == 1:
-        yield from map(function, items)
-        return
-    waiting: deque[Future[R]] = deque()
-    with torch_threads(1), ThreadPoolExecutor(workers, thread_name_prefix="worker") as pool:
-        for item in items:
-            waiting.append(pool.submit(function, item))
-            if len(waiting) >= 2 * workers:  # so that none has to wait for the next
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-
-
-def predict(
-    finder: Finder, source: AnySource, outputs: Outputs, show: bool = False, steps: Sequence[Step] = ()
-) -> Speed:
-    """Detect in every frame of a source, print a line for each and write what `outputs` wants.
-
-    Args:
-        finder: detects.
-        source: gives the frames.
-        outputs: writes.
-        show: show the results in a window as well.
-        steps: what is done with what was found in each frame, in their order, before it is printed and written.
-    """
-    speed, start = Speed(), time.perf_counter()
-    frames = iter(source) if source.live else prefetch(iter(source))  # a stream's newest frame must not wait
-    with outputs, Background() as writer, closing(in_order(finder.detect, frames, finder.workers)) as findings:
-        for first in findings:
-            found = reduce(lambda found, step: step(found), steps, first)
-            speed.add(found)
-            LOGGER.info(printable(line_of(found)))
-            if outputs.wanted.anything:
-                writer.submit(outputs.save, found.frame, found.result)
-            if show and not display(found.frame, draw(found.result, outputs.wanted)):
-                break
-    speed.total = time.perf_counter() - start
-    return speed
-
-
-def line_of(found: Found) -> str:
-    """Return YOLOv5's line: `image 1/2 /path/bus.jpg: 640x480 4 persons, 1 bus, 98.1ms`."""
-    height, width = found.shape[2:]
-    return f"{found.frame.title}{height}x{width} {found.result.verbose()}{found.seconds[1] * 1e3:.1f}ms"
-
-
-def display(frame: Frame, image: Any) -> bool:
-    """Show a picture in a window; False when the user pressed q."""
-    cv2.imshow(printable(frame.path.name), image)
-    return cv2.waitKey(300 if frame.number is None else 1) & 0xFF != ord("q")
 
 
 def fits(given: Shape, needed: Shape) -> bool:

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from models import DetectionModel
 from models.errors import UserError
-from utils.outputs import write_image
-from utils.predictor import Finder, Found, Predictor, Step
+from utils.detect.frame import Finder, Found, Step
+from utils.detect.predictor import Predictor
+from utils.detect.writers import write_image
 
 CHANNELS, COLUMNS = 32, 8  # of a drawing
 SIDE = 96  # pixels of the shorter side of a drawn map, at least

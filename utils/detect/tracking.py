@@ -16,7 +16,7 @@ from ultralytics.utils import YAML, IterableSimpleNamespace
 from ultralytics.utils.checks import check_yaml
 
 from models.errors import UserError
-from utils.predictor import Found
+from utils.detect.frame import Found
 
 TRACKERS = {"bytetrack": "BYTETracker", "botsort": "BOTSORT"}  # by their names in ultralytics.trackers
 LOW = 0.1  # least confidence of a box that goes on with a track

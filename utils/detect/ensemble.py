@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from models.errors import UserError
-from utils.detect.frame import Frame
-from utils.predictor import Found, Predictor, create_predictor
+from utils.detect.frame import Found, Frame
+from utils.detect.predictor import Predictor, create_predictor
 
 
 class Ensemble:

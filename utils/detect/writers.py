@@ -44,7 +44,7 @@ class Wanted:
     draw_names: bool = True
     draw_confidence: bool = True
     tracks: bool = False  # columns for the numbers of objects that are followed
-    features: bool = False  # written by utils/feature_maps.py into the same folder
+    features: bool = False  # written by utils/detect/feature_maps.py into the same folder
 
     @property
     def anything(self) -> bool:
