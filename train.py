@@ -48,7 +48,7 @@ from utils.checkpoint import load_checkpoint
 from utils.data.description import load_dataset, read_yaml
 from utils.data.files import check_images
 from utils.paths import ROOT, find_file, increment_path
-from utils.trainer import Trainer, resume_options
+from utils.train.trainer import Trainer, resume_options
 
 DEMO_DATA, DEMO_HYP, HYP = "shapes.yaml", "hyp.shapes.yaml", "hyp.scratch-low.yaml"
 OPTIMIZERS = ("SGD", "Adam", "AdamW", "NAdam", "RAdam", "RMSprop", "MuSGD")

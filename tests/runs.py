@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from utils.trainer import Trainer
+from utils.train.trainer import Trainer
 
 
 @contextmanager

@@ -5,8 +5,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from utils import anchors as auto
-from utils.anchors import anchor_fit, fit_anchors, kmeans_anchors, label_sizes, spread_anchors
+from utils.train import anchors as auto
+from utils.train.anchors import anchor_fit, fit_anchors, kmeans_anchors, label_sizes, spread_anchors
 
 # isort: split
 import numpy as np

@@ -30,8 +30,8 @@ from utils.deploy.write import write as write_file
 from utils.evaluate.accuracy import Accuracy
 from utils.export import Options
 from utils.int8 import check_int8, search
-from utils.qat import RoundingConv, insert_rounding, observe
 from utils.quantize import FloatGraph, Layer, quantize_openvino
+from utils.train.qat import RoundingConv, insert_rounding, observe
 
 # isort: split
 from ultralytics.nn.autobackend import AutoBackend

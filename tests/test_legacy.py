@@ -20,7 +20,7 @@ from models.summary import backbone_card, model_table
 from tests.helpers import pictures, randomize_, tensors, tiny, worst_error, write
 from tests.stock import pan
 from utils import inspect_backbone
-from utils.trainer import frozen_modules
+from utils.train.trainer import frozen_modules
 
 FOLDER = Path(__file__).parent / "legacy"
 FILES = sorted(path.name for path in FOLDER.glob("*.yaml"))

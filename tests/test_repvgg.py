@@ -42,7 +42,7 @@ from tests.helpers import (
 from tests.runs import stopped
 from utils.checkpoint import read_checkpoint
 from utils.data.shapes import NAMES, Recipe, ensure_shapes
-from utils.trainer import Trainer
+from utils.train.trainer import Trainer
 
 EXACT, SAME, SINGLE = 1e-12, 1e-9, 1e-5  # a block in float64, a network in float64, a network in float32
 ORIGINAL = golden("repvgg-a0")

@@ -21,8 +21,8 @@ from utils.checkpoint import load_checkpoint, read_checkpoint
 from utils.data.description import load_dataset, write_data_yaml
 from utils.data.files import list_images
 from utils.data.shapes import NAMES, Recipe, ensure_shapes
-from utils.trainer import Trainer, frozen_modules
-from utils.transfer import transfer
+from utils.train.trainer import Trainer, frozen_modules
+from utils.train.transfer import transfer
 
 # isort: split
 from ultralytics.data.utils import check_det_dataset

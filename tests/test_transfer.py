@@ -8,7 +8,7 @@ import torch
 from models import create_model
 from models.errors import WeightsError
 from tests.helpers import randomize_, tiny
-from utils.transfer import align, transfer
+from utils.train.transfer import align, transfer
 
 
 def build(cfg, seed=1, **options):

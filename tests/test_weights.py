@@ -9,7 +9,7 @@ from models.backbones.base import Classifier
 from models.backbones.weights import SOURCES, Adapted, Dialect, WeightsReport, choose_dialect, copy_tensors
 from models.errors import UserError, WeightsError
 from tests.helpers import pictures, randomize_, relative_error, tiny_backbone, worst_error
-from utils.trainer import frozen_modules
+from utils.train.trainer import frozen_modules
 
 SMALL = {"out_strides": (4,)}  # a part of the network, so that files for it are small
 

@@ -27,14 +27,14 @@ from models.errors import UserError, WeightsError
 from models.heads import AnchorDetect
 from models.loss import AnchorGains
 from models.summary import backbone_card
-from utils.anchors import fit_anchors
 from utils.checkpoint import build_model, load_checkpoint, pack_model, plain, read_checkpoint, save_checkpoint
 from utils.data.dataset import build_dataset
 from utils.data.description import load_dataset, write_data_yaml
 from utils.data.files import check_images
 from utils.evaluate.validator import VALIDATORS, Validator
-from utils.qat import insert_rounding, observe
-from utils.transfer import transfer
+from utils.train.anchors import fit_anchors
+from utils.train.qat import insert_rounding, observe
+from utils.train.transfer import transfer
 
 LOADER_SEED = 6148914691236517205  # ultralytics' own
 OBSERVED = 8  # batches that ranges of INT8 are taken from before they are trained

@@ -1,0 +1,1 @@
+"""Training: ultralytics' loop around our model, AutoAnchor, transfer of weights, quantization-aware training."""
