@@ -35,7 +35,6 @@ from models.plugins import load_plugins
 from models.spec import CONFIGS
 from models.summary import count_gflops, count_parameters
 from utils import cli
-from utils.calibration import batches, calibration_pictures
 from utils.data.description import load_dataset
 from utils.data.files import check_images
 from utils.data.samples import make_pictures
@@ -45,6 +44,7 @@ from utils.deploy.write import ExportError
 from utils.evaluate.accuracy import measure_accuracy
 from utils.export import versions
 from utils.forms import DEFAULT, FORMS, Made, check_size, loader, make, open_network
+from utils.int8.calibration import batches, calibration_pictures
 from utils.latency import measure, torch_threads
 from utils.memory import peak_memory, weights_size
 from utils.proof import run_eager

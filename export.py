@@ -36,7 +36,6 @@ from models.errors import UserError
 from models.plugins import load_plugins
 from models.summary import count_parameters
 from utils import cli
-from utils.calibration import calibration_pictures, find_data
 from utils.checkpoint import load_checkpoint
 from utils.data.description import load_dataset
 from utils.data.files import check_images, list_images
@@ -49,7 +48,8 @@ from utils.deploy.fresh import fresh_model
 from utils.deploy.write import ABLE, DEFAULT_OPSETS, EXPORTERS, ExportError, check_exporter, check_opset
 from utils.detect.sources import Files
 from utils.export import Options, Report, export, fused_text
-from utils.int8 import MOST, Int8, Quantization, check_int8, curve_table, layer_table
+from utils.int8.calibration import calibration_pictures, find_data
+from utils.int8.search import MOST, Int8, Quantization, check_int8, curve_table, layer_table
 from utils.proof import proof_table
 from utils.survey import Material, survey_table
 

@@ -10,17 +10,19 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+import utils.int8.search.search
 from helpers import randomize_, tiny, write
 from torch import nn
+from utils.int8.search.calibration import batches, calibration_pictures, find_data
+from utils.int8.search.quantize import FloatGraph, Layer, quantize_openvino
+from utils.int8.search.search import check_int8, search
 
 import export as script
 import train
-import utils.int8
 from models import create_model, switch_to_deploy
 from models.errors import UserError
 from tests.runs import stopped
 from utils import cli
-from utils.calibration import batches, calibration_pictures, find_data
 from utils.checkpoint import load_checkpoint, pack_model, save_checkpoint
 from utils.data.samples import PHOTOS, make_pictures
 from utils.deploy.formats import FORMATS
@@ -29,8 +31,6 @@ from utils.deploy.run import load_runner
 from utils.deploy.write import write as write_file
 from utils.evaluate.accuracy import Accuracy
 from utils.export import Options
-from utils.int8 import check_int8, search
-from utils.quantize import FloatGraph, Layer, quantize_openvino
 from utils.train.qat import RoundingConv, insert_rounding, observe
 
 # isort: split
@@ -210,7 +210,7 @@ def test_the_fewest_layers_that_are_enough(needed, tried, tmp_path):
 
     points = search(FORMATS["onnx"], layers, write_text, reference, evaluate, max_drop=1.0)
     assert [point.floats for point in points] == [*tried, 16]
-    found = utils.int8.Quantization(FORMATS["onnx"], layers, points, 1.0, 8, "data.yaml")
+    found = utils.int8.search.Quantization(FORMATS["onnx"], layers, points, 1.0, 8, "data.yaml")
     assert found.ok is (needed <= 8)  # half of them
     assert found.kept == ([str(i) for i in range(needed)] if found.ok else [])
 
@@ -255,7 +255,7 @@ def judge(monkeypatch, drop):
         lost = drop / 100 * onnx_layers(path)
         return Accuracy(0.99 - lost, 0.9 - lost)
 
-    monkeypatch.setattr("utils.int8.measure_file", measure)
+    monkeypatch.setattr("utils.int8.search.measure_file", measure)
 
 
 def onnx_layers(path):

@@ -31,7 +31,7 @@ from utils.deploy.write import WriteOptions, Written, quiet, write
 from utils.detect.writers import write_bytes, write_image
 from utils.divergence import explain
 from utils.exhibit import draw_exhibit
-from utils.int8 import Int8, Quantization, draw_curves, quantize
+from utils.int8.search import Int8, Quantization, draw_curves, quantize
 from utils.latency import Latency, measure
 from utils.proof import TEMPORARY, Proof, Reference, name_of
 from utils.sizes import other_shape, third_shape

@@ -30,7 +30,7 @@ from utils.deploy.formats import FORMATS, format_of
 from utils.deploy.fresh import fresh_model
 from utils.deploy.run import load_runner
 from utils.deploy.write import WriteOptions, write
-from utils.quantize import FloatGraph, quantize_openvino
+from utils.int8.quantize import FloatGraph, quantize_openvino
 from utils.sizes import check_imgsz
 
 Network = Callable[[Tensor], object]  # takes (B, ch, H, W) float32 in [0, 1]

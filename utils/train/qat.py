@@ -1,7 +1,7 @@
 """Quantization-aware fine-tuning: the fused network learns with the rounding that INT8 will bring.
 
 Each convolution but the last ones of the head rounds its weights per output channel and its input per tensor, as
-`utils/quantize.py` does; gradients pass the rounding as if it were not there (https://arxiv.org/abs/1308.3432,
+`utils/int8/quantize.py` does; gradients pass the rounding as if it were not there (https://arxiv.org/abs/1308.3432,
 https://arxiv.org/abs/1712.05877). The ranges of the inputs follow what is seen, and go with the weights into the
 checkpoint, so that `export.py --int8` uses them.
 """

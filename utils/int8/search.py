@@ -16,13 +16,13 @@ from ultralytics.utils import LOGGER
 
 from models import DetectionModel
 from models.errors import UserError
-from utils.calibration import batches
 from utils.deploy.files import digest, size_of
 from utils.deploy.formats import FORMATS, Format
 from utils.deploy.run import load_runner
 from utils.evaluate.accuracy import Accuracy, measure_file
+from utils.int8.calibration import batches
+from utils.int8.quantize import MIN_OPSET, FloatGraph, Layer, import_nncf, quantize_openvino
 from utils.latency import Latency, measure
-from utils.quantize import MIN_OPSET, FloatGraph, Layer, import_nncf, quantize_openvino
 
 FORMATS_WITH_INT8 = ("onnx", "openvino")
 MOST = 0.5  # of the layers may stay in float; the rest would hardly be an INT8 file
