@@ -47,7 +47,7 @@ from utils.forms import DEFAULT, FORMS, Made, check_size, loader, make, open_net
 from utils.int8.calibration import batches, calibration_pictures
 from utils.latency import measure, torch_threads
 from utils.memory import peak_memory, weights_size
-from utils.proof import run_eager
+from utils.prove.reference import run_eager
 from utils.report import Row, add_ratios, processor, remarks, save, table
 
 # isort: split

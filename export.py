@@ -50,8 +50,8 @@ from utils.detect.sources import Files
 from utils.export import Options, Report, export, fused_text
 from utils.int8.calibration import calibration_pictures, find_data
 from utils.int8.search import MOST, Int8, Quantization, check_int8, curve_table, layer_table
-from utils.proof import proof_table
-from utils.survey import Material, survey_table
+from utils.prove.at_scale import Material, survey_table
+from utils.prove.report import proof_table
 
 # isort: split
 import torch

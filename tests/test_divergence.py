@@ -11,15 +11,15 @@ from onnx import numpy_helper
 from torch import nn
 
 from models import create_model, switch_to_deploy
-from utils.comparison import Tolerance
 from utils.data.samples import make_pictures
 from utils.deploy.ends import Nms
 from utils.deploy.fresh import see
 from utils.deploy.write import write
-from utils.divergence import _first_difference, explain, find_divergence
 from utils.export import Options
-from utils.intermediates import _groups, watch
-from utils.proof import Reference
+from utils.prove.compare import Tolerance
+from utils.prove.divergence import _first_difference, explain, find_divergence
+from utils.prove.inside import _groups, watch
+from utils.prove.reference import Reference
 
 SIZE = (64, 64)
 SEGMENT = tiny(head=[[-1, 1, "Conv", [32, 3, 2]], [-1, 1, "Conv", [32, 3, 2]], [[3, 4], 1, "Segment", ["nc", 8, 16]]])
@@ -170,7 +170,7 @@ def test_what_does_not_run_has_nothing_to_look_into(detector):
 
 
 def test_a_format_that_shows_nothing(detector, monkeypatch):
-    monkeypatch.setattr("utils.divergence.watch", lambda *_: None)
+    monkeypatch.setattr("utils.prove.divergence.watch", lambda *_: None)
     found = detector.explain(detector.broken("model.3.conv.weight"))
     assert found == {
         "by": "file",
@@ -180,7 +180,7 @@ def test_a_format_that_shows_nothing(detector, monkeypatch):
 
 def test_a_file_that_agrees_once_it_is_looked_into(detector, monkeypatch):
     path = detector.broken("model.3.conv.weight")
-    monkeypatch.setattr("utils.divergence.watch", lambda _, images, *__: detector.reference(images))
+    monkeypatch.setattr("utils.prove.divergence.watch", lambda _, images, *__: detector.reference(images))
     assert "its runtime's optimization is what differs" in detector.explain(path)["text"]
 
 
@@ -188,7 +188,7 @@ def test_a_file_that_does_not_run_with_its_inside_shown(detector, monkeypatch):
     def fail(*_):
         raise RuntimeError("no")
 
-    monkeypatch.setattr("utils.divergence.watch", fail)
+    monkeypatch.setattr("utils.prove.divergence.watch", fail)
     assert "does not run with its inside shown" in detector.explain(detector.broken("model.3.conv.weight"))["text"]
 
 
@@ -211,7 +211,7 @@ def test_a_row_that_sound_rows_depend_on_is_not_to_blame(detector):
 
 
 def test_inner_tensors_are_taken_in_groups(monkeypatch):
-    monkeypatch.setattr("utils.intermediates.BUDGET", 100)
+    monkeypatch.setattr("utils.prove.inside.BUDGET", 100)
     shapes = [(10,), (10,), (10,), (100,), None, (1,)]
     groups = list(_groups(shapes, lambda shape: shape))
     assert [len(group) for group in groups] == [2, 1, 1, 1, 1]

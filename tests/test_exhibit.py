@@ -9,11 +9,11 @@ import torch
 from helpers import randomize_, tiny
 
 from models import create_model
-from utils.comparison import Tolerance, detections
 from utils.data.samples import make_pictures
 from utils.deploy.ends import Nms
-from utils.exhibit import MARGIN, SIDE, draw_exhibit
-from utils.proof import Evidence, Reference
+from utils.prove.compare import Tolerance, detections
+from utils.prove.reference import Evidence, Reference
+from utils.prove.side_by_side import MARGIN, SIDE, draw_exhibit
 
 SEGMENT = tiny(head=[[-1, 1, "Conv", [32, 3, 2]], [-1, 1, "Conv", [32, 3, 2]], [[3, 4], 1, "Segment", ["nc", 8, 16]]])
 CFGS = {"detect": tiny(), "end2end": tiny(end2end=True), "segment": SEGMENT}

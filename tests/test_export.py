@@ -28,8 +28,8 @@ from utils.deploy.fresh import fresh_model
 from utils.deploy.write import ExportError
 from utils.evaluate.accuracy import Accuracy
 from utils.export import Options, export
-from utils.proof import Proof
-from utils.survey import survey
+from utils.prove.at_scale import survey
+from utils.prove.report import Proof
 
 # isort: split
 from ultralytics import YOLO

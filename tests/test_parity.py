@@ -11,11 +11,11 @@ from torch import nn
 from models import DetectionModel, switch_to_deploy
 from models.summary import count_parameters
 from utils import cli, parity
-from utils.comparison import Difference
 from utils.data.samples import make_pictures
 from utils.deploy.fresh import random_model, sizes_for
 from utils.parity import Variant, measure
-from utils.proof import Reference
+from utils.prove.compare import Difference
+from utils.prove.reference import Reference
 
 VARIANTS = [Variant("torchscript", False), Variant("onnx", False), Variant("onnx", True)]
 

@@ -8,11 +8,12 @@ from helpers import randomize_, tiny
 from torch import nn
 
 from models import DetectionModel
-from utils.comparison import CONF, Difference, Tolerance, compare
 from utils.data.samples import PHOTOS, make_pictures
 from utils.deploy.run import load_runner
 from utils.detect.sources import Unreadable
-from utils.proof import TEMPORARY, Case, Proof, Reference, proof_table, summarize
+from utils.prove.compare import CONF, Difference, Tolerance, compare
+from utils.prove.reference import TEMPORARY, Case, Reference
+from utils.prove.report import Proof, proof_table, summarize
 from utils.sizes import other_shape, third_shape
 
 SIZES = [(32, 32), (32, 96), (96, 32), (64, 64), (640, 640), (480, 640), (640, 480), (96, 1280), (1280, 1280)]

@@ -18,11 +18,11 @@ import val
 from models import create_model
 from utils import cli
 from utils.checkpoint import pack_model, save_checkpoint
-from utils.comparison import detections
 from utils.data.samples import load_picture, make_pictures
 from utils.data.shapes import NAMES, Recipe, ensure_shapes
 from utils.deploy.fresh import see
-from utils.proof import run_eager
+from utils.prove.compare import detections
+from utils.prove.reference import run_eager
 
 # isort: split
 from ultralytics.utils.ops import xyxy2xywhn

@@ -14,13 +14,13 @@ from networks import NAMES, Disc
 
 from models import DetectionModel, create_model
 from models.errors import UserError
-from utils.comparison import Tolerance
 from utils.data.description import load_dataset
 from utils.data.samples import evenly
 from utils.deploy.ends import Nms
 from utils.evaluate.accuracy import Accuracy, measure_accuracy
-from utils.proof import Evidence, Reference
-from utils.survey import MAX_REMARKS, Distribution, Material, Survey, survey, survey_table
+from utils.prove.at_scale import MAX_REMARKS, Distribution, Material, Survey, survey, survey_table
+from utils.prove.compare import Tolerance
+from utils.prove.reference import Evidence, Reference
 
 # isort: split
 from ultralytics.utils.nms import non_max_suppression

@@ -18,13 +18,13 @@ import val
 from models import create_model
 from models.errors import UserError, WeightsError
 from utils.checkpoint import load_checkpoint, pack_model, save_checkpoint
-from utils.comparison import Tolerance, measure_nms
 from utils.deploy.ends import ORDERS, Nms, Preprocess, as_bytes, nms_of, threshold_inputs
 from utils.deploy.formats import FORMATS
 from utils.deploy.onnx_graph import add_nms, add_preprocess
 from utils.deploy.run import load_runner
 from utils.deploy.write import ExportError
 from utils.export import Options, export
+from utils.prove.compare import Tolerance, measure_nms
 
 # isort: split
 import cv2

@@ -22,20 +22,21 @@ import ultralytics
 from models import DetectionModel
 from models.errors import UserError
 from models.summary import count_parameters
-from utils.comparison import HALF_TOLERANCE, Tolerance
 from utils.data.samples import PHOTOS
 from utils.deploy.files import digest, publish, temporary_folder
 from utils.deploy.formats import DEFAULT, FORMATS, format_of
 from utils.deploy.run import load_runner
 from utils.deploy.write import WriteOptions, Written, quiet, write
 from utils.detect.writers import write_bytes, write_image
-from utils.divergence import explain
-from utils.exhibit import draw_exhibit
 from utils.int8.search import Int8, Quantization, draw_curves, quantize
 from utils.latency import Latency, measure
-from utils.proof import TEMPORARY, Proof, Reference, name_of
+from utils.prove.at_scale import HALF_MAX_DROP, MAX_DROP, Material, Survey, survey
+from utils.prove.compare import HALF_TOLERANCE, Tolerance
+from utils.prove.divergence import explain
+from utils.prove.reference import TEMPORARY, Reference
+from utils.prove.report import Proof, name_of
+from utils.prove.side_by_side import draw_exhibit
 from utils.sizes import other_shape, third_shape
-from utils.survey import HALF_MAX_DROP, MAX_DROP, Material, Survey, survey
 
 ROUNDS = 5  # of measuring how long the networks take
 DYNAMIC_BATCH = 2  # that a file with dynamic shapes is proven with
@@ -183,7 +184,7 @@ def _quantize(
 
 
 def prove(reference: Reference, deploy: DetectionModel, path: Path, options: Options) -> Proof:
-    """Compare the file at `path` with the reference, and what the module `utils.proof` says besides."""
+    """Compare the file at `path` with the reference, and what the module `utils.prove` says besides."""
     kind = format_of(path)
     if kind and kind.not_run:
         return Proof(not_run=kind.not_run)
@@ -210,7 +211,7 @@ def prove(reference: Reference, deploy: DetectionModel, path: Path, options: Opt
 
 
 def prove_at_scale(reference: Reference, report: Report, material: Material) -> None:
-    """Compare the files of a report with the reference on many pictures, as `utils/survey.py` does."""
+    """Compare the files of a report with the reference on many pictures, as `utils/prove/at_scale.py` does."""
     o = report.options
     runs_here = {name: file.path for name, file in report.written.items() if not FORMATS[name].not_run}
     files = {name: (path.name, load_runner(path)) for name, path in runs_here.items()}

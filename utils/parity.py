@@ -33,13 +33,14 @@ from models.plugins import load_plugins
 from models.spec import CONFIGS
 from models.summary import count_parameters
 from utils import cli
-from utils.comparison import Difference, Tolerance
 from utils.deploy.formats import FORMATS, check_formats
 from utils.deploy.fresh import random_model, sizes_for
 from utils.deploy.write import ExportError, WriteOptions, write
 from utils.export import versions
 from utils.paths import find_file, increment_path
-from utils.proof import Case, Reference, summarize
+from utils.prove.compare import Difference, Tolerance
+from utils.prove.reference import Case, Reference
+from utils.prove.report import summarize
 from utils.text import printable
 
 BOUND = Tolerance(box_px=1e-3, score=1e-5, mask=1e-4)

@@ -25,11 +25,11 @@ from torch.utils._pytree import tree_leaves
 
 from models import DetectionModel
 from models.blocks.reparam import Reparameterizable
-from utils.comparison import HALF_TOLERANCE, Tolerance
 from utils.deploy.formats import format_of
 from utils.deploy.run import RUN_ERRORS, Outputs
-from utils.intermediates import Shape, Visit, Watch, watch
-from utils.proof import ROUNDING, Case, Evidence, Reference, run_eager
+from utils.prove.compare import HALF_TOLERANCE, Tolerance
+from utils.prove.inside import Shape, Visit, Watch, watch
+from utils.prove.reference import ROUNDING, Case, Evidence, Reference, run_eager
 
 FLOOR = 3e-6  # relative error that float32 explains anywhere
 HALF_FLOOR = 2e-2  # and float16

@@ -18,7 +18,6 @@ import torch
 from torch import Tensor
 from ultralytics.utils import LOGGER, TQDM
 
-from utils.comparison import Errors, Tolerance
 from utils.data.files import list_images
 from utils.data.pictures import Unreadable
 from utils.data.samples import evenly, load_picture
@@ -26,7 +25,9 @@ from utils.deploy.ends import Nms
 from utils.deploy.run import Outputs, Runner
 from utils.detect.sources import prefetch
 from utils.evaluate.accuracy import Accuracy, measure_accuracy
-from utils.proof import Case, Evidence, Reference, remark
+from utils.prove.compare import Errors, Tolerance
+from utils.prove.reference import Case, Evidence, Reference
+from utils.prove.report import remark
 from utils.text import printable
 
 T = TypeVar("T")

@@ -12,9 +12,9 @@ from torch import Tensor
 from ultralytics.engine.results import Results
 from ultralytics.utils import ops
 
-from utils.comparison import detections
 from utils.deploy.run import Outputs
-from utils.proof import Case, Evidence, Reference
+from utils.prove.compare import detections
+from utils.prove.reference import Case, Evidence, Reference
 
 SIDE = 640  # pixels that the longer side of each picture has at least
 MARGIN, FONT = 10, 18  # pixels
