@@ -42,7 +42,7 @@ from utils.deploy.formats import FORMATS
 from utils.deploy.run import RUN_ERRORS, Runner, load_runner
 from utils.deploy.write import ExportError
 from utils.evaluate.accuracy import measure_accuracy
-from utils.export import versions
+from utils.export.report import versions
 from utils.forms import DEFAULT, FORMS, Made, check_size, loader, make, open_network
 from utils.int8.calibration import batches, calibration_pictures
 from utils.latency import measure, torch_threads

@@ -47,7 +47,8 @@ from utils.deploy.formats import DEFAULT, FORMATS, check_formats, check_possible
 from utils.deploy.fresh import fresh_model
 from utils.deploy.write import ABLE, DEFAULT_OPSETS, EXPORTERS, ExportError, check_exporter, check_opset
 from utils.detect.sources import Files
-from utils.export import Options, Report, export, fused_text
+from utils.export import Options, Report, export
+from utils.export.report import fused_text
 from utils.int8.calibration import calibration_pictures, find_data
 from utils.int8.search import MOST, Int8, Quantization, check_int8, curve_table, layer_table
 from utils.prove.at_scale import Material, survey_table

@@ -12,12 +12,12 @@ import numpy as np
 import onnx
 import pytest
 import torch
+import utils.export.pipeline.pipeline
 from helpers import random_model, save, tiny, write
 from torch import nn
 
 import export as script
 import utils.deploy.write
-import utils.export
 from models import DetectionModel, switch_to_deploy
 from models.errors import UserError
 from utils import cli
@@ -229,7 +229,7 @@ def test_what_differs_on_many_pictures_only_is_refused(best, monkeypatch, caplog
             each.unfused, each.accuracy = Accuracy(0.9, 0.8), Accuracy(0.9, 0.79)
         return found
 
-    monkeypatch.setattr("utils.export.survey", lossy)
+    monkeypatch.setattr("utils.export.pipeline.survey", lossy)
     assert command("--weights", best, "--include", "onnx", "--source", ASSETS) == 1
     assert names_in(best.parent) == ["best.export-failed.jpg", "best.export-failed.json", "best.pt"]
     assert "✗ the mAP drops by 1.000 points, allowed are 0.1" in caplog.text
@@ -249,12 +249,12 @@ def test_an_older_export_stays_when_the_new_one_is_refused(best, monkeypatch):
 
 
 def test_one_format_that_disagrees_refuses_all(model, tmp_path, monkeypatch):
-    prove = utils.export.prove
+    prove = utils.export.pipeline.prove
 
     def fail(reference, deploy, path, options):
         return prove(reference, deploy, path, options) if path.suffix == ".onnx" else Proof()
 
-    monkeypatch.setattr("utils.export.prove", fail)
+    monkeypatch.setattr("utils.export.pipeline.prove", fail)
     report = export(model, tmp_path / "out", "best", "best.pt", Options(size=(64, 64)))
     assert not report.ok
     assert report.files == []

@@ -11,10 +11,10 @@ import time
 from pathlib import Path
 
 import pytest
+import utils.export.pipeline.pipeline
 from test_export import command
 
 import utils.deploy.write
-import utils.export
 
 ROOT = Path(__file__).parents[1]
 FIRST_CLASS = ("torchscript", "onnx", "openvino")
@@ -30,7 +30,7 @@ def wait(*_):
     time.sleep(120)
 
 if {wait}:
-    utils.export.prove = wait
+    utils.export.pipeline.prove = wait
 sys.exit(cli.run_script(export.main, export.make_parser()))
 """
 

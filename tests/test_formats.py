@@ -13,7 +13,7 @@ from models.errors import UserError
 from utils import cli
 from utils.deploy.files import files_in, size_of
 from utils.deploy.formats import ALIASES, DEFAULT, FORMATS, UNWRITTEN, check_formats, check_possible, format_of
-from utils.export import digest
+from utils.export.pipeline import digest
 
 # isort: split
 from ultralytics.engine.exporter import export_formats

@@ -18,7 +18,8 @@ from models import switch_to_deploy
 from models.errors import UserError
 from utils.data.samples import make_pictures
 from utils.deploy.run import load_runner
-from utils.export import Options, digest, export
+from utils.export import Options, export
+from utils.export.pipeline import digest
 
 # isort: split
 from ultralytics import YOLO

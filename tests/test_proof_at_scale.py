@@ -9,11 +9,11 @@ import cv2
 import onnx
 import pytest
 import torch
+import utils.export.pipeline.pipeline
 from helpers import randomize_, tiny, write
 from onnx import numpy_helper
 
 import export as script
-import utils.export
 import val
 from models import create_model
 from utils import cli
@@ -92,7 +92,7 @@ def test_every_file_is_as_good_as_the_model(folder, tmp_path):
 
 
 def test_a_file_that_is_wrong_is_refused_and_its_row_named(folder, tmp_path, monkeypatch, caplog):
-    original = utils.export.write
+    original = utils.export.pipeline.write
 
     def spoil(deploy, path, options):
         written = original(deploy, path, options)
@@ -102,7 +102,7 @@ def test_a_file_that_is_wrong_is_refused_and_its_row_named(folder, tmp_path, mon
         onnx.save(graph, path)
         return written
 
-    monkeypatch.setattr("utils.export.write", spoil)
+    monkeypatch.setattr("utils.export.pipeline.write", spoil)
     words = ["--weights", folder / "best.pt", "--include", "onnx", "--output", tmp_path]
     words += ["--data", folder / "data.yaml"]
     assert cli.run_script(script.main, script.make_parser(), list(map(str, words))) == 1

@@ -36,7 +36,7 @@ from utils import cli
 from utils.deploy.formats import FORMATS, check_formats
 from utils.deploy.fresh import random_model, sizes_for
 from utils.deploy.write import ExportError, WriteOptions, write
-from utils.export import versions
+from utils.export.report import versions
 from utils.paths import find_file, increment_path
 from utils.prove.compare import Difference, Tolerance
 from utils.prove.reference import Case, Reference

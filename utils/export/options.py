@@ -1,0 +1,23 @@
+"""What to write, and how."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from utils.data.samples import PHOTOS
+from utils.deploy.formats import DEFAULT
+from utils.deploy.write import WriteOptions
+from utils.int8.search import Int8
+from utils.prove.at_scale import Material
+
+
+@dataclass(frozen=True)
+class Options(WriteOptions):
+    """What an export writes and how, and what it is proven on."""
+
+    formats: tuple[str, ...] = DEFAULT
+    fuse: bool = True
+    pictures: tuple[Path, ...] = PHOTOS  # real ones, to prove on
+    material: Material | None = None  # many, to prove on at scale
+    int8: Int8 | None = None  # quantized files as well
