@@ -35,6 +35,9 @@ from models.plugins import load_plugins
 from models.spec import CONFIGS
 from models.summary import count_gflops, count_parameters
 from utils import cli
+from utils.benchmark.forms import DEFAULT, FORMS, Made, check_size, loader, make, open_network
+from utils.benchmark.memory import peak_memory, weights_size
+from utils.benchmark.report import Row, add_ratios, processor, remarks, save, table
 from utils.data.description import load_dataset
 from utils.data.files import check_images
 from utils.data.samples import make_pictures
@@ -43,12 +46,9 @@ from utils.deploy.run import RUN_ERRORS, Runner, load_runner
 from utils.deploy.write import ExportError
 from utils.evaluate.accuracy import measure_accuracy
 from utils.export.report import versions
-from utils.forms import DEFAULT, FORMS, Made, check_size, loader, make, open_network
 from utils.int8.calibration import batches, calibration_pictures
 from utils.latency import measure, torch_threads
-from utils.memory import peak_memory, weights_size
 from utils.prove.reference import run_eager
-from utils.report import Row, add_ratios, processor, remarks, save, table
 
 # isort: split
 import psutil

@@ -17,13 +17,14 @@ import benchmark
 from models import DetectionModel, create_backbone
 from models.blocks.riformer import RIFormerBlock
 from models.errors import UserError
-from utils import cli, forms
+from utils import cli
+from utils.benchmark import forms
+from utils.benchmark.memory import peak_memory, weights_size
+from utils.benchmark.report import AXES, COLUMNS, COMPARED, Row, page, remarks, save, table
 from utils.checkpoint import pack_model, save_checkpoint
 from utils.deploy.run import load_runner
 from utils.deploy.write import ExportError
 from utils.latency import Latency, measure, torch_threads
-from utils.memory import peak_memory, weights_size
-from utils.report import AXES, COLUMNS, COMPARED, Row, page, remarks, save, table
 
 FORMS = ["eager", "fused", "torchscript", "onnx", "onnx-unfused"]
 TITLES = {key: form.title for key, form in forms.FORMS.items()}

@@ -25,9 +25,9 @@ from models import DetectionModel
 from models.errors import UserError
 from tests.helpers import tiny
 from utils import cli, web
+from utils.benchmark.report import Row, page
 from utils.checkpoint import pack_model, save_checkpoint
 from utils.detect.writers import Wanted
-from utils.report import Row, page
 
 ROOT = Path(__file__).parents[1]
 PICTURES = sorted((ROOT / "data/images").glob("*.jpg"))

@@ -27,6 +27,7 @@ from ultralytics.engine.results import Results
 from ultralytics.utils import LOGGER
 
 from models.errors import ConfigError, UserError, WeightsError
+from utils.benchmark.forms import FORMS, FUSED, ONNX, UNFUSED, make
 from utils.data.pictures import is_picture
 from utils.deploy.formats import format_of
 from utils.deploy.run import RUN_ERRORS, load_runner
@@ -35,7 +36,6 @@ from utils.detect.frame import Frame
 from utils.detect.predictor import Predictor, create_predictor, open_weights
 from utils.detect.sources import Files, is_video
 from utils.detect.writers import Wanted, draw
-from utils.forms import FORMS, FUSED, ONNX, UNFUSED, make
 from utils.latency import measure
 from utils.paths import ROOT, find_weights, newest_weights
 from utils.text import printable

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 RUNS = 3  # of the network; its runtime keeps what the first one needed
 PATIENCE = 300.0  # seconds that a process may take
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
-LIBRARIES = ["utils.forms", "openvino"]  # that the processes share, so that they are in none of the figures
+LIBRARIES = ["utils.benchmark.forms", "openvino"]  # that the processes share, so that they are in none of the figures
 
 
 def weights_size(module: nn.Module) -> int:

@@ -1,6 +1,6 @@
 """What benchmark.py found: its rows, and the ways to tell them: a table, remarks, JSON, CSV and a page.
 
-The page is one HTML file that loads nothing from anywhere: utils/pages/benchmark.html with the table and the rows as
+The page is one HTML file that loads nothing from anywhere: utils/benchmark/benchmark.html with the table and the rows as
 JSON put in. The script in it draws the plot; without scripts the table still says everything.
 """
 
@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-TEMPLATE = Path(__file__).parent / "pages" / "benchmark.html"
+TEMPLATE = Path(__file__).parent / "benchmark.html"
 
 
 # Rows and what to show of them ----------------------------------------------------------------------------------------
@@ -25,7 +25,7 @@ class Row:
     """One model in one form; None is what was not measured, or does not exist in this form."""
 
     model: str
-    form: str  # a key of utils.forms.FORMS
+    form: str  # a key of utils.benchmark.forms.FORMS
     params: int | None = None
     gflops: float | None = None  # at the size of the benchmark
     median_ms: float | None = None
