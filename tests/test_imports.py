@@ -1,4 +1,4 @@
-"""The house's one-way order of imports, and what no file of it may do. Read from the source, nothing is run."""
+"""The one-way order of imports, and what no file may do. Read from the source, nothing is run."""
 
 import ast
 import sys
@@ -8,9 +8,8 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 SOURCES = sorted([*ROOT.glob("*.py"), *ROOT.glob("models/**/*.py"), *ROOT.glob("utils/**/*.py")])
-ORDER = [  # a module imports from its own line and the lines above; those of the last are run, by name or by -m
-    ["utils.environment"],
-    ["models.errors"],
+ORDER = [  # a module imports from its own row and the rows above
+    ["models.environment", "models.errors"],
     ["models.registry", "models.spec", "models.plugins"],
     ["models.arguments"],
     ["models.blocks"],
@@ -19,16 +18,16 @@ ORDER = [  # a module imports from its own line and the lines above; those of th
     ["models.parser"],
     ["models.summary", "models.yolo"],
     ["models"],
-    ["utils"],
-    [
-        "scripts",
-        "utils.inspect_backbone",
-        "utils.describe_model",
-        "utils.check_weights",
-        "utils.convert",
-        "utils.parity",
-    ],  # the last run by -m
+    ["utils.text", "utils.paths", "utils.sizes", "utils.latency"],
+    ["utils.cli", "utils.data", "utils.checkpoint"],
+    ["utils.deploy"],
+    ["utils.evaluate", "utils.detect"],
+    ["utils.train", "utils.int8", "utils.prove"],
+    ["utils.export", "utils.benchmark"],
+    ["utils.web"],
+    ["utils", "scripts"],  # what is run: python -m utils.X, python X.py
 ]
+FLAT = 14  # files that may lie in utils itself
 ALONE = {"timm": ["models.backbones.from_timm"]}  # libraries that one module wraps
 NAMES = {"eval", "exec", "compile", "__import__"}
 CALLS = {
@@ -81,7 +80,7 @@ def ours(module):
 def test_there_is_something_to_check():
     assert {"models.yolo", "models.blocks.reparam", "utils.checkpoint", "train"} <= MODULES.keys()
     assert rank("models.blocks.reparam") < rank("models.yolo") < rank("models") < rank("utils.cli") < rank("train")
-    assert rank("utils.environment") < rank("models.errors")
+    assert rank("utils.data.files") < rank("utils.deploy.run") < rank("utils.prove.compare") < rank("utils.export")
     assert rank("utils.inspect_backbone") == rank("utils.check_weights") == rank("utils.convert") == rank("train")
 
 
@@ -92,10 +91,35 @@ def test_imports_point_one_way(module):
     assert not wrong - {p for p in packages if any(name.startswith(f"{p}.") for name in ours(module))}
 
 
+def row_entry(module):
+    """Return the entry of ORDER that a module belongs to, a script by its own name."""
+    fits = [name for row in ORDER for name in row if f"{module}.".startswith(f"{name}.")]
+    found = max(fits, key=len, default="utils")
+    return module if found == "utils" else found
+
+
+def test_no_two_folders_import_each_other():
+    edges = {(row_entry(module), row_entry(name)) for module in MODULES for name in ours(module)}
+    edges -= {(a, b) for a, b in edges if b in ("models", "utils")}  # packages, imported along with what is in them
+    assert not {(a, b) for a, b in edges if a < b and (b, a) in edges}
+
+
+def test_models_know_nothing_of_utils():
+    for module, tree in MODULES.items():
+        if module.split(".")[0] == "models":
+            assert not {name for name in imported(tree) if name.split(".")[0] == "utils"}, module
+            texts = {n.value for n in ast.walk(tree) if isinstance(n, ast.Constant) and isinstance(n.value, str)}
+            assert not {text for text in texts if text.startswith("utils.")}, f"{module}: a module of utils by its name"
+
+
+def test_few_files_lie_flat():
+    assert len(list((ROOT / "utils").glob("*.py"))) <= FLAT
+
+
 @each_module
 def test_scripts_import_no_scripts(module):
     last = len(ORDER) - 1
-    assert rank(module) < last or not {name for name in ours(module) if rank(name) == last}
+    assert rank(module) < last or not {name for name in ours(module) if rank(name) == last and name != "utils"}
 
 
 @each_module
@@ -108,7 +132,7 @@ def test_libraries_at_the_edge_are_imported_in_one_place(module):
 @pytest.mark.parametrize(
     ("module", "allowed"),
     [
-        ("utils.environment", set()),
+        ("models.environment", set()),
         ("models.errors", set()),
         ("models.registry", {"models"}),
         ("models.plugins", {"models"}),

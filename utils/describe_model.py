@@ -6,7 +6,8 @@
     python -m models.yolo --test                                   # build every YAML of models/configs
 
 Operations are counted without data. Times are medians on the CPU of rounds in which both forms take turns; the form
-that runs first changes from round to round. Weights are fresh. In Python: `utils.describe_model.run("riformer-yolo.yaml")`.
+that runs first changes from round to round. Weights are fresh.
+In Python: `utils.describe_model.run("riformer-yolo.yaml")`.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """What a backbone is: levels, cost, what fuses, which pictures and precisions it takes, how long it runs.
 
-    python -m utils.inspect_backbone RIFormer/s12                         # a registered backbone, in one of its architectures
+    python -m utils.inspect_backbone RIFormer/s12                         # a registered backbone and its architecture
     python -m utils.inspect_backbone mobileone_s0                         # or timm/mobileone_s0
-    python -m utils.inspect_backbone riformer-yolo.yaml --imgsz 480 640   # the backbone of a model YAML, and the model's totals
+    python -m utils.inspect_backbone riformer-yolo.yaml --imgsz 480 640   # that of a model YAML, and the model's totals
     python -m utils.inspect_backbone RepVGG/A0 --weights RepVGG-A0-train.pth --json > card.json
     python -m utils.inspect_backbone --list "rep*"                        # what there is
 

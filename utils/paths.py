@@ -16,7 +16,6 @@ ROOT = Path(__file__).resolve().parents[1]  # the folder that holds models/, dat
 MADE: list[Path] = []  # folders of runs that the script has made
 
 
-# Files and folders ----------------------------------------------------------------------------------------------------
 def increment_path(project: str | Path, name: str, exist_ok: bool = False) -> Path:
     """Make and return the folder of a run: `project/name`, else `project/name2`, `project/name3`, …
 

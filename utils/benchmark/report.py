@@ -1,7 +1,7 @@
 """What benchmark.py found: its rows, and the ways to tell them: a table, remarks, JSON, CSV and a page.
 
-The page is one HTML file that loads nothing from anywhere: utils/benchmark/benchmark.html with the table and the rows as
-JSON put in. The script in it draws the plot; without scripts the table still says everything.
+The page is one HTML file that loads nothing from anywhere: benchmark.html beside this file with the table and the rows
+as JSON put in. The script in it draws the plot; without scripts the table still says everything.
 """
 
 from __future__ import annotations

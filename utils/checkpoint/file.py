@@ -24,6 +24,7 @@ from utils.checkpoint.unpickle import read_pickled
 from utils.sizes import MAX_IMGSZ
 
 FORMAT = "repyolo/1"
+LOW, HIGH = "input_low", "input_high"  # buffers of a convolution
 
 
 def pack_model(model: DetectionModel) -> dict[str, Any]:
@@ -150,9 +151,6 @@ def plain(value: Any) -> Any:
     if isinstance(value, list | tuple | set):
         return [plain(v) for v in value]
     raise TypeError(f"a checkpoint cannot hold a {type(value).__name__}")
-
-
-LOW, HIGH = "input_low", "input_high"  # buffers of a convolution
 
 
 def split_ranges(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, tuple[float, float]]]:

@@ -24,7 +24,6 @@ MAX_TRIES = 100  # pictures in a row that may fail to load during training
 NO_FILE = Path(os.devnull) / "none"  # a path that cannot exist
 
 
-# The dataset ----------------------------------------------------------------------------------------------------------
 class SafeYOLODataset(YOLODataset):
     """ultralytics' dataset, with a scan that reads only, and pictures that may fail.
 

@@ -24,7 +24,6 @@ MAX_YAML = 1 << 20  # bytes
 MAX_PATH, MAX_NAME = 2048, 255  # characters of a path in a YAML, bytes of one name in it
 
 
-# The YAML -------------------------------------------------------------------------------------------------------------
 def load_dataset(data: str | Path, split: str = "val") -> dict[str, Any]:
     """Return the checked description of a data set, in the form that ultralytics keeps in `self.data`.
 

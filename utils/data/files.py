@@ -12,7 +12,6 @@ from ultralytics.data.utils import IMG_FORMATS, img2label_paths
 from models.errors import UserError
 
 
-# Pictures and labels on the disk --------------------------------------------------------------------------------------
 def list_images(source: str | Sequence[str], root: str | Path = "") -> list[str]:
     """Return the sorted paths of all pictures of a split.
 

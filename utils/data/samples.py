@@ -15,9 +15,9 @@ from utils.data.pictures import read_picture
 
 PHOTOS = (ASSETS / "bus.jpg", ASSETS / "zidane.jpg")
 CHECKER = 8  # pixels a side of a square of the checkerboard
+T = TypeVar("T")
 
 
-# Pictures -------------------------------------------------------------------------------------------------------------
 def make_pictures(size: tuple[int, int], channels: int = 3, files: Sequence[Path] = PHOTOS) -> dict[str, Tensor]:
     """Return pictures to compare on: name → (channels, *size) float32 in [0, 1].
 
@@ -50,9 +50,6 @@ def letterbox(path: Path, size: tuple[int, int]) -> Tensor:
     """Return a file as (3, *size) RGB in [0, 1]."""
     bgr = LetterBox(size)(image=read_picture(path))
     return torch.from_numpy(bgr[..., ::-1].copy()).permute(2, 0, 1).float() / 255
-
-
-T = TypeVar("T")
 
 
 def evenly(items: Sequence[T], most: int) -> list[T]:

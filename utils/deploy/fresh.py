@@ -16,6 +16,10 @@ from utils.data.samples import make_pictures
 from utils.sizes import other_shape, third_shape
 
 MARGIN = 1.35  # of the variances of fresh weights
+LEAST_VARIANCE = 3  # of a BatchNorm, in squares of its mean
+SCALES = ("layer_scale", "gamma")  # names of layer scales, here and in timm
+CELLS = 4  # of the coarsest map, along a side of a picture
+CELLS_END2END = 6  # so that the smallest picture has as many candidates as a head without NMS gives boxes
 
 
 def fresh_model(cfg: str | Path) -> DetectionModel:
@@ -54,13 +58,6 @@ def see(model: nn.Module, images: Tensor) -> None:
     model.eval()
 
 
-LEAST_VARIANCE = 3  # of a BatchNorm, in squares of its mean
-SCALES = ("layer_scale", "gamma")  # names of layer scales, here and in timm
-CELLS = 4  # of the coarsest map, along a side of a picture
-CELLS_END2END = 6  # so that the smallest picture has as many candidates as a head without NMS gives boxes
-
-
-# Models ---------------------------------------------------------------------------------------------------------------
 def random_model(cfg: str | Path | dict[str, Any], seed: int = 0) -> DetectionModel:
     """Return a model in which every term counts, and whose boxes differ from picture to picture.
 

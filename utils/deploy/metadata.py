@@ -16,9 +16,13 @@ from utils.sizes import check_imgsz
 MAX_METADATA = 100_000  # characters of one entry
 TASKS = ("detect", "segment")
 LITERALS = ("imgsz", "names", "args", "end2end", "nms")  # metadata that ultralytics reads as Python literals
+RESERVED = {  # attributes of ultralytics' backends
+    *("device", "fp16", "nhwc", "model", "metadata", "format", "session", "output_names", "base_model", "net", "expr"),
+    *("ov", "ov_compiled_model", "compile_model", "read_model", "prefetch", "pyncnn", "interpreter", "input_details"),
+    *("output_details", "intel", "predictor", "input_handle"),
+}
 
 
-# Exports come from strangers ------------------------------------------------------------------------------------------
 def check_metadata(path: Path) -> str:
     """Return the task in the metadata of an export.
 
@@ -49,13 +53,6 @@ def check_metadata(path: Path) -> str:
     if foreign:
         raise WeightsError(f"{path} holds metadata under a name of the program's own: {foreign[0]}")
     return task
-
-
-RESERVED = {  # attributes of ultralytics' backends
-    *("device", "fp16", "nhwc", "model", "metadata", "format", "session", "output_names", "base_model", "net", "expr"),
-    *("ov", "ov_compiled_model", "compile_model", "read_model", "prefetch", "pyncnn", "interpreter", "input_details"),
-    *("output_details", "intel", "predictor", "input_handle"),
-}
 
 
 def _literal(value: Any) -> Any:

@@ -1,4 +1,8 @@
-"""ultralytics' Exporter with what it lacks: torch's newer ONNX exporter, and bytes and NMS around the network."""
+"""Writing a model into a file of one format: ultralytics' Exporter with what it lacks.
+
+Added are torch's newer ONNX exporter, bytes before and NMS behind the network. The files carry the metadata that
+ultralytics reads (stride, names, imgsz, task, batch), so that `YOLO("best.onnx")` runs them as well as detect.py does.
+"""
 
 from __future__ import annotations
 
@@ -46,6 +50,17 @@ ABLE = {  # which formats can have what around the network
 }
 ONNXSCRIPT = "0.7.2"  # version that was tested
 IR_VERSION = 10  # of ONNX files, that all runtimes in use read
+OPSETS = {"torchscript": range(11, 21), "dynamo": range(18, 23)}  # that each writes without converting
+DEFAULT_OPSETS = {"torchscript": 17, "dynamo": 18}
+SOURCE = ".checkpoint-to-export"  # a suffix that occurs nowhere else in a path
+EXPORT_ERRORS = (  # what torch, ultralytics and onnx raise for a model that they cannot write
+    RuntimeError,
+    ValueError,
+    TypeError,
+    AssertionError,
+    onnx.checker.ValidationError,
+    onnx.shape_inference.InferenceError,
+)
 
 
 class DynamoExporter(Exporter):
@@ -84,8 +99,6 @@ class DynamoExporter(Exporter):
 
 
 EXPORTERS = {"torchscript": Exporter, "dynamo": DynamoExporter}  # by the names that --exporter takes
-OPSETS = {"torchscript": range(11, 21), "dynamo": range(18, 23)}  # that each writes without converting
-DEFAULT_OPSETS = {"torchscript": 17, "dynamo": 18}
 
 
 def check_exporter(name: str) -> str:
@@ -126,17 +139,6 @@ def surround(path: Path, network: DetectionModel, nms: Nms | None, preprocess: s
     if preprocess:
         model = add_preprocess(model, preprocess)
     onnx.save(model, path)
-
-
-SOURCE = ".checkpoint-to-export"  # a suffix that occurs nowhere else in a path
-EXPORT_ERRORS = (  # what torch, ultralytics and onnx raise for a model that they cannot write
-    RuntimeError,
-    ValueError,
-    TypeError,
-    AssertionError,
-    onnx.checker.ValidationError,
-    onnx.shape_inference.InferenceError,
-)
 
 
 class ExportError(Exception):

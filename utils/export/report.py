@@ -112,7 +112,6 @@ def to_json(report: Report) -> str:
     return json.dumps(plain(report.as_dict()), indent=1, ensure_ascii=False) + "\n"
 
 
-# What happened, in words ----------------------------------------------------------------------------------------------
 def fused_counts(deploy: DetectionModel) -> dict[str, Any]:
     """Return how many of what were fused, and under `left` what was not, each with its reason."""
     report = getattr(deploy, "report", None)

@@ -7,7 +7,7 @@ What is proven, for each format:
   for the second shape, run, compared and thrown away.
 
 Compared are the raw outputs, all boxes in pixels and all scores, and what is left of them after NMS; of a segmenter the
-mask coefficients and prototypes as well (`utils/prove/compare.py`). Both sides compute in float32, so the errors hold the
+mask coefficients and prototypes as well (`compare.py`). Both sides compute in float32, so the errors hold the
 rounding of both. Some networks, untrained ones above all, blow rounding up: where a file exceeds the tolerance, the
 unfused model runs in float64 as well, and the file may be as far off as `ROUNDING` times the distance between the
 unfused model's own float32 and float64. The report says where that was needed.
