@@ -39,6 +39,7 @@ from utils import cli
 import yaml
 from ultralytics.utils import LOGGER
 
+from models import DetectionModel
 from models.errors import UserError, did_you_mean
 from models.layers import is_backbone
 from models.loss import AnchorGains
@@ -48,7 +49,7 @@ from utils.checkpoint import load_checkpoint
 from utils.data.description import load_dataset, read_yaml
 from utils.data.files import check_images
 from utils.paths import ROOT, find_file, increment_path
-from utils.train.trainer import Trainer, resume_options
+from utils.train.trainer import Trainer, TrainingRun, resumed_run
 
 DEMO_DATA, DEMO_HYP, HYP = "shapes.yaml", "hyp.shapes.yaml", "hyp.scratch-low.yaml"
 OPTIMIZERS = ("SGD", "Adam", "AdamW", "NAdam", "RAdam", "RMSprop", "MuSGD")
@@ -112,15 +113,14 @@ def main(args: argparse.Namespace) -> Path:
     started = time.time()
     cli.log_options("train", args)
     load_plugins(args.plugins)
-    options = resume_options(find_last(args)) if args.resume else new_options(args)
-    trainer = Trainer(overrides=options)
+    trainer = Trainer(resumed_run(find_last(args)) if args.resume else new_run(args))
     try:
         trainer.train()
     except KeyboardInterrupt:
         if trainer.last.is_file():
             LOGGER.info(f"\nstopped; continue with: python train.py --resume {trainer.last}")
         raise
-    report(trainer, time.time() - started)
+    log_summary(trainer, time.time() - started)
     return trainer.save_dir
 
 
@@ -139,31 +139,26 @@ def find_last(args: argparse.Namespace) -> Path:
     return found[-1]
 
 
-def new_options(args: argparse.Namespace) -> dict[str, Any]:
-    """Return the trainer's options of a new run, and make its folder."""
-    spec = read_model(args)
+def new_run(args: argparse.Namespace) -> TrainingRun:
+    """Read and check all that a new training starts from, then make its folder."""
+    spec, start = choose_model(args)
     check_task(args.task, spec)
-    recipe = read_recipe(args)
-    if args.label_smoothing is not None:
-        recipe["anchor_gains"]["label_smoothing"] = args.label_smoothing
-    given = {key: getattr(args, key) for key in (*RECIPE, "optimizer") if getattr(args, key) is not None}
-    if given.get("optimizer") == "SGD" and not args.hyp:
-        recipe["lr0"] = SGD_LR0
-    if args.qat and not args.hyp:
-        recipe.update(lr0=QAT_LR * recipe["lr0"], warmup_epochs=0.0, epochs=QAT_EPOCHS)
-    data, frozen = args.data or DEMO_DATA, freeze(args.freeze)
-    check_images(load_dataset(data))  # so that what is wrong with it is said before anything is written
+    options = {**choose_recipe(args), **flag_options(args), "freeze": freeze(args.freeze)}
+    data = load_dataset(args.data or DEMO_DATA)
+    check_images(data)
     name = Path(spec.name).stem if args.name == "cfg" else args.name
     save_dir = increment_path(args.project, name, args.exist_ok)
+    options |= {"task": spec.task, "model": str(keep_model(spec, args, save_dir)), "data": args.data or DEMO_DATA}
+    options |= {"project": args.project, "name": save_dir.name, "save_dir": str(save_dir), "exist_ok": True}
+    return TrainingRun(options, data, spec, start)
+
+
+def flag_options(args: argparse.Namespace) -> dict[str, Any]:
+    """Return ultralytics' options and ours that flags set, in the words of `Trainer`."""
     return {
-        **recipe,
-        **given,
-        "task": spec.task,
+        "pretrained": args.weights or False,
         "mask_ratio": args.mask_ratio,
         "overlap_mask": not args.no_overlap,
-        "model": str(keep_model(spec, "" if args.allow_partial else args.cfg, save_dir)),
-        "pretrained": args.weights or False,
-        "data": data,
         "rect": args.rect,
         "save": not args.nosave,
         "val": not args.noval,
@@ -174,36 +169,30 @@ def new_options(args: argparse.Namespace) -> dict[str, Any]:
         "single_cls": args.single_cls,
         "workers": args.workers,
         "patience": args.patience,
-        "freeze": frozen,
         "save_period": args.save_period,
         "custom_l2": args.custom_l2,
         "autoanchor": not args.noautoanchor and not args.qat,
         "qat": args.qat,
         "seed": args.seed,
-        "project": args.project,
-        "name": save_dir.name,
-        "save_dir": str(save_dir),
-        "exist_ok": True,
     }
 
 
-def read_model(args: argparse.Namespace) -> ModelSpec:
-    """Return the model YAML, checked: that of `--cfg`, or the one inside `--weights`."""
+def choose_model(args: argparse.Namespace) -> tuple[ModelSpec, DetectionModel | None]:
+    """Return the model YAML, that of `--cfg` or the one inside `--weights`, and the model of `--weights`, if named."""
     if args.qat and (args.cfg or not args.weights):
         raise UserError("--qat fine-tunes the network of --weights: name them, and leave out --cfg")
     if not args.cfg and not args.weights:
         raise UserError("train.py needs --cfg, for instance --cfg riformer-yolo.yaml, or --weights to start from")
     if args.allow_partial and not args.cfg:
         raise UserError("--allow-partial is for the weights that a backbone row names, in the YAML of --cfg")
-    if not args.cfg:
-        return load_checkpoint(args.weights).spec
-    if args.weights:
-        load_checkpoint(args.weights)  # so that a wrong file is said before anything is written
+    start = load_checkpoint(args.weights) if args.weights else None
+    if start is not None and not args.cfg:
+        return start.spec, start
     spec = load_spec(args.cfg)
     for row in spec.rows:
         if args.allow_partial and is_backbone(row.module):
             spec = spec.with_option(row.index, "allow_partial", True)
-    return spec
+    return spec, start
 
 
 def check_task(task: str | None, spec: ModelSpec) -> None:
@@ -212,13 +201,26 @@ def check_task(task: str | None, spec: ModelSpec) -> None:
         raise UserError(f"--task {task} does not go with {spec.name}, whose head is for the task {spec.task}")
 
 
-def keep_model(spec: ModelSpec, cfg: str, save_dir: Path) -> Path:
-    """Return the path of the model YAML; one that was inside a checkpoint is written into the run's folder."""
-    if cfg:
-        return find_config(cfg)
+def keep_model(spec: ModelSpec, args: argparse.Namespace, save_dir: Path) -> Path:
+    """Return the path of the model YAML; one that no file holds as it is is written into the run's folder."""
+    if args.cfg and not args.allow_partial:
+        return find_config(args.cfg)
     path = save_dir / Path(spec.name).name
     path.write_text(yaml.safe_dump(spec.as_dict(), default_flow_style=None, sort_keys=False), encoding="utf-8")
     return path
+
+
+def choose_recipe(args: argparse.Namespace) -> dict[str, Any]:
+    """Return the hyper-parameters of a recipe, with what flags say instead."""
+    recipe = read_recipe(args)
+    if args.label_smoothing is not None:
+        recipe["anchor_gains"]["label_smoothing"] = args.label_smoothing
+    if args.optimizer == "SGD" and not args.hyp:
+        recipe["lr0"] = SGD_LR0
+    if args.qat and not args.hyp:
+        recipe.update(lr0=QAT_LR * recipe["lr0"], warmup_epochs=0.0, epochs=QAT_EPOCHS)
+    given = {key: getattr(args, key) for key in (*RECIPE, "optimizer")}
+    return {**recipe, **{key: value for key, value in given.items() if value is not None}}
 
 
 def read_recipe(args: argparse.Namespace) -> dict[str, Any]:
@@ -256,7 +258,7 @@ def freeze(words: list[str]) -> list[int] | int | str | None:
     return int(words[0]) if len(words) == 1 else [int(word) for word in words]
 
 
-def report(trainer: Trainer, seconds: float) -> None:
+def log_summary(trainer: Trainer, seconds: float) -> None:
     """Say how long it took, how good it is, where everything is, and what to do next."""
     metrics = trainer.metrics
     kinds = {"B": "", "M": "mask "}

@@ -335,7 +335,7 @@ def test_options_reach_the_row_that_they_are_for(tmp_path):
     assert spec.rows[1].args == ({"last": 64},)
     assert DetectionModel(spec).model[1].in_channels == 8
     args = train.make_parser().parse_args(["--cfg", str(write(tmp_path, DUAL)), "--allow-partial"])
-    assert [row.args[-1] for row in train.read_model(args).rows[1:3]] == [
+    assert [row.args[-1] for row in train.choose_model(args)[0].rows[1:3]] == [
         {"first": 4, "last": 32, "allow_partial": True},
         {"allow_partial": True},
     ]

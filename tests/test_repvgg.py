@@ -793,7 +793,7 @@ def run_options(folder, name, **changes):
 
 def trainer_of(folder, name, **changes):
     args = train.make_parser().from_keywords(**run_options(folder, name, **changes))
-    trainer = Trainer(overrides=train.new_options(args))
+    trainer = Trainer(train.new_run(args))
     trainer._setup_train()
     return trainer
 

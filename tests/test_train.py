@@ -274,7 +274,7 @@ def test_layer_scales_and_affine_factors_have_no_weight_decay(folder):
     write(folder / "riformer.yaml", tiny_backbone("RIFormer", "s12"))
     parser = train.make_parser()
     args = parser.from_keywords(**options(folder, "groups", cfg=folder / "riformer.yaml"))
-    trainer = Trainer(overrides=train.new_options(args))
+    trainer = Trainer(train.new_run(args))
     trainer._setup_train()
     decayed = {id(p) for g in trainer.optimizer.param_groups if g["weight_decay"] > 0 for p in g["params"]}
     names = {name for name, p in trainer.model.named_parameters() if id(p) in decayed}

@@ -9,11 +9,15 @@ from ultralytics.models.yolo.detect import DetectionValidator
 
 from models.errors import UserError
 from utils.data.dataset import build_dataset
-from utils.deploy.backends import read_options
+from utils.deploy.backends import Backend, read_options
 
 
 class Validator(DetectionValidator):
     """ultralytics' validator on our data sets. `args.data` is a file that `write_data_yaml` wrote."""
+
+    def get_model(self, model: Any, trainer: Any = None) -> Any:
+        """Return the network to validate; one that is open already is taken as it is, others are copied."""
+        return model if isinstance(model, Backend) else super().get_model(model, trainer)
 
     def build_dataset(self, img_path: str, mode: str = "val", batch: int = 1) -> Any:
         """Return the data set of one split, grouped by shape."""

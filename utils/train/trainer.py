@@ -1,4 +1,4 @@
-"""Training and validation: ultralytics' loop around our model, data sets and checkpoints.
+"""Training: ultralytics' loop around our model, data sets and checkpoints.
 
 Beyond ultralytics' trainer, a run that was stopped and resumed ends with the weights of one that was not: every epoch
 starts from a seed of its own, a step is taken after every batch, and `last.pt` holds everything in float32.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 from copy import copy
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,11 @@ from ultralytics.utils.torch_utils import ModelEMA, autocast, init_seeds, unwrap
 from models import DetectionModel, create_model, environment
 from models.backbones import Backbone
 from models.blocks.repconv import RepConv
+from models.environment import patch_ultralytics
 from models.errors import UserError, WeightsError
 from models.heads import AnchorDetect
 from models.loss import AnchorGains
+from models.spec import ModelSpec
 from models.summary import backbone_card
 from utils.checkpoint import build_model, load_checkpoint, pack_model, plain, read_checkpoint, save_checkpoint
 from utils.data.dataset import build_dataset
@@ -46,26 +49,55 @@ OWN_OPTIONS: dict[str, Any] = {  # beside ultralytics' options, with their defau
 }
 
 
+@dataclass(frozen=True)
+class TrainingRun:
+    """What a training starts from, read and checked once.
+
+    Attributes:
+        options: ultralytics' options and those of OWN_OPTIONS, as args.yaml keeps them. `freeze` is the number of
+            slots, from the first, or a list of slots, that are not trained, or "backbone".
+        data: what `load_dataset` returned.
+        spec: the model YAML of a new run; None for one that is resumed.
+        start: the model whose weights are the first ones of a new run; None: freshly initialised ones.
+        checkpoint: what the `last.pt` of a run holds that is resumed.
+    """
+
+    options: dict[str, Any]
+    data: dict[str, Any]
+    spec: ModelSpec | None = None
+    start: DetectionModel | None = None
+    checkpoint: dict[str, Any] | None = None
+
+
 class Trainer(DetectionTrainer):
-    """Trains a `DetectionModel`. Options are ultralytics' (`args`), of which these mean something else here:
+    """Trains a `DetectionModel`. The loop is ultralytics' (`ultralytics.engine.trainer.BaseTrainer`), which calls:
 
-    - `model`: a model YAML; `pretrained`: a checkpoint of ours to start from, or False;
-    - `resume`: the `last.pt` of a run, whose folder and options are used;
-    - `freeze`: the number of slots, from the first, or a list of slots, that are not trained.
+        __init__       get_dataset                      the description of the data set
+        train          _setup_train                     all that is set up before the first epoch:
+          setup_model                                   the model, or that of the checkpoint
+          _build_train_pipeline                         build_dataset and its collate_fn, data loaders, build_optimizer
+          get_validator, resume_training                the EMA is made before, from the model
+        each epoch     seed_epoch                       by our callback
+          each batch   preprocess_batch, model(batch)   the loss: `init_criterion` of the model at the first batch
+                       optimizer_step                   clips gradients, steps, updates the EMA
+          validate     get_validator's, on the EMA
+          save_metrics, save_model                      results.csv, last.pt, best.pt
+        at the end     final_eval                       validates best.pt
 
-    These are ours: `custom_l2` puts RepVGG's penalty on the fused kernels in place of weight decay on their branches;
-    `anchor_gains` are the hyper-parameters of the loss of heads with anchors, by YOLOv5's names; `autoanchor` fits
-    their anchors to the data set; `qat` fine-tunes `pretrained` fused, with the rounding of INT8.
+    Of its options (`args`) these are ours: `custom_l2` puts RepVGG's penalty on the fused kernels in place of weight
+    decay on their branches; `anchor_gains` are the hyper-parameters of the loss of heads with anchors, by YOLOv5's
+    names; `autoanchor` fits their anchors to the data set; `qat` fine-tunes the first weights in their fused form, with
+    the rounding of INT8.
 
     Raises:
-        UserError: a wrong YAML, data set or checkpoint, or a loss that is not finite any more.
+        UserError: a wrong YAML or checkpoint, or a loss that is not finite any more.
     """
 
     model: Any  # the path of a YAML, then the model
 
-    def __init__(self, cfg: Any = engine.DEFAULT_CFG, overrides: dict[str, Any] | None = None, _callbacks: Any = None):
-        cfg = {**OWN_OPTIONS, **vars(engine.get_cfg(cfg))}
-        super().__init__(cfg, {**(overrides or {}), "mode": "train"}, _callbacks)
+    def __init__(self, run: TrainingRun) -> None:
+        self.run = run
+        super().__init__({**OWN_OPTIONS, **vars(engine.get_cfg())}, {**run.options, "mode": "train"})
         if self.device.type == "cpu":
             torch.set_num_threads(
                 environment.cpu_cores()
@@ -75,15 +107,12 @@ class Trainer(DetectionTrainer):
         self.add_callback("on_train_epoch_start", Trainer.seed_epoch)
 
     def check_resume(self, overrides: dict[str, Any]) -> None:  # noqa: ARG002
-        """Resume exactly the checkpoint that is named; `resume_options` has read its run's options already."""
-        self.resume = bool(self.args.resume)
+        """Resume the checkpoint of the run; ultralytics would look for its options by itself."""
+        self.resume = self.run.checkpoint is not None
 
     def get_dataset(self) -> dict[str, Any]:
-        """Return the checked data set, and keep a copy of its description in the run's folder."""
-        data = load_dataset(self.args.data)
-        check_images(data)
-        if self.args.single_cls:
-            data.update(nc=1, names={0: "item"})
+        """Return the data set, and keep a copy of its description in the run's folder."""
+        data = {**self.run.data, **({"nc": 1, "names": {0: "item"}} if self.args.single_cls else {})}
         if RANK in (-1, 0):
             write_data_yaml(data, self.save_dir / "data.yaml")
         return data
@@ -99,29 +128,28 @@ class Trainer(DetectionTrainer):
         """Build the model, from the checkpoint when resuming; return the checkpoint or None."""
         if isinstance(self.model, nn.Module):
             return None
-        checkpoint = read_checkpoint(self.args.resume) if self.resume else None
-        self.model = self.get_model(self.args.model, checkpoint, verbose=RANK in (-1, 0))
-        self.model.imgsz = self.args.imgsz
-        self.args.freeze = frozen_modules(self.model, self.args.freeze)
-        return checkpoint
-
-    def get_model(self, cfg: Any = None, weights: dict[str, Any] | None = None, verbose: bool = True) -> DetectionModel:
-        """Return the model of a YAML, or that of the checkpoint `weights`, and print what it is made of."""
-        if weights is not None:
-            model = build_model(weights, self.args.resume)
-        elif self.args.qat:
-            model = load_fused(self.args.pretrained, self.data)
-        else:
-            model = create_model(cfg, ch=self.data["channels"], nc=self.data["nc"])
-            check_trainable(model)
-        model.names = self.data["names"]
-        if verbose:
-            model.info()
-            LOGGER.info(f"\n{backbone_card(model)}\n")
+        self.model = self.first_model()
+        self.model.names, self.model.imgsz = self.data["names"], self.args.imgsz
+        if RANK in (-1, 0):
+            self.model.info()
+            LOGGER.info(f"\n{backbone_card(self.model)}\n")
         if self.args.qat:
-            insert_rounding(model)
-        if weights is None and self.args.pretrained and not self.args.qat:
-            LOGGER.info(f"{transfer(load_checkpoint(self.args.pretrained), model)}\n")
+            insert_rounding(self.model)
+        elif self.run.start is not None:
+            LOGGER.info(f"{transfer(self.run.start, self.model)}\n")
+        self.args.freeze = frozen_modules(self.model, self.args.freeze)
+        return self.run.checkpoint
+
+    def first_model(self) -> DetectionModel:
+        """Return the model of the checkpoint that is resumed, the fused one that `qat` trains, or that of the YAML."""
+        if self.run.checkpoint is not None:
+            return build_model(self.run.checkpoint, self.args.resume)
+        if self.args.qat and self.run.start is not None:
+            return fuse_for_training(self.run.start, self.data)
+        if self.run.spec is None:
+            raise ValueError("a new run needs the spec of its model")
+        model = create_model(self.run.spec, ch=self.data["channels"], nc=self.data["nc"])
+        check_trainable(model)
         return model
 
     def get_validator(self) -> Validator:
@@ -263,22 +291,25 @@ class Trainer(DetectionTrainer):
         self.metrics = self.validator(model=load_checkpoint(self.best))
 
 
-def resume_options(last: Path) -> dict[str, Any]:
-    """Return the options with which the run of the checkpoint `last` continues: its own, in its own folder.
+def resumed_run(last: Path) -> TrainingRun:
+    """Return the run of the checkpoint `last`, to go on in its own folder with its own options.
 
     Raises:
-        UserError: not the last.pt of a run, or its training is finished.
+        UserError: not the last.pt of a run, its training is finished, or its data set is wrong.
     """
     checkpoint = read_checkpoint(last)
     if "optimizer" not in checkpoint:
         raise UserError(f"{last} holds no training to resume, name the run's weights/last.pt")
-    run = last.resolve().parent.parent
-    if not (run / "args.yaml").is_file():
-        raise UserError(f"{last} is not in the folder of its run: there is no {run / 'args.yaml'}")
-    options = yaml.safe_load((run / "args.yaml").read_text(encoding="utf-8"))
+    folder = last.resolve().parent.parent
+    if not (folder / "args.yaml").is_file():
+        raise UserError(f"{last} is not in the folder of its run: there is no {folder / 'args.yaml'}")
+    options = yaml.safe_load((folder / "args.yaml").read_text(encoding="utf-8"))
     if checkpoint["epoch"] + 1 >= options["epochs"]:
         raise UserError(f"{last} has all of its {options['epochs']} epochs, there is nothing to resume")
-    return {**options, "resume": str(last), "save_dir": str(run), "exist_ok": True}
+    data = load_dataset(options["data"])
+    check_images(data)
+    options |= {"resume": str(last), "save_dir": str(folder), "exist_ok": True}
+    return TrainingRun(options, data, checkpoint=checkpoint)
 
 
 def check_trainable(model: DetectionModel) -> None:
@@ -292,13 +323,13 @@ def check_trainable(model: DetectionModel) -> None:
             )
 
 
-def load_fused(weights: str, data: dict[str, Any]) -> DetectionModel:
-    """Return the model of a checkpoint, fused, to fine-tune it on a data set.
+def fuse_for_training(model: DetectionModel, data: dict[str, Any]) -> DetectionModel:
+    """Return the fused form of a checkpoint's model, to fine-tune it on a data set.
 
     Raises:
         UserError: it cannot be trained or saved in its fused form, or knows other classes.
     """
-    model = load_checkpoint(weights)
+    weights = model.pt_path
     if model.end2end:
         raise UserError(
             f"--qat trains the fused form, and that of {weights} has lost the branch that its head learns by"
@@ -397,4 +428,4 @@ def amp_is_safe(model: nn.Module) -> bool:
     return safe
 
 
-engine.check_amp = amp_is_safe
+patch_ultralytics(check_amp=amp_is_safe)
