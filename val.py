@@ -24,7 +24,7 @@ from models.errors import UserError
 from models.plugins import load_plugins
 from utils.data.description import load_dataset, write_data_yaml
 from utils.data.files import check_images
-from utils.detect.predictor import check_augment, create_predictor, open_weights
+from utils.deploy.opened import OpenedWeights, check_augment, open_weights
 from utils.evaluate.validator import VALIDATORS
 from utils.paths import find_weights, increment_path
 
@@ -61,20 +61,16 @@ def main(args: argparse.Namespace) -> dict[str, float]:
     """Validate as `args` say and return the metrics."""
     cli.log_options("val", args)
     load_plugins(args.plugins)
-    weights = find_weights(args.weights)
-    task, model = open_weights(weights)
+    weights = open_weights(find_weights(args.weights), device=args.device, half=args.half)
     if args.augment:
-        check_augment(weights, model)
-    if isinstance(model, str):
-        predictor = create_predictor(weights, device=args.device)  # so that a broken export is one sentence here too
-        if not hasattr(predictor.model, "imgsz"):  # without metadata, where ultralytics would read the size
-            args.imgsz = size_without_metadata(weights, args)
+        check_augment(weights)
+    size = choose_side(weights, args.imgsz)
     data = load_dataset(args.data, split=args.task)
     check_images(data, (args.task,))
     save_dir = increment_path(args.project, args.name, args.exist_ok)
     write_data_yaml(data, save_dir / "data.yaml")
-    validator = VALIDATORS[task](save_dir=save_dir, args=validator_options(args, task, model, save_dir))
-    return validator(model=model)
+    validator = VALIDATORS[weights.task](save_dir=save_dir, args=validator_options(args, weights, size, save_dir))
+    return validator(model=weights.network)
 
 
 def run(**options: Any) -> dict[str, float]:
@@ -82,29 +78,34 @@ def run(**options: Any) -> dict[str, float]:
     return main(make_parser().from_keywords(**options))
 
 
-def size_without_metadata(weights: Path, args: argparse.Namespace) -> int:
-    """Return the side that an export without metadata takes: that of its graph, else `--imgsz`, else 640.
+def choose_side(weights: OpenedWeights, asked: int | None) -> int:
+    """Return the side in pixels to validate at: `--imgsz`, else that of the weights, else 640.
+
+    An exported file with metadata runs at its own size whatever is asked for, as ultralytics' validator reads it there.
 
     Raises:
-        UserError: the graph takes another side than `--imgsz`, or is not square.
+        WeightsError: an exported file does not run.
+        UserError: the graph of one without metadata takes another side than `--imgsz`, or is not square.
     """
-    asked = [args.imgsz] if args.imgsz else None
-    height, width = create_predictor(weights, device=args.device, imgsz=asked).imgsz
-    if height != width:
-        raise UserError(f"{weights} has no metadata and takes {height}x{width} pixels: export it again to validate it")
-    return height
+    has_metadata = hasattr(weights.network, "imgsz")
+    size = weights.choose_imgsz([asked] if asked and not (weights.fixed and has_metadata) else None)
+    weights.check_runs(size)
+    if weights.model is None and not has_metadata and size[0] != size[1]:
+        raise UserError(
+            f"{weights.path} has no metadata and takes {size[0]}x{size[1]} pixels: export it again to validate it"
+        )
+    return asked or max(size)
 
 
-def validator_options(args: argparse.Namespace, task: str, model: Any, save_dir: Path) -> dict[str, Any]:
+def validator_options(args: argparse.Namespace, weights: OpenedWeights, side: int, save_dir: Path) -> dict[str, Any]:
     """Return ultralytics' options of this validation."""
-    imgsz = args.imgsz or getattr(model, "imgsz", 640)
     return {
         "mode": "val",
-        "task": task,
+        "task": weights.task,
         "data": str(save_dir / "data.yaml"),
         "split": args.task,
         "batch": args.batch_size,
-        "imgsz": imgsz if isinstance(imgsz, int) else max(imgsz),
+        "imgsz": side,
         "conf": args.conf_thres,
         "iou": args.iou_thres,
         "max_det": args.max_det,
@@ -116,7 +117,7 @@ def validator_options(args: argparse.Namespace, task: str, model: Any, save_dir:
         "save_conf": args.save_conf,
         "save_json": args.save_json,
         "quantize": 16 if args.half else None,
-        "rect": not getattr(model, "wants_one_canvas", False),
+        "rect": weights.takes_rectangles,
     }
 
 

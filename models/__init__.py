@@ -5,6 +5,8 @@
 
 import warnings
 
+import models.environment  # noqa: F401  (before anything imports ultralytics)
+
 from models.backbones import BACKBONES, Backbone, create_backbone, list_backbones  # isort: skip
 from models.blocks.reparam import Reparameterizable, switch_to_deploy
 from models.yolo import DetectionModel, SegmentationModel, create_model

@@ -6,6 +6,7 @@ script, and depends on nothing but the standard library. What the switches do an
 - `YOLO_AUTOINSTALL`: never runs pip;
 - `ULTRALYTICS_SAFE_LOAD`: its loader reads tensors and known classes only, and its YAML reader has no `eval`;
 - `YOLO_CONFIG_DIR`: settings and the two fonts that it would otherwise download, in a folder of our own;
+- `OPENCV_FFMPEG_LOGLEVEL`: OpenCV is silent about videos, what is wrong with a file is said by us;
 - `REPORTERS`: modules of OpenVINO and MNN that report to their makers, MNN's after installing what it needs for that
   with pip; where they cannot be imported, nothing is reported or installed.
 """
@@ -17,7 +18,9 @@ import os
 import shutil
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 THREADS = os.environ.get("OMP_NUM_THREADS", "")  # the user's wish; ultralytics sets it to 1 where there is none
 REPORTERS = ("openvino_telemetry", "MNN.tools.utils.log")
@@ -63,11 +66,40 @@ def prepare() -> None:
         print("WARNING ⚠️ ultralytics was imported before RepYOLO: its network use stays as it was", file=sys.stderr)
         return
     os.environ.update(YOLO_OFFLINE="1", YOLO_AUTOINSTALL="false", ULTRALYTICS_SAFE_LOAD="1")
+    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
     if "YOLO_CONFIG_DIR" not in os.environ:
         os.environ["YOLO_CONFIG_DIR"] = str(config_dir())
     for name in REPORTERS:
         sys.modules.setdefault(name, None)  # type: ignore[arg-type]  # None: cannot be imported
     provide_fonts(Path(os.environ["YOLO_CONFIG_DIR"]))
+
+
+def patch_ultralytics(
+    *, open_backend: Callable[..., Any] | None = None, check_amp: Callable[..., bool] | None = None
+) -> None:
+    """Replace parts of ultralytics by ours. This is the one place that does; whoever has a part to give calls it.
+
+    - `PIL.Image.open` is always given back: ultralytics' version tries to install a package for every file that it
+      cannot read.
+
+    Args:
+        open_backend: takes the place of AutoBackend in its validator, which would open weights a second time, and our
+            exports without their bytes, thresholds and precision (`utils.deploy.backends`).
+        check_amp: takes the place of its check of mixed precision, which downloads a network and compares boxes of
+            that; ours compares the outputs of the network that is going to be trained (`utils.train.trainer`).
+    """
+    from PIL import Image  # noqa: PLC0415 (this module is imported before any library)
+    from ultralytics.utils import patches  # noqa: PLC0415
+
+    Image.open = patches._image_open
+    if open_backend:
+        from ultralytics.engine import validator  # noqa: PLC0415
+
+        validator.AutoBackend = open_backend
+    if check_amp:
+        from ultralytics.engine import trainer  # noqa: PLC0415
+
+        trainer.check_amp = check_amp
 
 
 prepare()

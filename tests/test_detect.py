@@ -24,7 +24,7 @@ from tests.networks import NAMES, Disc, write_export
 from utils import cli
 from utils.checkpoint import pack_model, save_checkpoint
 from utils.data import pictures
-from utils.detect import predictor, sources, streams, writers
+from utils.detect import loop, predictor, sources, streams, writers
 
 # isort: split
 from ultralytics.engine.results import Results
@@ -251,8 +251,8 @@ def test_a_pipe_in_a_folder_is_not_waited_for(tmp_path):
 def test_window_closes_with_q(run, log, tmp_path, monkeypatch):
     shown = []
     monkeypatch.setattr(detect, "check_imshow", lambda warn: True)
-    monkeypatch.setattr(predictor.cv2, "imshow", lambda name, image: shown.append((name, image.shape)))
-    monkeypatch.setattr(predictor.cv2, "waitKey", lambda wait: ord("q"))
+    monkeypatch.setattr(loop.cv2, "imshow", lambda name, image: shown.append((name, image.shape)))
+    monkeypatch.setattr(loop.cv2, "waitKey", lambda wait: ord("q"))
     for i in range(3):
         picture(tmp_path / "in" / f"{i}.jpg")
     assert run(source="in", view_img=True) == 0
@@ -510,7 +510,6 @@ def test_exports_run(run, log, exports, tmp_path, suffix):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"forward": "x"}, "a name of the program's own: forward"),
         ({"stride": 0}, "stride 0"),
         ({"stride": "many"}, "cannot be understood"),
         ({"batch": 10**9}, "batch 1000000000"),
@@ -528,6 +527,14 @@ def test_exports_run(run, log, exports, tmp_path, suffix):
 def test_hostile_metadata(run, exports, tmp_path, suffix, changes, message):
     with pytest.raises(UserError, match=message):
         run(weights=exports(suffix, **changes), source=picture(tmp_path / "a.jpg"))
+
+
+@pytest.mark.parametrize("suffix", ["onnx", "torchscript"])
+def test_metadata_under_names_of_the_program_change_nothing(run, log, exports, tmp_path, suffix):
+    """ultralytics would set them as attributes of what runs the network."""
+    weights = exports(suffix, forward="x", device="x", session="x", model="x", _modules="x", fp16="x")
+    assert run(weights=weights, source=picture(tmp_path / "a.jpg")) == 0
+    assert any("a.jpg: 64x96 1 square, " in line for line in log)
 
 
 def test_names_from_data_when_the_weights_hold_none(run, log, exports, tmp_path):

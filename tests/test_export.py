@@ -12,12 +12,12 @@ import numpy as np
 import onnx
 import pytest
 import torch
-import utils.export.pipeline.pipeline
 from helpers import random_model, save, tiny, write
 from torch import nn
 
 import export as script
 import utils.deploy.write
+import utils.export.pipeline
 from models import DetectionModel, switch_to_deploy
 from models.errors import UserError
 from utils import cli

@@ -11,10 +11,10 @@ import time
 from pathlib import Path
 
 import pytest
-import utils.export.pipeline.pipeline
 from test_export import command
 
 import utils.deploy.write
+import utils.export.pipeline
 
 ROOT = Path(__file__).parents[1]
 FIRST_CLASS = ("torchscript", "onnx", "openvino")

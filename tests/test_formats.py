@@ -11,9 +11,8 @@ import export as script
 from models.environment import REPORTERS
 from models.errors import UserError
 from utils import cli
-from utils.deploy.files import files_in, size_of
+from utils.deploy.files import digest, files_in, size_of
 from utils.deploy.formats import ALIASES, DEFAULT, FORMATS, UNWRITTEN, check_formats, check_possible, format_of
-from utils.export.pipeline import digest
 
 # isort: split
 from ultralytics.engine.exporter import export_formats

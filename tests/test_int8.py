@@ -10,15 +10,12 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-import utils.int8.search.search
 from helpers import randomize_, tiny, write
 from torch import nn
-from utils.int8.search.calibration import batches, calibration_pictures, find_data
-from utils.int8.search.quantize import FloatGraph, Layer, quantize_openvino
-from utils.int8.search.search import check_int8, search
 
 import export as script
 import train
+import utils.int8.search
 from models import create_model, switch_to_deploy
 from models.errors import UserError
 from tests.runs import stopped
@@ -31,6 +28,9 @@ from utils.deploy.run import load_runner
 from utils.deploy.write import write as write_file
 from utils.evaluate.accuracy import Accuracy
 from utils.export import Options
+from utils.int8.calibration import batches, calibration_pictures, find_data
+from utils.int8.quantize import FloatGraph, Layer, quantize_openvino
+from utils.int8.search import check_int8, search
 from utils.train.qat import RoundingConv, insert_rounding, observe
 
 # isort: split

@@ -17,14 +17,15 @@ import val
 from models import switch_to_deploy
 from models.errors import UserError
 from utils.data.samples import make_pictures
+from utils.deploy.files import digest
 from utils.deploy.run import load_runner
 from utils.export import Options, export
-from utils.export.pipeline import digest
 
 # isort: split
 from ultralytics import YOLO
-from ultralytics.nn.autobackend import AutoBackend
 from ultralytics.utils import ASSETS, LOGGER
+
+from utils.deploy.backends import Backend
 
 
 @pytest.fixture(autouse=True)
@@ -143,7 +144,7 @@ def test_detection_computes_in_float32_even_where_the_processor_would_not(export
     monkeypatch.setattr(openvino, "Core", Bfloat16Core)
     told = []
     monkeypatch.setattr(LOGGER, "info", told.append)
-    network = AutoBackend(str(exported), fp16=half)
+    network = Backend(str(exported), fp16=half)
     hint = network.ov_compiled_model.get_property("INFERENCE_PRECISION_HINT")
     assert (hint == openvino.Type.f32) is not half
     assert any("computes in float32" in line for line in told) is not half
@@ -229,7 +230,6 @@ def test_damaged_folders_are_one_sentence(copied, damage, message):
         ({"args": [1]}, "cannot be understood"),
         ({"stride": {}}, "cannot be understood"),
         ({"names": {0: "a"}}, "its 1 classes need"),
-        ({"compile_model": "x"}, "a name of the program's own: compile_model"),
         ({"imgsz": [32, 32]}, "takes --imgsz 64 96 only|does not run"),
     ],
 )
@@ -238,6 +238,12 @@ def test_hostile_metadata(copied, changes, message):
     path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | changes))
     with pytest.raises(UserError, match=message):
         detect.run(weights=copied, source=ASSETS / "bus.jpg", **({"imgsz": 32} if "imgsz" in changes else {}))
+
+
+def test_metadata_under_names_of_the_program_change_nothing(copied):
+    path = copied / "metadata.yaml"
+    path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | {"compile_model": "x", "ov": "x"}))
+    assert detect.run(weights=copied, source=ASSETS / "bus.jpg") == 0
 
 
 def test_metadata_with_python_in_it_is_not_run(copied, tmp_path):

@@ -8,9 +8,9 @@ from helpers import randomize_, tiny
 from torch import nn
 
 from models import DetectionModel
+from utils.data.pictures import Unreadable
 from utils.data.samples import PHOTOS, make_pictures
 from utils.deploy.run import load_runner
-from utils.detect.sources import Unreadable
 from utils.prove.compare import CONF, Difference, Tolerance, compare
 from utils.prove.reference import TEMPORARY, Case, Reference
 from utils.prove.report import Proof, proof_table, summarize

@@ -9,11 +9,11 @@ import cv2
 import onnx
 import pytest
 import torch
-import utils.export.pipeline.pipeline
 from helpers import randomize_, tiny, write
 from onnx import numpy_helper
 
 import export as script
+import utils.export.pipeline
 import val
 from models import create_model
 from utils import cli

@@ -257,7 +257,7 @@ def test_a_checkpoint_without_nms_uses_the_head_that_needs_none(discs, tmp_path,
             one[-1].bias.copy_(torch.tensor([-9, 3, -9]))
     weights = save(model, tmp_path / "best.pt")
     predictor = create_predictor(weights)
-    assert predictor.task == task
+    assert predictor.weights.task == task
     assert predictor.model.end2end
     for script in (detect, val):
         with pytest.raises(UserError, match=r"--augment joins boxes .*, but best\.pt needs no NMS"):

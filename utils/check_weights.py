@@ -38,7 +38,7 @@ from models.backbones.weights import PLAIN, choose_dialect, read_source
 from models.errors import UserError, WeightsError
 from models.plugins import load_plugins
 from utils import cli
-from utils.data.pictures import Unreadable, check_size, restore_pillow
+from utils.data.pictures import Unreadable, check_size
 from utils.sizes import MAX_IMGSZ
 from utils.text import printable
 
@@ -339,7 +339,6 @@ def read_rgb(path: Path) -> Image.Image:
     Raises:
         Unreadable: it is no picture, it is damaged, or it is far too large.
     """
-    restore_pillow()
     check_size(path)
     try:
         with Image.open(path) as picture:

@@ -204,7 +204,7 @@ def main(args: argparse.Namespace) -> int:
         finder = create_predictor(
             weights, conf_thres=args.conf_thres, iou_thres=args.iou_thres, device="cpu", many=True
         )
-        model = YOLO(str(weights), task=finder.task)
+        model = YOLO(str(weights), task=finder.weights.task)
         mine, other = [], []
         for _ in range(args.rounds):
             mine.append(ours(finder, video, folder))

@@ -28,12 +28,13 @@ from ultralytics.utils import LOGGER
 
 from models.errors import ConfigError, UserError, WeightsError
 from utils.benchmark.forms import FORMS, FUSED, ONNX, UNFUSED, make
+from utils.checkpoint import load_checkpoint
 from utils.data.pictures import is_picture
 from utils.deploy.formats import format_of
 from utils.deploy.run import RUN_ERRORS, load_runner
 from utils.deploy.write import ExportError
 from utils.detect.frame import Frame
-from utils.detect.predictor import Predictor, create_predictor, open_weights
+from utils.detect.predictor import Predictor, create_predictor
 from utils.detect.sources import Files, is_video
 from utils.detect.writers import Wanted, draw
 from utils.latency import measure
@@ -196,7 +197,7 @@ class Studio:
 
     def _measure(self, path: Path, size: tuple[int, int], progress: Callable[..., object]) -> str:
         runs: dict[str, Callable[[], object]] = {}
-        kind, (_, network) = format_of(path), open_weights(path)
+        kind = format_of(path)
         images = torch.rand(1, 3, *size)
         with tempfile.TemporaryDirectory(dir=self.folder) as temporary:
             if kind:
@@ -204,7 +205,7 @@ class Studio:
             else:
                 for number, key in enumerate(COMPARED):
                     progress(number / 4, desc=f"preparing {FORMS[key].title}")
-                    made = make(key, network, size, Path(temporary))
+                    made = make(key, load_checkpoint(path), size, Path(temporary))
                     runs[FORMS[key].title] = partial(made.load(torch.get_num_threads()), images)
             done = iter(range(1, ROUNDS + 1))
             latency = measure(

@@ -8,7 +8,6 @@ in training.
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,9 +17,8 @@ from PIL import Image
 from ultralytics.data.utils import IMG_FORMATS
 from ultralytics.utils import LOGGER, patches
 
+from models.environment import patch_ultralytics
 from utils.text import printable
-
-os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # silent, as OpenCV is below: what is wrong, we say ourselves
 
 MAX_PIXELS = 100_000_000  # a larger picture is refused from its header
 HEIF = ("heic", "heif")  # what a package of its own decodes
@@ -127,10 +125,5 @@ def register_heif() -> None:
     register_heif_opener()
 
 
-def restore_pillow() -> None:
-    """Give PIL.Image.open back: ultralytics' version tries to install a package for every file it cannot read."""
-    Image.open = patches._image_open
-
-
-restore_pillow()
+patch_ultralytics()
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)

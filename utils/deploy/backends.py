@@ -1,17 +1,17 @@
-"""Exported files as ultralytics' predictors and validators run them.
+"""Networks as ultralytics' predictors and validators run them: `Backend`, its AutoBackend with classes of ours.
 
-These know neither bytes nor thresholds as inputs, and let OpenVINO choose the precision that it computes in.
-
-Importing this module makes ultralytics' `AutoBackend` open these files with the classes below.
+ultralytics' own know neither bytes nor thresholds as inputs, let OpenVINO choose the precision that it computes in, and
+set all of a file's metadata as attributes. `models.environment.patch_ultralytics` has its validator take a `Backend`
+that is open already.
 """
 
 from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-from torch import Tensor
+from torch import Tensor, nn
 from ultralytics.nn.autobackend import AutoBackend
 from ultralytics.nn.backends.base import BaseBackend
 from ultralytics.nn.backends.onnx import ONNXBackend
@@ -19,11 +19,21 @@ from ultralytics.nn.backends.openvino import OpenVINOBackend
 from ultralytics.nn.backends.pytorch import TorchScriptBackend
 from ultralytics.utils import LOGGER
 
+from models.environment import patch_ultralytics
 from utils.deploy.ends import as_bytes, threshold_inputs
-from utils.deploy.run import file_in
+from utils.deploy.metadata import KNOWN
+from utils.deploy.run import file_in, session_options
 
 
-class Network(BaseBackend):
+class KnownMetadata(BaseBackend):
+    """A file of whose metadata only known entries become attributes: exports come from strangers."""
+
+    def apply_metadata(self, metadata: dict[str, Any] | None) -> None:
+        """Set the entries that are known; see `utils.deploy.metadata`, which has checked them."""
+        super().apply_metadata({key: value for key, value in (metadata or {}).items() if key in KNOWN})
+
+
+class Network(KnownMetadata):
     """A file that is given pictures as its metadata want them."""
 
     def forward(self, im: Tensor) -> Any:
@@ -49,12 +59,9 @@ class OnnxNetwork(Network, ONNXBackend):
 
     options: Any = None
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        import onnxruntime  # noqa: PLC0415 (slow, and only ONNX files need it)
-
-        quiet = onnxruntime.SessionOptions()
-        quiet.log_severity_level = 3  # errors; it warns of inputs that may be left out
-        super().__init__(*args, **{"session_options": quiet, **kwargs})
+    def __init__(self, *args: Any, threads: int | None = None, **kwargs: Any) -> None:
+        settings = session_options(threads or 0, spinning=threads is None)
+        super().__init__(*args, **{"session_options": settings, **kwargs})
 
     def feed(self, im: Tensor) -> Any:
         """Return the inputs of the file."""
@@ -87,10 +94,53 @@ class OpenVINONetwork(Network, OpenVINOBackend):
         LOGGER.info("OpenVINO computes in float32; --half lets it choose")
 
 
+class Backend(AutoBackend):
+    """A network that is open: a model in PyTorch, fused, or an exported file.
+
+    Args:
+        model: a module, or the path of an exported file.
+        threads: that ONNX Runtime computes on, which leaves its cores to others while it waits; None: all cores.
+        options: of AutoBackend: device, fp16, data.
+    """
+
+    _BACKEND_MAP: ClassVar[dict[str, Any]] = {
+        **{
+            name: kind if name == "pt" else type(kind.__name__, (KnownMetadata, kind), {})
+            for name, kind in AutoBackend._BACKEND_MAP.items()
+        },
+        "torchscript": TorchScriptNetwork,
+        "onnx": OnnxNetwork,
+        "openvino": OpenVINONetwork,
+    }
+
+    def __init__(self, model: nn.Module | str, *, threads: int | None = None, **options: Any) -> None:
+        if threads is not None:
+            self.__dict__["_BACKEND_MAP"] = {**Backend._BACKEND_MAP, "onnx": partial(OnnxNetwork, threads=threads)}
+        super().__init__(model, **options)
+
+    def sides_in_graph(self) -> list[int | str]:
+        """Return height and width as the graph of an export has them, which knows better than its metadata.
+
+        Free sides are words; there are none where a graph cannot be asked.
+        """
+        sides = slice(1, 3) if "preprocess" in self.metadata else slice(2, 4)
+        if self.format == "onnx":
+            return self.session.get_inputs()[0].shape[sides]
+        if self.format == "openvino":
+            shape = list(self.ov_compiled_model.input().partial_shape)
+            return [side.get_length() if side.is_static else "free" for side in shape[sides]]
+        return []
+
+
+def open_backend(model: Any, **options: Any) -> Backend:
+    """Return a network as `Backend`, as it is if it is one already; stands in for AutoBackend in the validator."""
+    return model if isinstance(model, Backend) else Backend(model, **options)
+
+
 def read_options(network: Any, options: Any) -> None:
     """Let a file with NMS read its thresholds from ultralytics' options each time that it runs; leave models alone."""
     if isinstance(network, AutoBackend):
         network.backend.options = options
 
 
-AutoBackend._BACKEND_MAP.update(torchscript=TorchScriptNetwork, onnx=OnnxNetwork, openvino=OpenVINONetwork)
+patch_ultralytics(open_backend=open_backend)

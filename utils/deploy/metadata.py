@@ -6,8 +6,6 @@ import ast
 from pathlib import Path
 from typing import Any
 
-from ultralytics.nn.backends.base import BaseBackend
-
 from models.errors import WeightsError
 from utils.deploy.ends import ORDERS
 from utils.deploy.run import RUN_ERRORS, read_metadata
@@ -16,18 +14,14 @@ from utils.sizes import check_imgsz
 MAX_METADATA = 100_000  # characters of one entry
 TASKS = ("detect", "segment")
 LITERALS = ("imgsz", "names", "args", "end2end", "nms")  # metadata that ultralytics reads as Python literals
-RESERVED = {  # attributes of ultralytics' backends
-    *("device", "fp16", "nhwc", "model", "metadata", "format", "session", "output_names", "base_model", "net", "expr"),
-    *("ov", "ov_compiled_model", "compile_model", "read_model", "prefetch", "pyncnn", "interpreter", "input_details"),
-    *("output_details", "intel", "predictor", "input_handle"),
-}
+KNOWN = {*LITERALS, *"stride batch channels task preprocess kpt_shape kpt_names".split()}  # entries that are read
 
 
 def check_metadata(path: Path) -> str:
     """Return the task in the metadata of an export.
 
     Raises:
-        WeightsError: something in it would upset the program, as ultralytics sets all of it as attributes.
+        WeightsError: an entry that is known holds something else than it should.
     """
     try:
         values = {k: _literal(v) if k in LITERALS else v for k, v in read_metadata(path).items()}
@@ -49,9 +43,6 @@ def check_metadata(path: Path) -> str:
         raise WeightsError(f"{path} takes bytes in an order that is not known here: {values['preprocess']}")
     if task not in TASKS:
         raise WeightsError(f"{path} was made for the task {task}, not for {' or '.join(TASKS)}")
-    foreign = sorted(k for k in values if hasattr(BaseBackend, k) or k.startswith("_") or k in RESERVED)
-    if foreign:
-        raise WeightsError(f"{path} holds metadata under a name of the program's own: {foreign[0]}")
     return task
 
 

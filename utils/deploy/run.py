@@ -78,20 +78,24 @@ def _load_onnx(path: Path, threads: int) -> Runner:
     return run
 
 
-def open_session(model: str | bytes, threads: int = 0, spinning: bool = True) -> onnxruntime.InferenceSession:
-    """Return a session of ONNX Runtime on the CPU, which tells of errors only.
+def open_session(model: str | bytes, threads: int = 0) -> onnxruntime.InferenceSession:
+    """Return a session of ONNX Runtime on the CPU; `model` is the path or the content of a file."""
+    return onnxruntime.InferenceSession(model, session_options(threads), providers=["CPUExecutionProvider"])
+
+
+def session_options(threads: int = 0, spinning: bool = True) -> onnxruntime.SessionOptions:
+    """Return the options of a session of ONNX Runtime that reports errors only.
 
     Args:
-        model: path or content of a file.
         threads: how many it computes on; 0: all cores.
         spinning: its threads keep their cores busy while they wait for each other.
     """
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
-    options.log_severity_level = 3  # errors
+    options.log_severity_level = 3  # errors; it warns of inputs that may be left out
     if not spinning:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    return options
 
 
 def _load_openvino(path: Path, threads: int) -> Runner:

@@ -35,8 +35,8 @@ class Ensemble:
         self.names = members[0].names
         self.workers = min(member.workers for member in members)
         for member, file in zip(members, files, strict=True):
-            if member.task != "detect" or member.model.end2end:
-                what = "needs no NMS" if member.task == "detect" else "finds masks as well"
+            if member.weights.task != "detect" or member.model.end2end:
+                what = "needs no NMS" if member.weights.task == "detect" else "finds masks as well"
                 raise UserError(f"several --weights are joined by NMS, but {file.name} {what}: use it alone")
             if dict(member.names) != dict(self.names):
                 known = [", ".join(list(names.values())[:5]) for names in (self.names, member.names)]

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import warnings
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from ultralytics.data.loaders import SourceTypes
 from ultralytics.engine.results import Results
 from ultralytics.models.yolo import segment
@@ -15,26 +15,20 @@ from ultralytics.models.yolo.detect import DetectionPredictor
 from ultralytics.utils import LOGGER, ops
 
 from models.environment import cpu_cores
-from models.errors import UserError, WeightsError
-from utils.checkpoint import load_checkpoint
+from models.errors import UserError
 from utils.deploy.backends import read_options
-from utils.deploy.formats import FORMATS, format_of
-from utils.deploy.metadata import check_metadata
-from utils.deploy.run import open_session
+from utils.deploy.opened import OpenedWeights, check_augment, open_weights
 from utils.detect.frame import Found, Frame
-from utils.sizes import check_imgsz
 
 MAX_WORKERS = 8  # frames that are computed at once, each of which takes memory
-Shape = tuple[int | str, ...]  # a word stands for any number
-UNNAMED = 999  # classes that ultralytics gives to weights without names
+LEAST_END2END = 300  # boxes that a head without NMS gives, at least
 
 
-class Predictor(DetectionPredictor):
-    """Finds the boxes in one frame at a time. `create_predictor` makes the one for the task of some weights.
+@dataclass(frozen=True)
+class PredictorOptions:
+    """What is kept of what a network finds.
 
-    Args:
-        weights: .pt (ours) or an export; for messages.
-        network: what `open_weights` gave for them.
+    Attributes:
         imgsz: one side, or height and width, in pixels; None takes the size of training or export.
         conf_thres: boxes below this confidence are dropped, 0 to 1.
         iou_thres: of two boxes of a class that overlap more than this, the less confident is dropped, 0 to 1.
@@ -47,142 +41,78 @@ class Predictor(DetectionPredictor):
         data: a dataset YAML, read for the class names when the weights hold none.
         retina_masks: masks as fine as the picture, not as the network's input.
         many: compute several frames at once where that is faster, for pictures that need not be seen at once.
+    """
+
+    imgsz: list[int] | None = None
+    conf_thres: float = 0.25
+    iou_thres: float = 0.45
+    max_det: int = 1000
+    classes: list[int] | None = None
+    agnostic_nms: bool = False
+    augment: bool = False
+    half: bool = False
+    device: str = ""
+    data: Path | None = None
+    retina_masks: bool = False
+    many: bool = False
+
+    @property
+    def workers(self) -> int:
+        """How many frames may be computed at once."""
+        return min(cpu_cores(), MAX_WORKERS) if self.many else 1
+
+    def for_ultralytics(self, weights: OpenedWeights) -> dict[str, Any]:
+        """Return ultralytics' options; we write and print."""
+        return {
+            "task": weights.task,
+            "mode": "predict",
+            "batch": 1,
+            "rect": weights.takes_rectangles,
+            "device": self.device,
+            "conf": self.conf_thres,
+            "iou": self.iou_thres,
+            "max_det": self.max_det,
+            "classes": self.classes,
+            "agnostic_nms": self.agnostic_nms,
+            "augment": self.augment,
+            "retina_masks": self.retina_masks,
+            "quantize": 16 if self.half else None,
+            "save": False,
+            "verbose": False,
+            "save_dir": ".",
+        }
+
+
+class Predictor(DetectionPredictor):
+    """Finds the boxes in one frame at a time. `create_predictor` makes the one for the task of some weights.
 
     Attributes:
+        weights: what runs the network.
         names: class number → name.
         imgsz: [height, width] of the largest input, in pixels.
         workers: how many threads may call `detect` at once.
 
     Raises:
-        WeightsError: the file is not one of ours, or damaged.
+        WeightsError: an exported file does not run.
         UserError: an option does not go with these weights.
     """
 
-    task = "detect"
-
-    def __init__(
-        self,
-        weights: Path,
-        network: nn.Module | str,
-        *,
-        imgsz: list[int] | None = None,
-        conf_thres: float = 0.25,
-        iou_thres: float = 0.45,
-        max_det: int = 1000,
-        classes: list[int] | None = None,
-        agnostic_nms: bool = False,
-        augment: bool = False,
-        half: bool = False,
-        device: str = "",
-        data: Path | None = None,
-        retina_masks: bool = False,
-        many: bool = False,
-    ) -> None:
-        options: dict[str, Any] = {"task": self.task, "mode": "predict", "batch": 1, "rect": True, "device": device}
-        options |= {"conf": conf_thres, "iou": iou_thres, "max_det": max_det, "classes": classes, "augment": augment}
-        options |= {"agnostic_nms": agnostic_nms, "data": str(data or ""), "quantize": 16 if half else None}
-        options |= {"save": False, "verbose": False, "save_dir": "."}  # we write and print
-        options |= {"retina_masks": retina_masks}
-        super().__init__(overrides=options)
-        if augment:
-            check_augment(weights, network)
-        if retina_masks and self.task != "segment":
-            LOGGER.warning(f"--retina-masks is of no use: {weights.name} finds boxes, not masks")
-        own_size, fixed = self._load(weights, network)
+    def __init__(self, weights: OpenedWeights, options: PredictorOptions) -> None:
+        check_options(weights, options)
+        super().__init__(overrides=options.for_ultralytics(weights))
+        self.weights, self.names = weights, weights.names
+        self.model, self.device = weights.network, weights.network.device
+        self.imgsz = weights.choose_imgsz(options.imgsz)
         read_options(self.model, self.args)
-        self.imgsz = self._choose_imgsz(weights, imgsz, own_size, fixed)
-        if isinstance(network, str):
-            self._try_out(weights)
-        self.names = self.model.names
-        if classes and max(classes) >= len(self.names):
-            raise UserError(f"--classes {max(classes)} does not exist: {weights.name} knows 0 to {len(self.names) - 1}")
-        if half and not self.model.fp16:
-            LOGGER.warning("--half needs a GPU; computing in float32")
-        if self.model.format == "pt" and self.model.end2end:
-            self.model.model.set_head_attr(max_det=max(max_det, 300), agnostic_nms=agnostic_nms)
+        weights.check_runs(self.imgsz)
+        if weights.model is not None and weights.model.end2end:
+            most = max(options.max_det, LEAST_END2END)
+            self.model.model.set_head_attr(max_det=most, agnostic_nms=options.agnostic_nms)
         self.source_type = SourceTypes()
-        self.workers = self._share_cores(weights, many) if self.model.format == "onnx" else 1
+        self.workers = options.workers if shares_cores(weights) else 1
+        self.model.eval()
         self.model.warmup((1, 3, *self.imgsz))
         self.batch: tuple[list[str], ...] = ([""],)  # paths, which ultralytics puts into its results
-
-    def _load(self, weights: Path, network: nn.Module | str) -> tuple[Any, bool]:
-        """Set the network up; return the image size that it was made with, if known, and whether it takes no other."""
-        if not isinstance(network, str):
-            self.args.rect = not network.wants_one_canvas
-            self.setup_model(network)
-            return getattr(network, "imgsz", None), False
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", FutureWarning)  # torch.jit is deprecated, and loads
-                self.setup_model(network)
-        except load_errors() as error:
-            name = kind.name if (kind := format_of(weights)) else weights.suffix
-            raise WeightsError(f"{weights} is damaged, or no {name} file that runs here") from error
-        own = getattr(self.model, "imgsz", None)
-        sides = self._sides_in_graph()
-        if sides:
-            fixed = all(isinstance(side, int) for side in sides)
-            return (sides if fixed else own), fixed
-        return own, own is not None and not self.model.dynamic
-
-    def _sides_in_graph(self) -> list[int | str]:
-        """Return height and width as the graph of an export has them, which knows better than its metadata.
-
-        Free sides are words; there are none where a graph cannot be asked.
-        """
-        sides = slice(1, 3) if "preprocess" in self.model.metadata else slice(2, 4)
-        if self.model.format == "onnx":
-            return self.model.session.get_inputs()[0].shape[sides]
-        if self.model.format == "openvino":
-            shape = list(self.model.ov_compiled_model.input().partial_shape)
-            return [side.get_length() if side.is_static else "free" for side in shape[sides]]
-        return []
-
-    def _choose_imgsz(self, weights: Path, asked: list[int] | None, own: Any, fixed: bool) -> list[int]:
-        """Return [height, width]: what the user asked for if the weights allow it, else their own size, else 640."""
-        size = check_imgsz(asked or own or 640, int(self.model.stride))
-        if fixed and size != check_imgsz(own, int(self.model.stride)):
-            raise UserError(f"{weights.name} takes --imgsz {' '.join(map(str, own))} only, for which it was exported")
-        return size
-
-    def _share_cores(self, weights: Path, many: bool) -> int:
-        """Give an ONNX file on the CPU a number of cores for each frame; return how many frames it may take at once."""
-        session = self.model.session
-        if session.get_providers() != ["CPUExecutionProvider"]:
-            return 1
-        cores = cpu_cores()
-        workers = min(cores, MAX_WORKERS) if many else 1
-        self.model.backend.session = open_session(str(weights), cores // workers, spinning=False)
-        return workers
-
-    @torch.inference_mode()
-    def _try_out(self, weights: Path) -> None:
-        """Run an export once; WeightsError when it cannot, or when its outputs are not those of its classes."""
-        try:
-            raw = self.model(torch.zeros(1, 3, *self.imgsz, device=self.device))
-        except load_errors() as error:
-            raise WeightsError(
-                f"{weights} does not run on a picture of {self.imgsz[0]}x{self.imgsz[1]} pixels"
-            ) from error
-        given = [tuple(getattr(output, "shape", ())) for output in (raw if isinstance(raw, (list, tuple)) else [raw])]
-        needed = self._needed(given)
-        if len(given) != len(needed) or not all(map(fits, given, needed)):
-            what = f"its {len(self.model.names)} classes need" if self._is_named() else f"the task {self.task} needs"
-            raise WeightsError(f"{weights} gives {shapes_text(given)} where {what} {shapes_text(needed)}")
-
-    def _needed(self, given: list[Shape]) -> list[Shape]:  # noqa: ARG002
-        """Return the shapes that the outputs of an export must have, where these were given."""
-        return [self._boxes_needed()]
-
-    def _boxes_needed(self, masks: int = 0) -> Shape:
-        """Return the shape of the boxes, each with so many mask coefficients."""
-        if self.model.end2end:
-            return 1, "boxes", 6 + masks
-        return 1, 4 + len(self.model.names) + masks if self._is_named() else "4 + classes", "boxes"
-
-    def _is_named(self) -> bool:
-        """Return whether the classes have names, be it that ultralytics made them up from the outputs."""
-        return len(self.model.names) != UNNAMED
 
     @torch.inference_mode()
     def detect(self, frame: Frame) -> Found:
@@ -204,66 +134,42 @@ class Predictor(DetectionPredictor):
 class SegmentationPredictor(Predictor, segment.SegmentationPredictor):
     """Finds boxes and masks; a `Predictor` in all else."""
 
-    task = "segment"
 
-    def _needed(self, given: list[Shape]) -> list[Shape]:
-        masks = given[1][1] if len(given) == 2 and len(given[1]) == 4 else "masks"
-        height, width = self.imgsz
-        boxes = self._boxes_needed(masks if isinstance(masks, int) else 0)
-        return [boxes, (1, masks, height // 4, width // 4)]
+PREDICTORS = {"detect": Predictor, "segment": SegmentationPredictor}
 
 
 def create_predictor(weights: Path, **options: Any) -> Predictor:
-    """Return the predictor for the task of `weights`; options and errors are those of `Predictor`."""
-    task, network = open_weights(weights)
-    return PREDICTORS[task](weights, network, **options)
-
-
-def open_weights(weights: Path) -> tuple[str, Any]:
-    """Return the task of weights, and their network as ultralytics takes it: a model, or the path of an export.
+    """Open weights and return the predictor for their task; options are those of `PredictorOptions`.
 
     Raises:
-        WeightsError: the file is not one of ours, or damaged; an export was not run yet.
-        UserError: the runtime of an export is not there.
+        WeightsError: the file is not one of ours, or damaged.
+        UserError: an option does not go with these weights, or the runtime of an exported file is not there.
     """
-    if weights.suffix == ".pt":
-        network = load_checkpoint(weights)
-        return network.task, network
-    kind = format_of(weights)
-    if kind is None:
-        raise WeightsError(f"{weights} is none of .pt, {', '.join(row.ending for row in FORMATS.values())}")
-    if kind.not_run:
-        raise UserError(f"{weights} does not run here: {kind.title} {kind.not_run}")
-    if kind.content and not any(weights.rglob(kind.content)):
-        raise WeightsError(f"{weights} is no {kind.title} model: that is a folder with a file {kind.content}")
-    return check_metadata(weights), str(weights)
+    wanted = PredictorOptions(**options)
+    opened = open_weights(
+        weights,
+        device=wanted.device,
+        half=wanted.half,
+        data=wanted.data,
+        threads=cpu_cores() // wanted.workers,
+    )
+    return PREDICTORS[opened.task](opened, wanted)
 
 
-def check_augment(weights: Path, network: Any) -> None:
-    """Raise UserError for a network that does not run at several scales: an export, one with masks or without NMS."""
-    if isinstance(network, str):
-        raise UserError(f"--augment needs PyTorch weights (.pt), not {weights.name}")
-    if network.task != "detect" or network.end2end:
-        what = "needs no NMS" if network.end2end else "finds masks as well"
-        raise UserError(f"--augment joins boxes of several scales by NMS, but {weights.name} {what}: leave it out")
+def shares_cores(weights: OpenedWeights) -> bool:
+    """Return whether several frames at once, each on some cores, are faster: so it is with an ONNX file on the CPU."""
+    network = weights.network
+    return network.format == "onnx" and network.session.get_providers() == ["CPUExecutionProvider"]
 
 
-def fits(given: Shape, needed: Shape) -> bool:
-    """Return whether a shape is one that is needed."""
-    return len(given) == len(needed) and all(isinstance(n, str) or n == g for g, n in zip(given, needed, strict=True))
-
-
-def shapes_text(shapes: list[Shape]) -> str:
-    """Return shapes for a message: `(1, 7, boxes) and (1, 32, 16, 16)`."""
-    return " and ".join(f"({', '.join(map(str, shape))})" for shape in shapes) or "nothing"
-
-
-PREDICTORS = {kind.task: kind for kind in (Predictor, SegmentationPredictor)}
-
-
-def load_errors() -> tuple[type[Exception], ...]:
-    """Return what the libraries raise for an export that they cannot load."""
-    from onnxruntime.capi import onnxruntime_pybind11_state as ort  # noqa: PLC0415 (slow, and only exports need it)
-
-    onnx = (ort.Fail, ort.InvalidArgument, ort.InvalidGraph, ort.InvalidProtobuf, ort.NotImplemented)
-    return RuntimeError, TypeError, ValueError, LookupError, AttributeError, OSError, SystemError, *onnx
+def check_options(weights: OpenedWeights, options: PredictorOptions) -> None:
+    """Raise UserError for an option that does not go with weights, and warn of one that changes nothing."""
+    name, count = weights.path.name, len(weights.names)
+    if options.augment:
+        check_augment(weights)
+    if options.classes and max(options.classes) >= count:
+        raise UserError(f"--classes {max(options.classes)} does not exist: {name} knows 0 to {count - 1}")
+    if options.retina_masks and weights.task != "segment":
+        LOGGER.warning(f"--retina-masks is of no use: {name} finds boxes, not masks")
+    if options.half and not weights.network.fp16:
+        LOGGER.warning("--half needs a GPU; computing in float32")
