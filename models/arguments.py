@@ -16,6 +16,7 @@ from models.spec import parse_call
 
 Positive = Annotated[int, 1]  # a whole number from 1
 Natural = Annotated[int, 0]  # a whole number from 0
+Kernels = tuple[Positive, ...]  # sides of windows, one or more
 Act = bool | str  # the default activation or none, or the text of another one
 MAX_ARGUMENT = 100_000
 ACTIVATION_NAMES = "SiLU ReLU ReLU6 LeakyReLU PReLU ELU CELU SELU GELU Mish Hardswish Hardsigmoid Sigmoid Tanh Identity"

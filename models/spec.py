@@ -1,7 +1,7 @@
 """The model YAML as data: read once, checked, frozen. Strings stay strings; nothing in a YAML is ever run.
 
 The language is YOLOv5's: `nc`, `depth_multiple`, `width_multiple`, `anchors`, `activation`, `ch`, and under `backbone`
-and `head` rows of `[from, number, module, args]`. Here is only their form; what the words mean is in `layers.py`.
+and `head` rows of `[from, number, module, args]`. Here is only their form; what the words mean is in `models.layers`.
 """
 
 from __future__ import annotations

@@ -9,12 +9,11 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils.flop_counter import FlopCounterMode
 from ultralytics.nn.modules import Detect
 
 from models.backbones.base import Backbone, check_maps, level_name
@@ -22,6 +21,9 @@ from models.blocks.reparam import switch_to_deploy
 from models.layers import LAYERS, Feature
 from models.parser import Node
 from models.spec import ModelSpec, Row
+
+if TYPE_CHECKING:
+    from torch.utils.flop_counter import FlopCounterMode
 
 DEFAULT_SIZE = (640, 640)  # height and width of the picture whose work is counted
 
@@ -54,9 +56,16 @@ def count_gflops(module: Any, size: tuple[int, int] = DEFAULT_SIZE) -> float:
     computed: the model runs on the meta device.
     """
     ghost = make_ghost(module)
-    with FlopCounterMode(display=False) as counter:
+    with _flop_counter() as counter:
         run_ghost(ghost, size)
     return counter.get_total_flops() / 1e9
+
+
+def _flop_counter() -> FlopCounterMode:
+    """Return what counts the operations that happen within it."""
+    from torch.utils.flop_counter import FlopCounterMode  # noqa: PLC0415 (it imports triton, and most runs never count)
+
+    return FlopCounterMode(display=False)
 
 
 def make_ghost(module: Any) -> Any:
@@ -140,7 +149,7 @@ def row_levels(model: RowModel, deploy: RowModel, size: tuple[int, int]) -> list
 def row_gflops(model: RowModel, size: tuple[int, int]) -> list[float]:
     """Return the 10^9 operations of each row."""
     ghost = make_ghost(model)
-    with FlopCounterMode(display=False) as counter:
+    with _flop_counter() as counter:
         run_ghost(ghost, size)
     counts = counter.get_flop_counts()
     paths = (f"{type(ghost).__name__}.model.{i}" for i in range(len(ghost.model)))

@@ -23,11 +23,11 @@ from hypothesis import strategies as st
 from torch import nn
 
 from models import BACKBONES, Backbone
-from models.arguments import Act, Natural, Positive
+from models.arguments import Act, Kernels, Natural, Positive
 from models.backbones.base import select_strides
 from models.errors import ConfigError
 from models.heads import HEADS
-from models.layers import LAYERS, Kernels
+from models.layers import LAYERS
 from models.parser import MAX_PARAMETERS, PICTURE
 from models.summary import make_ghost
 from models.yolo import create_model

@@ -1,10 +1,17 @@
-"""The one-way order of imports, and what no file may do. Read from the source, nothing is run."""
+"""The one-way order of imports, what no file may do, and which libraries a start does without.
+
+All but the last is read from the source; nothing of that is run.
+"""
 
 import ast
+import pkgutil
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+import models
 
 ROOT = Path(__file__).parents[1]
 SOURCES = sorted([*ROOT.glob("*.py"), *ROOT.glob("models/**/*.py"), *ROOT.glob("utils/**/*.py")])
@@ -14,7 +21,10 @@ ORDER = [  # a module imports from its own row and the rows above
     ["models.arguments"],
     ["models.blocks"],
     ["models.backbones"],
-    ["models.layers", "models.heads", "models.loss"],
+    ["models.heads", "models.loss", "models.layers.site"],
+    ["models.layers.convolutions", "models.layers.shapes", "models.layers.blocks", "models.layers.heads"],
+    ["models.layers.rows"],
+    ["models.layers"],
     ["models.parser"],
     ["models.summary", "models.yolo"],
     ["models"],
@@ -180,3 +190,60 @@ def test_an_import_to_the_right_is_seen(monkeypatch):
     monkeypatch.setitem(MODULES, "models.spec", ast.parse("from models.yolo import DetectionModel"))
     with pytest.raises(AssertionError):
         test_imports_point_one_way("models.spec")
+
+
+# What a start does without --------------------------------------------------------------------------------------------
+HEAVY = {"cv2", "numpy", "timm", "torch", "torchvision", "triton", "ultralytics", "yaml"}
+BUILD = "from models.parser import parse_model\nfrom models.spec import load_spec\nparse_model(load_spec('{}'))"
+WITHOUT_TIMM = {
+    "the scripts": "import benchmark, detect, export, train, val",
+    "rows of words": BUILD.format("yolov5n.yaml"),
+    "a backbone of ours": BUILD.format("riformer-yolo.yaml"),
+    "a checkpoint": """
+import tempfile
+from pathlib import Path
+from tests.helpers import random_model, save, tiny
+from utils.checkpoint import load_checkpoint
+with tempfile.TemporaryDirectory() as folder:
+    load_checkpoint(save(random_model(tiny()), Path(folder, "best.pt")))
+""",
+    "fusing": "from models import DetectionModel, switch_to_deploy\nswitch_to_deploy(DetectionModel('yolov5n.yaml'))",
+}
+
+
+def loaded(code):
+    """Return those of HEAVY that a Python of its own has imported when it has run `code`."""
+    code = f"{code}\nimport sys\nprint(*sys.modules)"
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    return HEAVY & set(run.stdout.splitlines()[-1].split())
+
+
+@pytest.mark.parametrize("code", ["import models", "import models.errors", "import models.registry, models.plugins"])
+def test_the_first_modules_load_no_heavy_library(code):
+    assert not loaded(code)
+
+
+@pytest.mark.parametrize("code", WITHOUT_TIMM.values(), ids=WITHOUT_TIMM)
+def test_a_start_without_timm_does_not_import_it(code):
+    assert "torch" in (libraries := loaded(code))
+    assert not libraries & {"timm", "torchvision"}
+
+
+def test_a_row_of_timm_imports_it():
+    assert "timm" in loaded(BUILD.format("timm-yolo.yaml"))
+
+
+def test_the_lazy_names_of_the_package_are_complete():
+    submodules = [module.name for module in pkgutil.iter_modules(models.__path__)]
+    assert {"backbones", "errors", "layers", "yolo"} <= set(submodules)
+    assert dir(models) == sorted([*models.__all__, *submodules])
+    assert models.HOMES.keys() == set(models.__all__)
+    for name in models.__all__:
+        assert getattr(models, name) is getattr(sys.modules[models.HOMES[name]], name)
+    for name in submodules:
+        assert getattr(models, name) is sys.modules[f"models.{name}"]
+    assert not hasattr(models, "no_such_name")
+
+
+def test_a_star_brings_all_names_of_the_package():
+    assert "torch" in loaded(f"from models import *\n{', '.join(models.__all__)}")

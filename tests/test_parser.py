@@ -9,8 +9,9 @@ from torch import nn
 from ultralytics.nn.modules import Conv
 
 from models import DetectionModel, create_model
+from models.arguments import activation, bind
 from models.errors import ConfigError, UserError
-from models.layers import LAYERS, Site, activation, bind, is_backbone
+from models.layers import LAYERS, Site, is_backbone
 from models.parser import PICTURE, parse_model, resolve
 from models.spec import load_spec
 from tests.helpers import SHIPPED, SWEPT, TINY_HEAD, mutated, tiny, tiny_backbone, write

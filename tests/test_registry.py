@@ -36,6 +36,32 @@ def test_a_name_is_given_once(words):
         words.register("New", "Conv")("another")
 
 
+def test_a_lazy_entry_is_made_once_when_it_is_asked_for(words):
+    made = []
+    words.register_lazy("Slow", lambda: made.append(1) or "from a slow library")
+    assert "Slow" in words
+    assert (list(words), len(words)) == (["Conv", "nn.Conv", "Concat", "Slow"], 4)
+    assert not made
+    assert words["Slow"] == words.get("Slow") == dict(words)["Slow"] == "from a slow library"
+    assert made == [1]
+
+
+def test_a_lazy_name_is_given_once(words):
+    words.register_lazy("Slow", str)
+    for again in (lambda: words.register_lazy("Slow", str), lambda: words.register("Slow")("another")):
+        with pytest.raises(UserError, match="module 'Slow' is registered twice"):
+            again()
+    with pytest.raises(UserError, match="module 'Conv' is registered twice"):
+        words.register_lazy("Conv", str)
+
+
+def test_a_lazy_entry_derives_from_the_base():
+    kinds = Registry("kind", base=str)
+    kinds.register_lazy("Other", lambda: int)
+    with pytest.raises(UserError, match="kind 'Other' must be a class that derives from str"):
+        kinds["Other"]
+
+
 @pytest.mark.parametrize("entry", [int, lambda: None, 1], ids=["class", "function", "number"])
 def test_an_entry_derives_from_the_base(entry):
     kinds = Registry("kind", base=str)

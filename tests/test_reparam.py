@@ -1,6 +1,7 @@
 """Fusing: the same function in float64, less structure, and nothing folded that must not be."""
 
 import copy
+import sys
 
 import pytest
 import timm
@@ -441,6 +442,18 @@ def test_what_can_be_folded_is(make):
     assert not batch_norms(deploy)
     assert not deploy.report.left
     assert set(deploy.report.fused) == {"Conv+BN"}
+
+
+def test_a_library_registers_how_it_fuses_once_it_is_imported(monkeypatch):
+    calls = []
+    monkeypatch.setattr("models.blocks.reparam._LIBRARIES", {"slow_library": lambda: calls.append(1)})
+    net = small_net().eval()
+    switch_to_deploy(net, pictures())
+    assert not calls
+    monkeypatch.setitem(sys.modules, "slow_library", object())
+    for _ in range(2):
+        switch_to_deploy(net, pictures())
+    assert calls == [1]
 
 
 @pytest.mark.parametrize("act", [nn.ReLU, None])

@@ -16,7 +16,8 @@ from ultralytics.nn.modules import RepConv as UltralyticsRepConv
 from models import DetectionModel, switch_to_deploy
 from models.blocks.yolov5 import C3SPP, C3x, Contract, CrossConv, Expand, MixConv2d, split_equally
 from models.errors import ConfigError, UserError
-from models.layers import LAYERS, REPEATED_INSIDE, Layer
+from models.layers import LAYERS, Layer
+from models.layers.rows import REPEATED_INSIDE
 from models.parser import PICTURE, parse_model
 from models.spec import load_spec
 from tests.helpers import randomize_, relative_error

@@ -35,7 +35,7 @@ from ultralytics.utils import LOGGER, TQDM
 
 from models import BACKBONES, Backbone, DetectionModel, create_backbone, create_model, switch_to_deploy
 from models.backbones.base import check_maps, level_name
-from models.backbones.from_timm import timm_models
+from models.backbones.lazy_timm import is_timm_model
 from models.backbones.names import match_names, split_name
 from models.errors import UserError
 from models.layers import build_backbone, is_backbone
@@ -218,8 +218,8 @@ def find_subject(args: argparse.Namespace) -> Subject:
         UserError: there is no such backbone or YAML; its options or weights are wrong.
     """
     name, options = args.name, read_options(args.options)
-    stems = {path.stem for path in CONFIGS.glob("*.yaml")} - {*BACKBONES, *timm_models()}
-    if Path(name).suffix.lower() in SUFFIXES or name in stems:
+    stems = {path.stem for path in CONFIGS.glob("*.yaml")} - BACKBONES.keys()
+    if Path(name).suffix.lower() in SUFFIXES or (name in stems and not is_timm_model(name)):
         return read_yaml(name, args, options)
     kind, arch = split_name(name, "backbone, timm model or model YAML", stems)
     return make_backbone(kind, arch, name, args, options)

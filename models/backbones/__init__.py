@@ -1,6 +1,6 @@
 """The backbones. Importing this package registers every one of them."""
 
-from models.backbones import from_timm, repmlp_resnet, repmlpnet, repvgg, riformer
+from models.backbones import lazy_timm, repmlp_resnet, repmlpnet, repvgg, riformer
 from models.backbones.base import BACKBONES, Backbone, check_backbone, create_backbone, list_backbones
 
 __all__ = [
@@ -8,7 +8,7 @@ __all__ = [
     "Backbone",
     "check_backbone",
     "create_backbone",
-    "from_timm",
+    "lazy_timm",
     "list_backbones",
     "repmlp_resnet",
     "repmlpnet",

@@ -7,7 +7,8 @@ what it lacks is made up for here:
 - maps of (B, H, W, C), or smaller than the picture's grid for want of padding, are turned and padded;
 - no P3, P4 or P5: a small pyramid makes them (`pyramid.py`).
 timm's own blocks (RepVGG, MobileOne, FastViT, RepViT, ...) are fused by timm's methods, its convolution +
-BatchNormAct2d pairs by ours. This is the only file that imports timm, besides the survey of all its models.
+BatchNormAct2d pairs by ours. This is the only file that imports timm. As that takes seconds, others import this one
+through `lazy_timm.py`, when a row or a word asks for timm.
 """
 
 from __future__ import annotations
@@ -27,10 +28,10 @@ from timm.layers import BatchNormAct2d, Conv2dSame, RotaryEmbeddingCat
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.backbones.base import BACKBONES, Backbone, level_name, select_strides
+from models.backbones.base import Backbone, level_name, select_strides
 from models.backbones.pyramid import Pyramid, fit_to_grid, nearest_stride
 from models.backbones.traceable import Traceable, as_constant
-from models.backbones.weights import SOURCES, Adapted, Dialect, WeightsReport
+from models.backbones.weights import Adapted, Dialect, WeightsReport
 from models.blocks.reparam import register_batch_norm, register_fuser, register_linear
 from models.errors import ConfigError, UserError, WeightsError, did_you_mean
 
@@ -87,7 +88,6 @@ class Layout:
 LAYOUTS: dict[str, Layout] = {}  # what was found out, by architecture, channels and options
 
 
-@BACKBONES.register("timm")
 class TimmBackbone(Backbone):
     """The feature maps of the timm model `arch`; those that it lacks are made by a small pyramid.
 
@@ -427,9 +427,6 @@ def pretrained_tensors(name: str) -> dict[str, Tensor]:
         return timm.create_model(name, pretrained=True).state_dict()
     except (*TIMM_ERRORS, ImportError) as e:  # whatever the hub's client raises without a network is one of these
         raise WeightsError(f"timm could not get the weights {name}: {_first_line(e)}") from e
-
-
-SOURCES["timm/"] = pretrained_tensors
 
 
 def timm_models() -> list[str]:

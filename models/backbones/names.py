@@ -6,7 +6,7 @@ import fnmatch
 from collections.abc import Iterable
 
 from models.backbones.base import BACKBONES, list_backbones
-from models.backbones.from_timm import is_timm_model, timm_models
+from models.backbones.lazy_timm import is_timm_model, timm_models
 from models.errors import UserError, did_you_mean
 
 TIMM = "timm/"

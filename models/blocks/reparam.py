@@ -3,7 +3,8 @@
 Three ideas carry the whole of it:
 - `Reparameterizable.fuse()` returns an equivalent, simpler module and leaves the block as it was, so that
   "the same function" is a plain comparison of two modules;
-- blocks of other libraries join through `register_fuser`, by type, never by the name of a method;
+- blocks of other libraries join through `register_fuser`, by type, never by the name of a method, those of a library
+  that is slow to import (`register_library`) once it has been imported;
 - a BatchNorm that follows a convolution is found by watching one forward pass (`dataflow.py`), not by its class or
   its name, so that any network's pairs are folded.
 
@@ -13,6 +14,7 @@ Papers: RepVGG (https://arxiv.org/abs/2101.03697), DBB (https://arxiv.org/abs/21
 from __future__ import annotations
 
 import copy
+import sys
 from abc import ABC, abstractmethod
 from collections import Counter, defaultdict
 from collections.abc import Callable
@@ -61,6 +63,7 @@ CONV_FORWARDS = {
 }  # what some subclasses override
 BN_FORWARDS: set[Any] = {_BatchNorm.forward, nn.SyncBatchNorm.forward}  # an affine map per channel, in eval mode
 _FUSERS: list[Fuser] = [lambda m: m.fuse() if isinstance(m, Reparameterizable) else None]
+_LIBRARIES: dict[str, Callable[[], object]] = {}  # a package to what registers how its modules fuse, not called yet
 
 
 def register_linear(kind: type[Linear]) -> None:
@@ -77,6 +80,21 @@ def register_fuser(fuser: Fuser) -> Fuser:
     """Add the adapter of another library's blocks. It returns None for every module that is not one of these."""
     _FUSERS.append(fuser)
     return fuser
+
+
+def register_library(package: str, register: Callable[[], object]) -> None:
+    """Have `register` called, once, before anything is fused in a process that has imported `package`.
+
+    It registers how the modules of `package` fuse, which may take importing much of it.
+    """
+    _LIBRARIES[package] = register
+
+
+def _register_libraries() -> None:
+    """Have the libraries that were imported since the last call register how their modules fuse."""
+    for package in _LIBRARIES.keys() & sys.modules.keys():
+        _LIBRARIES[package]()
+        _LIBRARIES.pop(package, None)
 
 
 def switch_to_deploy(model: M, example: Tensor | None = None) -> M:
@@ -106,6 +124,7 @@ def fuse_blocks(model: M) -> M:
 
     This is the form in which deploy weights are published. The copy's attribute `report` says what was done.
     """
+    _register_libraries()
     report = copy.deepcopy(getattr(model, "report", None)) or DeployReport()
     deploy = _fuse_blocks(copy.deepcopy(model).eval(), report.fused, {})
     deploy.report = report
@@ -170,6 +189,7 @@ def _pads_zeros(conv: _ConvNd) -> bool:
 
 def _check_plain(conv: Linear, bn: _BatchNorm) -> None:
     """Raise ValueError unless `conv` is linear in its weights, `bn` is a BatchNorm, and no hook changes either."""
+    _register_libraries()
     conv_forward = getattr(type(conv), "_conv_forward", None)
     custom = conv_forward is not None and conv_forward not in CONV_FORWARDS
     if type(conv).forward not in FORWARDS or custom or is_parametrized(conv):

@@ -1,0 +1,86 @@
+"""Words of heads, which stand in the last row and put out no feature map."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from ultralytics.nn.modules import Detect
+
+from models.arguments import Positive
+from models.errors import ConfigError
+from models.heads import AnchorDetect, Anchors, AnchorSegment, build_anchor_free, parse_anchors
+from models.layers.site import LAYERS, Layer, Site, listed
+
+
+@LAYERS.register("Detect")
+def detect(
+    site: Site, nc: int | str = "nc", anchors: Any = None, reg_max: Positive | None = None, legacy: bool = False
+) -> Layer:
+    """Boxes and class scores: with anchors YOLOv5's head, without them ultralytics', whose options the last two are."""
+    channels, strides = _levels(site, nc)
+    if anchors is None:
+        end2end = site.spec.end2end
+        return _head(build_anchor_free(site.spec.nc, channels, strides, None, end2end, reg_max or 16, legacy))
+    _check_no_options(site, reg_max, legacy)
+    return _head(AnchorDetect(site.spec.nc, _anchors(site, anchors, strides), channels, strides))
+
+
+@LAYERS.register("Segment")
+def segment(
+    site: Site,
+    nc: int | str = "nc",
+    anchors: Any = None,
+    nm: Positive | None = None,
+    npr: Positive | None = None,
+    reg_max: Positive | None = None,
+    legacy: bool = False,
+) -> Layer:
+    """Boxes, scores and masks by `nm` prototypes (32) of `npr` channels inside (256); without anchors [nc, nm, npr]."""
+    if isinstance(anchors, int) and npr is None:
+        anchors, nm, npr = None, anchors, nm
+    nm, npr = nm or 32, npr or 256
+    channels, strides = _levels(site, nc)
+    if strides[0] != 8:
+        raise ConfigError(f"Segment makes its masks from a map of stride 8, but its finest has stride {strides[0]:g}")
+    hidden = site.width(npr)
+    if anchors is None:
+        end2end = site.spec.end2end
+        return _head(build_anchor_free(site.spec.nc, channels, strides, (nm, hidden), end2end, reg_max or 16, legacy))
+    _check_no_options(site, reg_max, legacy)
+    return _head(AnchorSegment(site.spec.nc, _anchors(site, anchors, strides), channels, strides, nm, hidden))
+
+
+def _check_no_options(site: Site, reg_max: int | None, legacy: bool) -> None:
+    """Raise ConfigError for options of the head without anchors."""
+    if reg_max is not None or legacy:
+        raise ConfigError(f"reg_max and legacy are for the head without anchors, {site.word}, [nc]")
+
+
+def _levels(site: Site, nc: int | str) -> tuple[list[int], list[float]]:
+    """Return channels and strides of the maps that a head reads.
+
+    Raises:
+        ConfigError: they do not go from fine to coarse, or the row gives another number of classes than the YAML.
+    """
+    if nc not in ("nc", site.spec.nc):
+        raise ConfigError(f"{site.word} is given {nc!r} classes, but nc of the YAML is {site.spec.nc}: write nc")
+    strides = [feature.stride for feature in site.inputs]
+    if strides != sorted(set(strides)):
+        raise ConfigError(f"{site.word} reads maps from fine to coarse, but their strides are {listed(strides)}")
+    return [feature.channels for feature in site.inputs], strides
+
+
+def _anchors(site: Site, anchors: Any, strides: Sequence[float]) -> Anchors:
+    """Return the anchors that a head's row means: those of the YAML's key, or its own."""
+    if site.spec.end2end:
+        raise ConfigError(f"end2end is for the head without anchors, {site.word}, [nc]")
+    if anchors == "anchors" and site.spec.anchors is None:
+        raise ConfigError(f"{site.word} reads anchors, which this YAML has no key for")
+    return parse_anchors(site.spec.anchors if anchors == "anchors" else anchors, strides)
+
+
+def _head(head: Detect) -> Layer:
+    """Return the layer of a head, which puts out no feature map."""
+    head.bias_init()
+    return Layer(head, ())
