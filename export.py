@@ -24,6 +24,7 @@ is written, but best.export-failed.json and .jpg, which say by how much and in w
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import itertools
 import sys
 import time
@@ -50,7 +51,7 @@ from utils.detect.sources import Files
 from utils.export import Options, Report, export
 from utils.export.report import fused_text
 from utils.int8.calibration import calibration_pictures, find_data
-from utils.int8.search import MOST, Int8, Quantization, check_int8, curve_table, layer_table
+from utils.int8.search import MOST, Int8, check_int8, curve_table, layer_table
 from utils.prove.at_scale import Material, survey_table
 from utils.prove.report import proof_table
 
@@ -120,19 +121,27 @@ def main(args: argparse.Namespace) -> int:
     start = time.perf_counter()
     cli.log_options("export", args)
     load_plugins(args.plugins)
+    asked = check_asked(args)
+    model, path, folder = load(args)
+    check_surroundings(args, model, asked.formats)
+    options = add_material(asked, args, model, path)
+    log_start(model, path, options)
+    try:
+        report = export(model, folder, path.stem, path.name, options)
+    except ExportError as error:
+        LOGGER.error(printable(error))
+        return 1
+    log_result(report, time.perf_counter() - start)
+    return 0 if report.ok else 1
+
+
+def check_asked(args: argparse.Namespace) -> Options:
+    """Return the options that do not depend on the model; UserError for those that no model can be exported with."""
     formats, exporter = check_formats(args.include), check_exporter(args.exporter)
     opset = check_opset(args.opset or DEFAULT_OPSETS[exporter], exporter)
     gpu = args.device not in ("", "cpu", "mps")
     check_possible(formats, dynamic=args.dynamic, half=args.half, batch=args.batch_size, gpu=gpu)
-    model, path, folder = load(args)
-    check_surroundings(args, model, formats)
-    nms = Nms(args.conf_thres, args.iou_thres, args.agnostic_nms, args.max_det) if args.nms else None
-    few, material = gather(args, model)
-    size = check_imgsz(args.imgsz or model.imgsz, int(model.stride.max()))
-    if args.int8:
-        check_int8(formats, opset, args.half, size, args.batch_size, args.max_drop)
-    options = Options(
-        size=(size[0], size[1]),
+    return Options(
         formats=formats,
         batch=args.batch_size,
         device=args.device,
@@ -142,21 +151,20 @@ def main(args: argparse.Namespace) -> int:
         simplify=args.simplify,
         opset=opset,
         exporter=exporter,
-        nms=nms,
+        nms=Nms(args.conf_thres, args.iou_thres, args.agnostic_nms, args.max_det) if args.nms else None,
         preprocess=args.preprocess,
         verbose=args.verbose,
-        pictures=few,
-        material=material,
-        int8=quantization(args, path, model) if args.int8 else None,
     )
-    log_start(model, path, options)
-    try:
-        report = export(model, folder, path.stem, path.name, options)
-    except ExportError as error:
-        LOGGER.error(printable(error))
-        return 1
-    log_result(report, time.perf_counter() - start)
-    return 0 if report.ok else 1
+
+
+def add_material(options: Options, args: argparse.Namespace, model: DetectionModel, path: Path) -> Options:
+    """Return the options with the input size and the pictures for this model, which was read from `path`."""
+    few, material = gather(args, model)
+    size = check_imgsz(args.imgsz or model.imgsz, int(model.stride.max()))
+    if args.int8:
+        check_int8(options.formats, options.opset, args.half, size, args.batch_size, args.max_drop)
+    int8 = quantization(args, path, model) if args.int8 else None
+    return dataclasses.replace(options, size=(size[0], size[1]), pictures=few, material=material, int8=int8)
 
 
 def check_surroundings(args: argparse.Namespace, model: DetectionModel, formats: tuple[str, ...]) -> None:
@@ -257,54 +265,106 @@ def log_start(model: DetectionModel, path: Path, options: Options) -> None:
 
 def log_result(report: Report, seconds: float) -> None:
     """Log what fused, the proof, and where the files are or why there are none."""
+    found = [*fused_lines(report), *written_lines(report), *proof_lines(report), *int8_lines(report)]
+    LOGGER.info("\n".join(found))
+    if not report.ok:
+        LOGGER.error(refusal(report))
+        return
+    LOGGER.info("\n".join([*latency_lines(report), *saved_lines(report), *closing_lines(report, seconds)]))
+
+
+def fused_lines(report: Report) -> list[str]:
+    """Return what fused, and how many parameters that leaves."""
     before, after = count_parameters(report.model), count_parameters(report.deploy)
-    LOGGER.info(f"Fused: {fused_text(report.deploy)}\nParameters: {before:,} in training, {after:,} in deployment\n")
+    return [
+        f"Fused: {fused_text(report.deploy)}",
+        f"Parameters: {before:,} in training, {after:,} in deployment",
+        "",
+    ]
+
+
+def written_lines(report: Report) -> list[str]:
+    """Return a line for each file on how long writing it took and how large it is."""
+    lines = []
     for name, written in report.written.items():
         opset = f", opset {written.opset}, checked" if written.opset else ""
-        LOGGER.info(f"{FORMATS[name].title}: written in {written.seconds:.1f}s ({written.bytes / 1e6:.1f} MB{opset})")
+        lines.append(f"{FORMATS[name].title}: written in {written.seconds:.1f}s ({written.bytes / 1e6:.1f} MB{opset})")
+    return lines
+
+
+def proof_lines(report: Report) -> list[str]:
+    """Return the table of the proof, and that of the proof on many pictures if there was one."""
     allowed = ", with the tolerance of float16" if report.options.half else ""
-    LOGGER.info(f"\nCompared with the unfused model in float32{allowed}:\n{proof_table(report.proofs)}\n")
+    lines = ["", f"Compared with the unfused model in float32{allowed}:", proof_table(report.proofs), ""]
     if report.surveys and report.options.material:
-        LOGGER.info(f"{survey_table(report.surveys, report.options.material, report.options.size)}\n")
+        lines += [survey_table(report.surveys, report.options.material, report.options.size), ""]
+    return lines
+
+
+def int8_lines(report: Report) -> list[str]:
+    """Return what quantization did to the layers of each format, and what keeping some in float costs and brings."""
+    lines = []
     for found in report.quantized.values():
-        log_quantization(found)
-    if not report.ok and report.quantized:
-        LOGGER.error(
+        lines += [
+            f"INT8 {found.format.title}, calibrated on {found.pictures} pictures; the layers that suffer most:",
+            layer_table(found.layers),
+            "",
+            "The worst layers in float, mAP in points:",
+            curve_table(found),
+            "",
+        ]
+    return lines
+
+
+def refusal(report: Report) -> str:
+    """Return why none of the files was put in its place."""
+    if report.quantized:
+        return (
             f"no INT8 file with at most {MOST:.0%} of its layers in float stays within --max-drop; nothing was "
             f"written, and what was there before stays: train with --qat, or give a larger --max-drop"
         )
-        return
-    if not report.ok:
-        shown = " and ".join(map(str, report.evidence))
-        refused = "the files disagree with the model; none was written, and what was there before stays"
-        LOGGER.error(printable(f"{refused}. What was found: {shown}"))
-        return
+    shown = " and ".join(map(str, report.evidence))
+    refused = "the files disagree with the model; none was written, and what was there before stays"
+    return printable(f"{refused}. What was found: {shown}")
+
+
+def latency_lines(report: Report) -> list[str]:
+    """Return how long the model and each file take for one batch."""
     threads = torch.get_num_threads()
-    LOGGER.info(f"Latency at batch {report.options.batch} on {threads} CPU thread(s), median (minimum):")
+    lines = [f"Latency at batch {report.options.batch} on {threads} CPU thread(s), median (minimum):"]
     for name, latency in report.latency.items():
         title = FORMATS[name].title if name in FORMATS else f"PyTorch {name}"
-        LOGGER.info(f"{title:>18} {latency.median:8.1f} ms ({latency.minimum:.1f})")
+        lines.append(f"{title:>18} {latency.median:8.1f} ms ({latency.minimum:.1f})")
+    return lines
+
+
+def saved_lines(report: Report) -> list[str]:
+    """Return where each file is."""
+    lines = []
     for name, written in report.written.items():
         place = next(path for path in report.files if format_of(path) == FORMATS[name])
         saved = f"saved as {place} ({_megabytes(place)})"
-        LOGGER.info(printable(f"{FORMATS[name].title}: export success ✅ {written.seconds:.1f}s, {saved}"))
+        lines.append(f"{FORMATS[name].title}: export success ✅ {written.seconds:.1f}s, {saved}")
     for found in report.quantized.values():
         place = report.files[-1].parent / str(found.file and found.file.name)
-        LOGGER.info(printable(f"INT8 {found.format.title}: {found.speed:.2f}x as fast ✅ saved as {place}"))
-    LOGGER.info(f"\nExport complete ({seconds:.1f}s)")
-    LOGGER.info(printable(f"Results saved to {report.files[-1].parent.resolve()}, the proof in {report.files[-1]}"))
-    if report.evidence:
-        LOGGER.info(printable(f"Worst case: {report.evidence[0]}"))
-    if runs := [path for path in report.files if (kind := format_of(path)) and not kind.not_run]:
-        LOGGER.info(printable(f"Detect:    python detect.py --weights {runs[-1]}"))
-        LOGGER.info(printable(f"Validate:  python val.py --weights {runs[-1]}"))
-    LOGGER.info("Visualize: https://netron.app")
+        lines.append(f"INT8 {found.format.title}: {found.speed:.2f}x as fast ✅ saved as {place}")
+    return [printable(line) for line in lines]
 
 
-def log_quantization(found: Quantization) -> None:
-    """Log what quantization did to the layers of one format, and what keeping some in float costs and brings."""
-    LOGGER.info(f"INT8 {found.format.title}, calibrated on {found.pictures} pictures; the layers that suffer most:")
-    LOGGER.info(f"{layer_table(found.layers)}\n\nThe worst layers in float, mAP in points:\n{curve_table(found)}\n")
+def closing_lines(report: Report, seconds: float) -> list[str]:
+    """Return how long it all took, where the report is, and what can be done with the files."""
+    place = report.files[-1]
+    lines = [f"Results saved to {place.parent.resolve()}, the proof in {place}"]
+    lines += [f"Worst case: {path}" for path in report.evidence[:1]]
+    runs = [path for path in report.files if (kind := format_of(path)) and not kind.not_run]
+    for path in runs[-1:]:
+        lines += [f"Detect:    python detect.py --weights {path}", f"Validate:  python val.py --weights {path}"]
+    return [
+        "",
+        f"Export complete ({seconds:.1f}s)",
+        *map(printable, lines),
+        "Visualize: https://netron.app",
+    ]
 
 
 def _megabytes(path: Path) -> str:

@@ -185,25 +185,35 @@ def parse_anchors(value: Any, strides: Sequence[float]) -> Anchors:
         ConfigError: anything else.
     """
     if isinstance(value, int) and not isinstance(value, bool):
-        if not 1 <= value <= MAX_ANCHORS:
-            raise ConfigError(f"anchors must be 1 to {MAX_ANCHORS} a level, got {value}")
-        sides = [[4 * stride * 2 ** (i / value) for i in range(value)] for stride in strides]
-        return tuple(tuple((side, side) for side in level) for level in sides)  # until AutoAnchor has seen the objects
-    if not isinstance(value, tuple) or not all(isinstance(level, tuple) for level in value):
-        raise ConfigError(f"anchors must be a list of numbers for each level, or how many a level has, got {value!r}")
-    if len(value) != len(strides):
-        raise ConfigError(f"anchors are given for {len(value)} levels, but the head reads {len(strides)} maps")
-    lengths = {len(level) for level in value}
-    if len(lengths) > 1 or not 0 < (length := lengths.pop()) <= 2 * MAX_ANCHORS or length % 2:
-        raise ConfigError("anchors must be as many pairs of width and height on each level")
-    if not all(_is_length(side) for level in value for side in level):
-        raise ConfigError(f"anchors must be widths and heights in pixels, above 0 and at most {MAX_ANCHOR:g}")
-    anchors = tuple(tuple(zip(level[::2], level[1::2], strict=True)) for level in value)
+        return _initial_anchors(value, strides)
+    anchors = _anchor_pairs(value, len(strides))
     areas = [sum(width * height for width, height in level) for level in anchors]
     if areas[0] > areas[-1]:
         LOGGER.warning("the anchors go from large to small, but the head's maps from fine to coarse: reversed")
         return anchors[::-1]
     return anchors
+
+
+def _initial_anchors(count: int, strides: Sequence[float]) -> Anchors:
+    """Return so many squares for each level, which stay until AutoAnchor has seen the objects."""
+    if not 1 <= count <= MAX_ANCHORS:
+        raise ConfigError(f"anchors must be 1 to {MAX_ANCHORS} a level, got {count}")
+    sides = [[4 * stride * 2 ** (i / count) for i in range(count)] for stride in strides]
+    return tuple(tuple((side, side) for side in level) for level in sides)
+
+
+def _anchor_pairs(value: Any, levels: int) -> Anchors:
+    """Return anchors that are written out, in the order in which they stand; ConfigError for anything else."""
+    if not isinstance(value, tuple) or not all(isinstance(level, tuple) for level in value):
+        raise ConfigError(f"anchors must be a list of numbers for each level, or how many a level has, got {value!r}")
+    if len(value) != levels:
+        raise ConfigError(f"anchors are given for {len(value)} levels, but the head reads {levels} maps")
+    lengths = {len(level) for level in value}
+    if len(lengths) > 1 or not 0 < (length := lengths.pop()) <= 2 * MAX_ANCHORS or length % 2:
+        raise ConfigError("anchors must be as many pairs of width and height on each level")
+    if not all(_is_length(side) for level in value for side in level):
+        raise ConfigError(f"anchors must be widths and heights in pixels, above 0 and at most {MAX_ANCHOR:g}")
+    return tuple(tuple(zip(level[::2], level[1::2], strict=True)) for level in value)
 
 
 def _is_length(side: Any) -> bool:

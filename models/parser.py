@@ -13,7 +13,8 @@ published forks.) What `from` may say:
 
 Names go by the stride in the picture, numbers by a backbone's own: of the five, the k-th is the map that is 2^k times
 smaller than what the backbone reads, there or not. For a backbone that reads the picture these are the same, so that
-slot 3 is P4; behind a stem of stride 2 the fourth slot is P5. Levels outside of the five, such as P6, have a name only.
+slot 3 is P4; behind a stem of stride 2 the fourth slot is P5. Levels outside of the five, such as P6, have a name only:
+their slot is the `BackboneLevel` itself instead of a number.
 
 The wiring is data beside the modules (`Node`), so it survives whatever happens to them: fusing, copying, loading.
 """
@@ -44,7 +45,6 @@ from models.spec import ModelSpec, Row
 
 PICTURE = -1  # the slot of the input
 LEVELS = 5  # slots of a list backbone: P1 to P5
-MAX_POWER = 64  # log2 of any stride is below
 MAX_PARAMETERS = 500_000_000  # of a model: 2 GB in float32, and four times that while it trains
 MAX_MODULES = 20_000  # that one row is made of
 MAX_CHANNELS = 1_000_000  # of a map
@@ -55,17 +55,23 @@ MAX_SIDE = 1024  # pixels that every stride of a model divides; the smallest pic
 Construct = Callable[[Callable[[Row], Layer], Row], Layer]  # calls what builds a row, and returns its layer
 
 
-class Level(NamedTuple):
-    """A map that a row reads by its name: the backbone's row, and log2 of the stride in the picture."""
+class BackboneLevel(NamedTuple):
+    """A map of a list backbone by its name: the backbone's row, and log2 of the stride in the picture."""
 
     row: int
     power: int
+
+    def __str__(self) -> str:
+        return f"P{self.power}"
+
+
+Slot = int | BackboneLevel  # a number, or a level that has none
 
 
 class Wire(NamedTuple):
     """What a row reads, the first slot that it takes, and whether it takes one for each of P1 to P5."""
 
-    sources: tuple[int | Level, ...]
+    sources: tuple[int | BackboneLevel, ...]  # numbers, and levels by their names
     slot: int
     has_levels: bool
 
@@ -80,17 +86,17 @@ class Node:
     """How a row is wired: the slots that it reads and writes, and those that nobody reads after it."""
 
     row: Row
-    sources: tuple[int, ...]
-    slots: tuple[int, ...]  # one, or one per map of a list backbone; below PICTURE: a level that has a name only
-    numbers: range  # the slots that it takes, of which a list backbone writes some
-    last_use: tuple[int, ...]
+    sources: tuple[Slot, ...]
+    slots: tuple[Slot, ...]  # one, or one per map of a list backbone
+    numbers: range  # that it takes, of which a list backbone writes some
+    last_use: tuple[Slot, ...]
     reads_list: bool
     writes_list: bool
 
     @property
     def slot(self) -> int:
-        """The slot by which people call the row: its only one, or its deepest level's."""
-        return self.slots[-1]
+        """The number by which people call the row: its only one, or that of its deepest level that has one."""
+        return max((slot for slot in self.slots if isinstance(slot, int)), default=self.numbers[-1])
 
 
 @dataclass(frozen=True)
@@ -99,7 +105,7 @@ class Graph:
 
     modules: tuple[nn.Module, ...]
     nodes: tuple[Node, ...]
-    features: dict[int, Feature]
+    features: dict[Slot, Feature]
 
 
 def parse_model(spec: ModelSpec) -> Graph:
@@ -145,7 +151,7 @@ def resolve(spec: ModelSpec) -> list[Wire]:
     return wires
 
 
-def _source(source: int | str, slot: int, backbones: Sequence[int]) -> int | Level:
+def _source(source: int | str, slot: int, backbones: Sequence[int]) -> int | BackboneLevel:
     """Return what one entry of `from` means in the row that takes `slot`, behind backbones in these rows."""
     if isinstance(source, str):
         return PICTURE if source == "picture" else _level(source, backbones)
@@ -158,7 +164,7 @@ def _source(source: int | str, slot: int, backbones: Sequence[int]) -> int | Lev
     return absolute
 
 
-def _level(name: str, backbones: Sequence[int]) -> Level:
+def _level(name: str, backbones: Sequence[int]) -> BackboneLevel:
     """Return the level that `name` means behind list backbones in these rows."""
     match = re.fullmatch(r"(?:backbone([1-9]\d?)\.)?P(\d)", name, flags=re.ASCII)
     if match is None:
@@ -171,21 +177,13 @@ def _level(name: str, backbones: Sequence[int]) -> Level:
         raise ConfigError(f"'from' names the level {name}, but there are no levels without a list backbone before it")
     if int(number or 1) > len(backbones):
         raise ConfigError(f"'from' names backbone{number}, but {len(backbones)} list backbone(s) come before")
-    return Level(backbones[int(number or 0) - 1], int(power))
-
-
-def _level_slot(first: int, power: int) -> int:
-    """Return the slot of the map that is 2^power times smaller than what a backbone reads, whose first slot is given.
-
-    Those without a number have slots below the picture's, which no `from` can name.
-    """
-    return first + power - 1 if 1 <= power <= LEVELS else PICTURE - 1 - (first * MAX_POWER + power)
+    return BackboneLevel(backbones[int(number or 0) - 1], int(power))
 
 
 # Building -------------------------------------------------------------------------------------------------------------
 def _build(spec: ModelSpec, wires: Sequence[Wire], construct: Construct) -> Graph:
     """Return the graph of a spec, whose layers come from `construct`."""
-    features: dict[int, Feature] = {PICTURE: Feature(spec.ch, 1)}
+    features: dict[Slot, Feature] = {PICTURE: Feature(spec.ch, 1)}
     shifts: dict[int, int] = {}  # row of a list backbone to log2 of the stride of what it reads
     modules: list[nn.Module] = []
     nodes: list[Node] = []
@@ -198,8 +196,8 @@ def _build(spec: ModelSpec, wires: Sequence[Wire], construct: Construct) -> Grap
                 shifts[row.index] = _shift(row.module, inputs)
                 readers = _readers(spec, wires, row.index, shifts[row.index])
                 layer = construct(partial(_build_levels, source=inputs[0], powers=sorted(readers)), row)
-                powers = (_power(row.module, feature.stride) - shifts[row.index] for feature in layer.outputs)
-                slots = tuple(_level_slot(wire.slot, power) for power in powers)
+                powers = (_power(row.module, feature.stride) for feature in layer.outputs)
+                slots = tuple(_slot(BackboneLevel(row.index, power), wires, shifts) for power in powers)
             else:
                 layer = construct(partial(build_layer, spec, inputs=inputs), row)
                 slots = (wire.slot,)
@@ -217,11 +215,12 @@ def _build(spec: ModelSpec, wires: Sequence[Wire], construct: Construct) -> Grap
     return Graph(tuple(modules), _let_go(nodes), features)
 
 
-def _slot(source: int | Level, wires: Sequence[Wire], shifts: Mapping[int, int]) -> int:
-    """Return the slot of what a row reads, all rows before it being built."""
+def _slot(source: int | BackboneLevel, wires: Sequence[Wire], shifts: Mapping[int, int]) -> Slot:
+    """Return the slot of what a row reads, all rows before it being built: a level's number where it has one."""
     if isinstance(source, int):
         return source
-    return _level_slot(wires[source.row].slot, source.power - shifts[source.row])
+    own_power = source.power - shifts[source.row]
+    return wires[source.row].slot + own_power - 1 if 1 <= own_power <= LEVELS else source
 
 
 def _backbones(wires: Sequence[Wire]) -> list[int]:
@@ -239,7 +238,7 @@ def _readers(spec: ModelSpec, wires: Sequence[Wire], backbone: int, shift: int) 
     numbers = wires[backbone].numbers
     for row, wire in zip(spec.rows, wires, strict=True):
         for source in wire.sources:
-            if isinstance(source, Level):
+            if isinstance(source, BackboneLevel):
                 power = source.power - shift if source.row == backbone else None
             else:
                 power = source - numbers.start + 1 if source in numbers else None
@@ -351,7 +350,7 @@ def common_side(features: Iterable[Feature]) -> int:
 
 
 def _check_sizes(
-    spec: ModelSpec, modules: Sequence[nn.Module], nodes: Sequence[Node], features: Mapping[int, Feature]
+    spec: ModelSpec, modules: Sequence[nn.Module], nodes: Sequence[Node], features: Mapping[Slot, Feature]
 ) -> None:
     """Raise ConfigError for two list backbones of which each takes pictures of another size alone."""
     sized = []

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import inspect
-import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from ultralytics.nn.modules import Detect
 from models.backbones.base import Backbone, check_maps, level_name
 from models.blocks.reparam import switch_to_deploy
 from models.layers import LAYERS, Feature
-from models.parser import Node
+from models.parser import Node, Slot
 from models.spec import ModelSpec, Row
 
 if TYPE_CHECKING:
@@ -33,7 +32,7 @@ class RowModel(Protocol):
 
     spec: ModelSpec
     nodes: tuple[Node, ...]
-    features: dict[int, Feature]
+    features: dict[Slot, Feature]
     model: nn.Sequential
 
     @property
@@ -173,7 +172,7 @@ def model_table(model: RowModel, size: tuple[int, int] | None = None) -> str:
     for module, node in zip(model.model, model.nodes, strict=True):
         number, word, args = scaled(model.spec, node.row)
         sources = node.row.sources[0] if node.row.single else list(node.row.sources)
-        slots = slots_text(model, node)
+        slots = slots_text(node)
         params = f"{count_parameters(module):,}"
         columns.append((slots, _plain(sources), str(number), params, word, _plain(args)))
     wide = max(20, *(len(sources) + 1 for _, sources, *_ in columns))
@@ -190,10 +189,10 @@ def model_table(model: RowModel, size: tuple[int, int] | None = None) -> str:
     return "\n".join(lines)
 
 
-def slots_text(model: RowModel, node: Node) -> str:
+def slots_text(node: Node) -> str:
     """Return what `from` calls the maps of a row: 5, 2-4, or with a level that has no number 2-4,P6."""
-    numbers = [slot for slot in node.slots if slot in node.numbers]
-    names = [f"P{round(math.log2(model.features[slot].stride))}" for slot in node.slots if slot not in node.numbers]
+    numbers = [slot for slot in node.slots if isinstance(slot, int)]
+    names = [str(slot) for slot in node.slots if not isinstance(slot, int)]
     ends = dict.fromkeys((min(numbers), max(numbers))) if numbers else ()
     return ",".join(filter(None, ["-".join(map(str, ends)), *names]))
 

@@ -25,7 +25,7 @@ from models.blocks.reparam import switch_to_deploy
 from models.errors import ConfigError
 from models.heads import AnchorDetect
 from models.loss import AnchorGains, AnchorLoss
-from models.parser import PICTURE, common_side, parse_model
+from models.parser import PICTURE, Slot, common_side, parse_model
 from models.spec import ModelSpec, load_spec
 from models.summary import model_table
 
@@ -82,7 +82,7 @@ class DetectionModel(tasks.DetectionModel):
         """Run the rows in order; a slot is let go after its last reader. `profile` and `embed` are ultralytics'."""
         if profile or embed:
             raise NotImplementedError("RepYOLO's models neither profile their layers nor give embeddings")
-        slots = {PICTURE: x}
+        slots: dict[Slot, Any] = {PICTURE: x}
         for module, node in zip(self.model, self.nodes, strict=True):
             inputs = [slots[slot] for slot in node.sources]
             output = module(inputs if node.reads_list else inputs[0])

@@ -17,10 +17,8 @@ from torch.utils._pytree import tree_leaves
 
 from models.spec import CONFIGS
 from utils.checkpoint import pack_model, save_checkpoint
-from utils.deploy.fresh import (
-    random_model,  # noqa: F401 (those of the parity table, for all tests)
-    randomize_,  # noqa: F401 (those of the parity table, for all tests)
-)
+from utils.deploy.fresh import random_model  # noqa: F401 (those of the parity table, for all tests)
+from utils.deploy.randomize import randomize_  # noqa: F401 (those of the parity table, for all tests)
 
 GOLDEN = Path(__file__).parent / "golden"
 

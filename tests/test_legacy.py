@@ -3,6 +3,7 @@
 import json
 import resource
 import time
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from models import BACKBONES, Backbone, DetectionModel, switch_to_deploy
 from models.backbones.base import select_strides
 from models.errors import ConfigError
 from models.layers import LAYERS
-from models.parser import MAX_PARAMETERS, PICTURE, parse_model
+from models.parser import MAX_PARAMETERS, PICTURE, BackboneLevel, parse_model
 from models.spec import load_spec
 from models.summary import backbone_card, model_table
 from tests.helpers import pictures, randomize_, tensors, tiny, worst_error, write
@@ -273,7 +274,15 @@ def test_levels_of_timm_models(name, levels, size):
 def test_levels_without_a_number_are_let_go_too():
     parsed = graph(backbone("Steps", {"last": 64}), ["P6", 1, "Conv", [8]], [["P5", -1], 1, "Detect", ["nc"]])
     released = [slot for node in parsed.nodes for slot in node.last_use]
-    assert sorted(released) == sorted([*parsed.features, parsed.nodes[-1].slot])
+    assert Counter(released) == Counter([*parsed.features, parsed.nodes[-1].slot])
+
+
+@pytest.mark.parametrize(("levels", "slots", "number"), [("P5 P6", (4, (0, 6)), 4), ("P6 P7", ((0, 6), (0, 7)), 4)])
+def test_a_level_without_a_number_is_its_own_slot(levels, slots, number):
+    node = graph(backbone("Steps", {"last": 128}), [levels.split(), 1, "Detect", ["nc"]]).nodes[0]
+    assert node.slots == slots
+    assert node.slot == number
+    assert str(BackboneLevel(0, 6)) == "P6"
 
 
 P2 = pan(128, 256, 512, 1024, first=6, skips=(1, 2, 3))

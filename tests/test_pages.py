@@ -28,6 +28,8 @@ from utils import cli, web
 from utils.benchmark.report import Row, page
 from utils.checkpoint import pack_model, save_checkpoint
 from utils.detect.writers import Wanted
+from utils.web.service import DetectionService
+from utils.web.tables import html_table
 
 ROOT = Path(__file__).parents[1]
 PICTURES = sorted((ROOT / "data/images").glob("*.jpg"))
@@ -325,10 +327,10 @@ def test_the_server_gives_no_files_and_only_listed_weights(site):
 
 # Behind the page ------------------------------------------------------------------------------------------------------
 @pytest.fixture
-def studio(tmp_path):
+def service(tmp_path):
     weights = {"listed": save_weights(tmp_path / "listed.pt")}
     save_weights(tmp_path / "secret.pt")
-    return web.Studio(weights, tmp_path, Wanted(), {"conf_thres": 0.0, "iou_thres": 0.45, "max_det": 5})
+    return DetectionService(weights, tmp_path, Wanted(), {"conf_thres": 0.0, "iou_thres": 0.45, "max_det": 5})
 
 
 def quiet(*_, **__):
@@ -336,26 +338,26 @@ def quiet(*_, **__):
 
 
 @pytest.mark.parametrize("name", ["secret.pt", "../listed.pt", "", "{folder}/secret.pt"])
-def test_weights_that_are_not_listed_are_not_opened(studio, tmp_path, name):
+def test_weights_that_are_not_listed_are_not_opened(service, tmp_path, name):
     with pytest.raises(UserError, match="is not on the list of weights"):
-        studio.detect(PICTURES[0], name.format(folder=tmp_path), 0.25, 0.45, quiet)
+        service.detect(PICTURES[0], name.format(folder=tmp_path), 0.25, 0.45, quiet)
 
 
-def test_thresholds_are_those_of_the_sliders(studio):
-    counts = [studio.detect(PICTURES[0], "listed", conf, 0.45, quiet)[1].count('scope="row"') for conf in (0.0, 1.0)]
+def test_thresholds_are_those_of_the_sliders(service):
+    counts = [service.detect(PICTURES[0], "listed", conf, 0.45, quiet)[1].count('scope="row"') for conf in (0.0, 1.0)]
     assert counts[0] > counts[1] == 0
 
 
-def test_uploads_name_no_other_files(studio, tmp_path):
+def test_uploads_name_no_other_files(service, tmp_path):
     shutil.copy(PICTURES[0], tmp_path / "a.jpg")
     (tmp_path / "list.txt").write_text("a.jpg\n")
     for name in ("list.txt", "*.jpg", "a.streams"):
         with pytest.raises(UserError, match="is neither a picture nor a video"):
-            studio.detect(tmp_path / name, "listed", 0.25, 0.45, quiet)
+            service.detect(tmp_path / name, "listed", 0.25, 0.45, quiet)
 
 
 def test_names_of_classes_are_text():
-    table = web.html_table("<i>", ["<b>", "n"], [["<script>", "1"]])
+    table = html_table("<i>", ["<b>", "n"], [["<script>", "1"]])
     assert "&lt;script&gt;" in table
     assert not re.search("<(i|b|script)>", table)
 

@@ -17,7 +17,7 @@ from models.backbones.pyramid import Pyramid, fit_to_grid, nearest_stride
 from models.backbones.traceable import Traceable, adaptive_avg_pool2d
 from models.errors import ConfigError, UserError
 from tests.helpers import pictures, randomize_, tiny_backbone, worst_error
-from utils import survey_timm
+from utils import cli, survey_timm
 
 TIMM = ["resnet18", "mobilenetv4_conv_small", "hgnetv2_b0", "ghostnet_050"]
 P3_TO_P5 = (8, 16, 32)
@@ -400,9 +400,14 @@ def test_a_missing_level_is_a_config_error():
 
 
 # The survey -----------------------------------------------------------------------------------------------------------
+def run_survey(*words):
+    """Run the command as the command line does and return the exit code."""
+    return cli.run_script(survey_timm.main, survey_timm.make_parser(), list(words))
+
+
 def test_the_survey_writes_what_it_finds(tmp_path, caplog):
     output = tmp_path / "found.json"
-    assert survey_timm.main(["--filter", "test_resne*", "--deep", "--output", str(output)]) == 0
+    assert survey_timm.run(filter="test_resne*", deep=True, output=output) == 0
     found = json.loads(output.read_text())
     assert [(m["name"], m["square"], m["rectangle"], m["left"]) for m in found["models"]] == [
         ("test_resnet", True, True, [])
@@ -411,18 +416,18 @@ def test_the_survey_writes_what_it_finds(tmp_path, caplog):
 
 
 def test_the_survey_says_why_a_model_does_not_serve():
-    finding = survey_timm.examine("efficientformer_l1")
+    finding = survey_timm.examine_model("efficientformer_l1")
     assert not finding.square
     assert "takes no picture of 640x640" in finding.reason
-    assert "why a model does not serve" in survey_timm.table([finding])
+    assert "why a model does not serve" in survey_timm.findings_table([finding])
 
 
 def test_a_survey_that_could_not_be_written_is_not_begun(tmp_path, capsys):
     for output in (tmp_path, tmp_path / "no-such-folder/found.json"):
-        assert survey_timm.main(["--filter", "test_vit", "--output", str(output)]) == 2
+        assert run_survey("--filter", "test_vit", "--output", str(output)) == 2
         assert "--output takes a file in a folder that exists" in capsys.readouterr().err
 
 
 def test_a_survey_of_nothing_says_so(capsys):
-    assert survey_timm.main(["--filter", "no_such_*"]) == 2
+    assert run_survey("--filter", "no_such_*") == 2
     assert "timm has no model like 'no_such_*'" in capsys.readouterr().err

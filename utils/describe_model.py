@@ -160,7 +160,7 @@ def time_rows(forms: tuple[DetectionModel, DetectionModel], size: tuple[int, int
     latencies = [[Latency(values) for values in zip(*rounds, strict=True)] for rounds in times]
     gflops = [row_gflops(form, size) for form in forms]
     return [
-        RowTime(slots_text(forms[0], node), node.row.module, (work, less), (before, after))
+        RowTime(slots_text(node), node.row.module, (work, less), (before, after))
         for node, work, less, before, after in zip(forms[0].nodes, *gflops, *latencies, strict=True)
     ]
 

@@ -12,15 +12,15 @@ Runtime with PyTorch in float32.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import copy
 import fnmatch
-import io
 import json
+import math
 import multiprocessing
 import os
 import re
 import sys
+import tempfile
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -31,17 +31,23 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from ultralytics.utils import LOGGER, TQDM
 
-from models.backbones.base import create_backbone
-from models.backbones.from_timm import TimmBackbone, native_size, timm_file, timm_models
+from models.backbones.base import check_maps, create_backbone
+from models.backbones.from_timm import TimmBackbone, native_size, timm_file
+from models.backbones.lazy_timm import timm_models
 from models.blocks.reparam import switch_to_deploy
 from models.errors import UserError
+from utils import cli
+from utils.benchmark.forms import write_backbone
+from utils.deploy.randomize import randomize_
+from utils.deploy.run import load_runner
+from utils.deploy.write import instead_of_output
+from utils.prove.compare import relative_errors
 
-STRIDES = (8, 16, 32)  # that a detector reads
+DETECTOR_STRIDES = (8, 16, 32)
 SQUARE, RECTANGLE = (640, 640), (480, 672)  # pictures: of training, and cut to fit
-FAILURES = (RuntimeError, AttributeError, TypeError, AssertionError, ValueError, LookupError, ArithmeticError)
+MODEL_ERRORS = (RuntimeError, AttributeError, TypeError, AssertionError, ValueError, LookupError, ArithmeticError)
 TOLERANCES = {"fused": 1e-9, "onnx": 1e-3}  # largest relative error, in float64 and in float32
 
 
@@ -64,7 +70,7 @@ class Finding:
 
 
 @dataclass
-class Proof:
+class FormErrors:
     """How far one model's other forms are from it, as relative errors; None where there is no such form."""
 
     name: str
@@ -82,15 +88,15 @@ class Proof:
 
 
 # Without data ---------------------------------------------------------------------------------------------------------
-def examine(name: str) -> Finding:
+def examine_model(name: str) -> Finding:
     """Return what timm's `name` gives, without building or running anything real."""
     warnings.simplefilter("ignore")
     finding = Finding(name, timm_file(name))
     try:
         with torch.device("meta"), torch.no_grad():
             _examine(finding)
-    except FAILURES as error:
-        finding.reason = finding.reason or sentence(error)
+    except MODEL_ERRORS as error:
+        finding.reason = finding.reason or reason_of(error)
     return finding
 
 
@@ -102,37 +108,34 @@ def _examine(finding: Finding) -> None:
     finding.params = sum(p.numel() for p in backbone.parameters())
     finding.strides, finding.made = list(backbone.body_strides), list(backbone.pyramid.made)
     finding.scale, finding.one_size = backbone.scale, backbone.size is not None
-    check(backbone, SQUARE)
+    _check(backbone, SQUARE)
     finding.square = True
     other = _build(finding.name, img_size=RECTANGLE) if finding.one_size else backbone
     deploy: Any = switch_to_deploy(backbone)
     finding.fused, finding.left = dict(deploy.report.fused), deploy.report.left
-    check(other, RECTANGLE)
+    _check(other, RECTANGLE)
     finding.rectangle = True
 
 
 def _build(name: str, **options: Any) -> TimmBackbone:
-    backbone = create_backbone("timm", name, out_strides=STRIDES, **options).eval()
+    backbone = create_backbone("timm", name, out_strides=DETECTOR_STRIDES, **options).eval()
     assert isinstance(backbone, TimmBackbone)
     return backbone
 
 
-def check(backbone: TimmBackbone, size: tuple[int, int]) -> None:
-    """Raise UserError unless `backbone` gives what it declares for a picture of `size` (H, W)."""
+def _check(backbone: TimmBackbone, size: tuple[int, int]) -> None:
+    """Raise UserError unless a backbone gives what it declares for a picture of `size` (H, W)."""
     like = next(backbone.parameters())
-    came = [tuple(m.shape[1:]) for m in backbone(like.new_zeros(1, backbone.in_channels, *size))]
-    said = [(c, size[0] // s, size[1] // s) for c, s in zip(backbone.channels, backbone.strides, strict=True)]
-    if came != said:
-        raise UserError(f"timm's {backbone.arch} gives maps of {came} for a picture of {size}, not {said}")
+    check_maps(backbone, backbone(like.new_zeros(1, backbone.in_channels, *size)), size)
 
 
-def survey(names: Sequence[str], workers: int) -> Iterator[Finding]:
+def examine_all(names: Sequence[str], workers: int) -> Iterator[Finding]:
     """Yield a finding for each of `names`, from as many processes as `workers`."""
     if workers <= 1:
-        yield from map(examine, names)
+        yield from map(examine_model, names)
         return
     with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), torch.set_num_threads, (1,)) as pool:
-        yield from pool.map(examine, names, chunksize=4)
+        yield from pool.map(examine_model, names, chunksize=4)
 
 
 # With data ------------------------------------------------------------------------------------------------------------
@@ -144,103 +147,77 @@ def smallest_of_each_file(findings: Iterable[Finding]) -> list[Finding]:
     return [best[file] for file in sorted(best)]
 
 
-def prove(name: str) -> Proof:
+def compare_forms(name: str) -> FormErrors:
     """Return how far timm's `name` is from its fused form and from its ONNX file, in numbers."""
     warnings.simplefilter("ignore")
-    proof = Proof(name, timm_file(name), [])
+    errors = FormErrors(name, timm_file(name), [])
     try:
-        _prove(proof)
-    except FAILURES as error:
-        proof.reason = sentence(error)
-    return proof
+        _compare_forms(errors)
+    except MODEL_ERRORS as error:
+        errors.reason = reason_of(error)
+    return errors
 
 
 @torch.no_grad()
-def _prove(proof: Proof) -> None:
+def _compare_forms(errors: FormErrors) -> None:
     torch.manual_seed(0)
-    backbone = _build(proof.name)
+    backbone = _build(errors.name)
     if backbone.size is not None:
-        backbone = _build(proof.name, img_size=[-(-side // 32) * 32 for side in native_size(proof.name)])
-    stir(backbone)
-    proof.picture = list(backbone.size or (backbone.example_side, backbone.example_side))
-    x = torch.rand(2, 3, *proof.picture)
-    reference = [m.clone() for m in backbone(x)]
+        backbone = _build(errors.name, img_size=[-(-side // 32) * 32 for side in native_size(errors.name)])
+    randomize_(backbone)
+    height, width = backbone.size or (backbone.example_side, backbone.example_side)
+    errors.picture = [height, width]
+    x = torch.rand(2, 3, height, width)
+    first = [m[:1].clone() for m in backbone(x)]  # files are written for one picture
     deploy: Any = switch_to_deploy(copy.deepcopy(backbone).double())  # in float32 its weights would be rounded
-    proof.left = len(deploy.report.left)
-    proof.fused = worst(deploy(x.double()), backbone.double()(x.double()))
-    proof.onnx = worst(run_onnx(deploy.float(), x), reference)
+    errors.left = len(deploy.report.left)
+    errors.fused = largest_error(backbone.double()(x.double()), deploy(x.double()))
+    errors.onnx = largest_error(first, run_onnx(deploy.float(), x[:1]))
 
 
-@torch.no_grad()
-def stir(model: nn.Module) -> None:
-    """Give statistics, biases and scales values in which a forgotten term would show."""
-    for norm in model.modules():
-        if isinstance(norm, _BatchNorm) and norm.running_mean is not None and norm.running_var is not None:
-            norm.running_mean.normal_(0, 0.3)
-            norm.running_var.uniform_(0.5, 2)
-    for parameter in model.parameters():
-        if parameter.ndim == 1:
-            parameter.uniform_(0.3, 0.9)
+def run_onnx(backbone: nn.Module, x: Tensor) -> Sequence[Tensor]:
+    """Write `backbone` as export.py does, and return what ONNX Runtime makes of a picture (1, 3, H, W)."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "backbone.onnx"
+        # torch prints the whole graph, from C++, when it gives up
+        with Path(os.devnull).open("w") as nowhere, instead_of_output(nowhere.fileno()):
+            write_backbone(backbone, path, (x.shape[2], x.shape[3]))
+        return load_runner(path)(x)
 
 
-def run_onnx(model: nn.Module, x: Tensor) -> list[Tensor]:
-    """Export `model` with the opset that export.py writes, and return what ONNX Runtime makes of x."""
-    import onnxruntime  # noqa: PLC0415  only --deep needs it
-
-    file: Any = io.BytesIO()
-    with _no_stdout():
-        torch.onnx.export(model, (x,), file, input_names=["x"], dynamo=False, opset_version=17)
-    session = onnxruntime.InferenceSession(file.getvalue(), providers=["CPUExecutionProvider"])
-    return [torch.from_numpy(output) for output in session.run(None, {"x": x.numpy()})]
-
-
-@contextlib.contextmanager
-def _no_stdout() -> Iterator[None]:
-    """Send the process's standard output nowhere: torch prints the whole graph there, from C++, when it gives up."""
-    sys.stdout.flush()
-    saved = os.dup(1)
-    with Path(os.devnull).open("wb") as nowhere:
-        os.dup2(nowhere.fileno(), 1)
-    try:
-        yield
-    finally:
-        os.dup2(saved, 1)
-        os.close(saved)
-
-
-def worst(got: Sequence[Tensor], want: Sequence[Tensor]) -> float:
+def largest_error(expected: Sequence[Tensor], got: Sequence[Tensor]) -> float:
     """Return the largest difference over the largest value, over all maps.
 
     Raises:
         ArithmeticError: a value is not finite.
     """
-    errors = [((g - w).abs().max() / w.abs().max()).item() for g, w in zip(got, want, strict=True)]
-    if not all(error < float("inf") for error in errors):
+    errors = [float(relative_errors(want, have).max()) for want, have in zip(expected, got, strict=True)]
+    if not all(map(math.isfinite, errors)):
         raise ArithmeticError("its maps are not finite with random weights")
     return max(errors)
 
 
 # What comes out -------------------------------------------------------------------------------------------------------
-def sentence(error: BaseException) -> str:
+def reason_of(error: BaseException) -> str:
     """Return the first line of an error, or its kind."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
 
 
-def kind_of(reason: str, name: str = "") -> str:
+def without_numbers(reason: str, name: str = "") -> str:
     """Return a reason without the name of the model and the numbers that differ from one to the next."""
     general = reason.replace(f"timm's {name} ", "it ").replace(f"build {name} ", "build it ")
     return re.sub(r"\d+", "N", general)[:110]
 
 
-def table(findings: Sequence[Finding]) -> str:
+def findings_table(findings: Sequence[Finding]) -> str:
     """Return the counts as a Markdown table, and after it one of the reasons of those that do not serve."""
     serving = [f for f in findings if f.square]
     rows = [
         ("names", len(findings)),
         ("serve P3-P5 at 640x640", len(serving)),
         ("- with all three of their own", sum(not f.made for f in serving)),
-        ("- with one or two made by the adapter", sum(0 < len(f.made) < len(STRIDES) for f in serving)),
-        ("- with all three made by the adapter", sum(len(f.made) == len(STRIDES) for f in serving)),
+        ("- with one or two made by the adapter", sum(0 < len(f.made) < len(DETECTOR_STRIDES) for f in serving)),
+        ("- with all three made by the adapter", sum(len(f.made) == len(DETECTOR_STRIDES) for f in serving)),
         ("- that take any multiple of 32", sum(f.rectangle and not f.one_size for f in serving)),
         ("- that take one size, `img_size`", sum(f.one_size for f in serving)),
         ("- that see a scaled picture", sum(f.scale != 1 for f in serving)),
@@ -261,11 +238,13 @@ def table(findings: Sequence[Finding]) -> str:
 
 
 def _reasons(findings: Iterable[Finding]) -> list[tuple[str, list[str]]]:
-    return _grouped((kind_of(f.reason, f.name), f.name) for f in findings if f.reason)
+    return _grouped((without_numbers(f.reason, f.name), f.name) for f in findings if f.reason)
 
 
 def _left(findings: Iterable[Finding]) -> list[tuple[str, list[str]]]:
-    return _grouped((kind, f.name) for f in findings for kind in {kind_of(e.partition(": ")[2]) for e in f.left})
+    return _grouped(
+        (kind, f.name) for f in findings for kind in {without_numbers(e.partition(": ")[2]) for e in f.left}
+    )
 
 
 def _grouped(pairs: Iterable[tuple[str, str]]) -> list[tuple[str, list[str]]]:
@@ -275,10 +254,10 @@ def _grouped(pairs: Iterable[tuple[str, str]]) -> list[tuple[str, list[str]]]:
     return sorted(groups.items(), key=lambda item: -len(item[1]))
 
 
-def proof_table(proofs: Sequence[Proof]) -> str:
-    """Return one line per proof as a Markdown table."""
+def form_errors_table(compared: Sequence[FormErrors]) -> str:
+    """Return a line for each model as a Markdown table."""
     lines = ["| file | model | picture | fused | ONNX | note |", "|---|---|---|---|---|---|"]
-    for p in proofs:
+    for p in compared:
         size = "x".join(map(str, p.picture))
         note = p.reason or (f"{p.left} BatchNorms stay" if p.left else "")
         lines.append(f"| {p.file} | {p.name} | {size} | {_error(p.fused)} | {_error(p.onnx)} | {note} |")
@@ -289,46 +268,65 @@ def _error(error: float | None) -> str:
     return "-" if error is None else f"{error:.0e}"
 
 
-def make_parser() -> argparse.ArgumentParser:
+# The command ----------------------------------------------------------------------------------------------------------
+def make_parser() -> cli.Parser:
     """Return the options of the command."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = cli.Parser(prog="python -m utils.survey_timm", description=__doc__)
     parser.add_argument("--filter", default="*", help="names to look at, with wildcards: 'rep*'")
-    parser.add_argument("--limit", type=int, help="as many names at most, spread over the list")
+    parser.add_argument("--limit", type=cli.positive_int, help="as many names at most, spread over the list")
     parser.add_argument("--deep", action="store_true", help="compare one model of each file in numbers as well")
-    parser.add_argument("--workers", type=int, default=1, help="processes")
+    parser.add_argument("--workers", type=cli.positive_int, default=1, help="processes")
     parser.add_argument("--output", type=Path, default=Path("survey.json"), help="file of the findings")
     return parser
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Look at the names that the options choose, write what was found, print the tables; return the exit code."""
-    args = make_parser().parse_args(argv)
-    names = fnmatch.filter(timm_models(), args.filter)
-    if args.limit is not None:
-        names = names[:: max(1, -(-len(names) // max(1, args.limit)))]
-    if not names:
-        print(f"timm has no model like '{args.filter}'", file=sys.stderr)
-        return 2
+def run(**options: object) -> int:
+    """Look at timm's models from Python: `run(filter="rep*", deep=True)`. Returns the exit code.
+
+    Raises:
+        UserError: an option is wrong.
+    """
+    return main(make_parser().from_keywords(**options))
+
+
+def main(args: argparse.Namespace) -> int:
+    """Look at the names that the options choose, write what was found, print the tables; return the exit code.
+
+    Raises:
+        UserError: no model has such a name, or the findings cannot be written.
+    """
+    names = chosen_names(args.filter, args.limit)
     if args.output.is_dir() or not args.output.parent.is_dir():
-        print(f"--output takes a file in a folder that exists, not {args.output}", file=sys.stderr)
-        return 2
+        raise UserError(f"--output takes a file in a folder that exists, not {args.output}")
     findings: list[Finding] = []
-    proofs: list[Proof] = []
+    compared: list[FormErrors] = []
     try:
-        findings += TQDM(survey(names, args.workers), total=len(names), desc="surveying timm")
+        findings += TQDM(examine_all(names, args.workers), total=len(names), desc="surveying timm")
         if args.deep:
             chosen = smallest_of_each_file(findings)
-            proofs += map(prove, (f.name for f in TQDM(chosen, desc="one model of each file")))
+            compared += map(compare_forms, (f.name for f in TQDM(chosen, desc="one model of each file")))
     finally:  # what is found before Ctrl-C is kept
-        found = {"models": [asdict(f) for f in findings], "proofs": [asdict(p) for p in proofs]}
+        found = {"models": [asdict(f) for f in findings], "proofs": [asdict(errors) for errors in compared]}
         args.output.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    LOGGER.info(table(findings))
-    if proofs:
-        good = Counter(p.ok for p in proofs)
-        LOGGER.info(f"\n{proof_table(proofs)}\n\n{good[True]} of {len(proofs)} agree")
+    LOGGER.info(findings_table(findings))
+    if compared:
+        good = Counter(errors.ok for errors in compared)
+        LOGGER.info(f"\n{form_errors_table(compared)}\n\n{good[True]} of {len(compared)} agree")
     LOGGER.info(f"\nthe findings are in {args.output}")
     return 0
 
 
+def chosen_names(pattern: str, limit: int | None) -> list[str]:
+    """Return the names of timm's models that match a pattern with wildcards, evenly taken down to about `limit`.
+
+    Raises:
+        UserError: there is none.
+    """
+    names = fnmatch.filter(timm_models(), pattern)
+    if not names:
+        raise UserError(f"timm has no model like '{pattern}'")
+    return names[:: -(-len(names) // limit)] if limit else names
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(cli.run_script(main, make_parser()))

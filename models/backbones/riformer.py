@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -105,13 +105,8 @@ class RIFormer(Backbone):
         self.strides = select_strides(out_strides, STRIDES, f"RIFormer {arch}")
         self.channels = tuple(dims[STRIDES.index(stride)] for stride in self.strides)
         self.taps = tuple(2 * STRIDES.index(stride) for stride in self.strides)  # indices into network
+        _check_options(drop_path, frozen_stages)
 
-        if isinstance(drop_path, bool) or not isinstance(drop_path, int | float) or not 0 <= drop_path < 1:
-            raise UserError(f"RIFormer's drop_path must be a number from 0 to below 1, got {drop_path!r}")
-        if isinstance(frozen_stages, bool) or frozen_stages not in range(len(STRIDES) + 1):
-            raise UserError(
-                f"RIFormer's frozen_stages must be a number from 0 to {len(STRIDES)}, got {frozen_stages!r}"
-            )
         blocks_before = [sum(depths[:stage]) for stage in range(len(depths))]
         rate_step = drop_path / (sum(depths) - 1)
         self.patch_embed = PatchEmbed(in_channels, dims[0], kernel=7, stride=4, padding=2)
@@ -156,6 +151,14 @@ class RIFormer(Backbone):
         return nn.Sequential(
             OrderedDict(pool=nn.AdaptiveAvgPool2d(1), flat=nn.Flatten(), fc=nn.Linear(self.channels[-1], num_classes))
         )
+
+
+def _check_options(drop_path: Any, frozen_stages: Any) -> None:
+    """Raise UserError for values that RIFormer's options do not take."""
+    if isinstance(drop_path, bool) or not isinstance(drop_path, int | float) or not 0 <= drop_path < 1:
+        raise UserError(f"RIFormer's drop_path must be a number from 0 to below 1, got {drop_path!r}")
+    if isinstance(frozen_stages, bool) or frozen_stages not in range(len(STRIDES) + 1):
+        raise UserError(f"RIFormer's frozen_stages must be a number from 0 to {len(STRIDES)}, got {frozen_stages!r}")
 
 
 def _init_weights(module: nn.Module) -> None:

@@ -132,14 +132,12 @@ def copy_tensors(
     """
     own, tensors, made = module.state_dict(), adapted.tensors, set(adapted.made)
     fitting = {k: v for k, v in tensors.items() if k in own and _fits(v, own[k])}
-    matched = [k for k in fitting if k not in made]
-    missing = tuple(k for k in own if k not in fitting and not k.endswith("num_batches_tracked"))
-    unexpected = tuple(k for k in tensors if k not in fitting and not k.startswith("head."))
-    wanted = [k for k in own if k not in made and not k.endswith("num_batches_tracked")]
-    wanted = [k for k in wanted if not re.match(dialect.absent, k)]
-    found = sum(k in fitting for k in wanted)
+    counted = [k for k in own if not k.endswith("num_batches_tracked")]
+    wanted = [k for k in counted if k not in made and not re.match(dialect.absent, k)]
+    absent = [k for k in wanted if k not in fitting]
+    found = len(wanted) - len(absent)
     if found < MIN_MATCHED * len(wanted) and not (allow_partial and found):
-        example = next(k for k in wanted if k not in fitting)
+        example = absent[0]
         came = f"has {_described(tensors[example])}" if example in tensors else "lacks it"
         raise WeightsError(
             f"{source} holds {found} of the {len(wanted)} tensors of this {type(module).__name__}, for instance "
@@ -147,7 +145,15 @@ def copy_tensors(
             f"(allow_partial loads whatever fits)"
         )
     module.load_state_dict(fitting, strict=False)
-    return WeightsReport(source, len(matched), missing, unexpected, dialect.name, dialect.deploy, adapted.notes)
+    return WeightsReport(
+        source,
+        matched=len(fitting.keys() - made),
+        missing=tuple(k for k in counted if k not in fitting),
+        unexpected=tuple(k for k in tensors if k not in fitting and not k.startswith("head.")),
+        dialect=dialect.name,
+        deploy=dialect.deploy,
+        notes=adapted.notes,
+    )
 
 
 def _fits(came: Tensor, own: Tensor) -> bool:
@@ -176,16 +182,25 @@ def read_tensors(file: str | Path) -> dict[str, Tensor]:
     Raises:
         WeightsError: no such file, or not one that holds tensors only.
     """
-    content = load_plain(file)
-    while isinstance(content, Mapping) and (nest := next((n for n in NESTS if n in content), None)) is not None:
-        content = content[nest]
-    named = content.items() if isinstance(content, Mapping) else ()
-    tensors = {k: v for k, v in named if isinstance(k, str) and isinstance(v, Tensor)}
+    tensors = _named_tensors(load_plain(file))
     if not tensors:
         raise WeightsError(f"{file} holds no tensors by name")
     for name, tensor in tensors.items():
         if tensor.layout is not torch.strided or tensor.is_meta or tensor.is_quantized or tensor.is_complex():
             raise WeightsError(f"{file} holds {name} in a form that no network here has: quantized, sparse, or alike")
+    return _without_prefixes(tensors)
+
+
+def _named_tensors(content: Any) -> dict[str, Tensor]:
+    """Return the tensors with a name in the innermost nest of a file's content."""
+    while isinstance(content, Mapping) and (nest := next((n for n in NESTS if n in content), None)) is not None:
+        content = content[nest]
+    named = content.items() if isinstance(content, Mapping) else ()
+    return {k: v for k, v in named if isinstance(k, str) and isinstance(v, Tensor)}
+
+
+def _without_prefixes(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return tensors without the prefixes that most of their names have, those without one first."""
     while prefix := next((p for p in PREFIXES if sum(k.startswith(p) for k in tensors) > len(tensors) / 2), None):
         others = {k: v for k, v in tensors.items() if not k.startswith(prefix)}  # a classifier beside the backbone
         tensors = {**others, **{k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}}

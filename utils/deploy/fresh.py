@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +12,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from models import DetectionModel, create_model
 from models.summary import check_levels
 from utils.data.samples import make_pictures
+from utils.deploy.randomize import norms_with_statistics, randomize_
 from utils.sizes import other_shape, third_shape
 
 MARGIN = 1.35  # of the variances of fresh weights
 LEAST_VARIANCE = 3  # of a BatchNorm, in squares of its mean
-SCALES = ("layer_scale", "gamma")  # names of layer scales, here and in timm
 CELLS = 4  # of the coarsest map, along a side of a picture
 CELLS_END2END = 6  # so that the smallest picture has as many candidates as a head without NMS gives boxes
 
@@ -70,41 +69,12 @@ def random_model(cfg: str | Path | dict[str, Any], seed: int = 0) -> DetectionMo
     see(model, torch.stack(list(make_pictures(sizes_for(model)[0], model.spec.ch).values())))
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for norm in _norms(model):
+        for norm in norms_with_statistics(model):
             shift = torch.empty_like(norm.running_mean).normal_(0, 0.1, generator=generator)
             norm.running_mean += shift * norm.running_var.sqrt()
             norm.running_var *= torch.empty_like(shift).uniform_(0.8, 1.25, generator=generator)
             norm.running_var.copy_(norm.running_var.maximum(LEAST_VARIANCE * norm.running_mean.square()))
     return model
-
-
-@torch.no_grad()
-def randomize_(module: nn.Module, seed: int = 0) -> nn.Module:
-    """Give every parameter and every statistic a value that a forgotten term would show in; return `module`.
-
-    Weights keep the size of their inputs, so that deep networks stay finite; frozen parameters stay.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    for name, parameter in module.named_parameters():
-        if not parameter.requires_grad:
-            continue
-        if any(scale in name for scale in SCALES):
-            parameter.uniform_(0.1, 0.5, generator=generator)
-        elif parameter.ndim > 1:
-            parameter.normal_(0, parameter[0].numel() ** -0.5, generator=generator)
-        elif name.endswith("weight"):
-            parameter.uniform_(0.5, 1.5, generator=generator)
-        else:
-            parameter.normal_(0, 0.3, generator=generator)
-    for norm in _norms(module):
-        norm.running_mean.normal_(0, 0.5, generator=generator)
-        norm.running_var.uniform_(0.5, 2, generator=generator)
-    return module
-
-
-def _norms(module: nn.Module) -> Iterator[Any]:
-    """Yield the BatchNorms that have statistics."""
-    return (m for m in module.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None)
 
 
 def sizes_for(model: DetectionModel) -> tuple[tuple[int, int], ...]:

@@ -258,7 +258,7 @@ def quiet(verbose: bool) -> Iterator[None]:
         yield
         return
     level = LOGGER.level
-    with warnings.catch_warnings(), Path(os.devnull).open("w") as nowhere, _instead_of_output(nowhere.fileno()):
+    with warnings.catch_warnings(), Path(os.devnull).open("w") as nowhere, instead_of_output(nowhere.fileno()):
         LOGGER.setLevel(logging.WARNING)
         warnings.simplefilter("ignore")
         try:
@@ -268,7 +268,7 @@ def quiet(verbose: bool) -> Iterator[None]:
 
 
 @contextmanager
-def _instead_of_output(descriptor: int) -> Iterator[None]:
+def instead_of_output(descriptor: int) -> Iterator[None]:
     """Let what this process and those that it starts print go to a file descriptor."""
     streams = (1, 2)
     _flush()

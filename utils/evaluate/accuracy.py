@@ -22,7 +22,7 @@ from models import DetectionModel
 from utils.data.description import write_data_yaml
 from utils.data.samples import evenly
 from utils.deploy.run import Outputs, Runner, load_runner
-from utils.evaluate.validator import VALIDATORS
+from utils.evaluate.validator import SegmentationValidator, Validator
 
 Observe = Callable[[Sequence[str], Tensor, Mapping[str, Outputs]], None]  # file names, (B, ch, H, W), network → outputs
 
@@ -71,15 +71,14 @@ def measure_accuracy(
     Raises:
         UserError: the data set has other classes, or nothing that can be used.
     """
-    witness = WITNESSES[model.task]
+    several = SeveralNetworks(model, networks)
     with tempfile.TemporaryDirectory() as folder, _without_talk():
         write_data_yaml(data, Path(folder) / "data.yaml")
-        validator = witness(save_dir=Path(folder), args=_options(model.task, Path(folder), max(size), batch))
+        options = _options(model.task, Path(folder), max(size), batch)
+        validator = COMPARISONS[model.task](several, most, observe, save_dir=Path(folder), args=options)
         validator.args.imgsz = list(size)
-        validator.panel, validator.most, validator.observe = Panel(model, networks), most, observe
-        first = validator(model=validator.panel)
-        everyone = {name: rival.get_stats() for name, rival in validator.rivals.items()}
-    return {name: _accuracy(stats) for name, stats in {next(iter(networks)): first, **everyone}.items()}
+        stats = validator(model=several)
+    return {name: _accuracy(stats[name]) for name in networks}
 
 
 def measure_file(path: Path, model: DetectionModel, data: dict[str, Any], size: tuple[int, int]) -> Accuracy:
@@ -87,8 +86,16 @@ def measure_file(path: Path, model: DetectionModel, data: dict[str, Any], size: 
     return measure_accuracy({path.name: load_runner(path)}, model, data, size)[path.name]
 
 
-class Panel(nn.Module):
-    """Several networks as one that ultralytics validates: it gives the outputs of the first and keeps those of all."""
+class SeveralNetworks(nn.Module):
+    """Several networks as one that ultralytics validates: it returns the outputs of the first and keeps those of all.
+
+    Args:
+        model: says what the outputs mean.
+        networks: name → what runs it.
+
+    Attributes:
+        outputs: name → what that network put out for the last batch.
+    """
 
     def __init__(self, model: DetectionModel, networks: Mapping[str, Runner]) -> None:
         super().__init__()
@@ -99,51 +106,77 @@ class Panel(nn.Module):
     def forward(self, images: Tensor) -> Tensor | Outputs:
         """Run all networks on (B, ch, H, W)."""
         self.outputs = {name: run(images) for name, run in self.networks.items()}
-        first = next(iter(self.outputs.values()))
-        return first if len(first) > 1 else first[0]
+        return self.output_of(next(iter(self.outputs)))
+
+    def output_of(self, name: str) -> Tensor | Outputs:
+        """Return what one network put out for the last batch, as ultralytics takes it: a single tensor by itself."""
+        outputs = self.outputs[name]
+        return outputs if len(outputs) > 1 else outputs[0]
 
 
-def _make_witness(kind: type) -> type:
-    """Return a kind of validator that measures all networks of a panel, each by a copy of itself."""
+class ComparisonValidator(Validator):
+    """Validates several networks in one pass over the pictures, each with metrics of its own.
 
-    class Witness(kind):  # type: ignore[misc, valid-type]
-        panel: Panel
-        most: int
-        observe: Observe
+    What ultralytics measures of a network is in `self.metrics` alone, so this is exchanged for each of them in turn.
+    The validation returns a dictionary of name → statistics.
 
-        def get_model(self, model: Any, trainer: Any = None) -> Any:  # noqa: ARG002
-            return model  # ultralytics would copy it, which sessions do not allow
+    Args:
+        several: what is validated.
+        most: the number of pictures, taken evenly from the split; 0 takes all.
+        observe: called with every batch and what the networks put out for it.
+        settings: of ultralytics' validator.
+    """
 
-        def get_dataloader(self, dataset_path: str, batch_size: int) -> DataLoader:
-            dataset = self.build_dataset(dataset_path, batch=batch_size)
-            chosen = Subset(dataset, evenly(range(len(dataset)), self.most))
-            return DataLoader(chosen, batch_size, collate_fn=dataset.collate_fn)
+    metrics: Any  # of the network that is being measured
 
-        def init_metrics(self, model: Any) -> None:
-            super().init_metrics(model)
-            self.args.save_json = False  # ultralytics would measure COCO a second time
-            self.rivals = {name: copy.copy(self) for name in list(self.panel.networks)[1:]}
-            for rival in self.rivals.values():
-                rival.metrics = copy.deepcopy(self.metrics)
+    def __init__(self, several: SeveralNetworks, most: int, observe: Observe, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.several, self.most, self.observe = several, most, observe
 
-        def update_metrics(self, preds: Any, batch: dict[str, Any]) -> None:
-            super().update_metrics(preds, batch)
-            for name, rival in self.rivals.items():
-                output = self.panel.outputs[name]
-                found = rival.postprocess(output if len(output) > 1 else output[0])
-                super(Witness, rival).update_metrics(found, batch)
-            self.observe(batch["im_file"], batch["img"], self.panel.outputs)
+    def get_model(self, model: Any, trainer: Any = None) -> Any:  # noqa: ARG002
+        """Return the model itself: ultralytics would copy it, which sessions do not allow."""
+        return model
 
-        def get_desc(self) -> str:
-            return "comparing pictures of the val split"
+    def get_dataloader(self, dataset_path: str, batch_size: int) -> DataLoader:
+        """Return batches of the pictures that were chosen."""
+        dataset = self.build_dataset(dataset_path, batch=batch_size)
+        chosen = Subset(dataset, evenly(range(len(dataset)), self.most))
+        return DataLoader(chosen, batch_size, collate_fn=dataset.collate_fn)
 
-        def print_results(self) -> None:
-            pass
+    def init_metrics(self, model: Any) -> None:
+        """Start to measure each network."""
+        super().init_metrics(model)
+        self.args.save_json = False  # ultralytics would measure COCO a second time
+        self.metrics_of = {name: copy.deepcopy(self.metrics) for name in self.several.networks}
 
-    return Witness
+    def update_metrics(self, preds: Any, batch: dict[str, Any]) -> None:
+        """Measure all networks on one batch, of which `preds` are the first one's boxes."""
+        for i, (name, metrics) in enumerate(self.metrics_of.items()):
+            self.metrics = metrics
+            super().update_metrics(self.postprocess(self.several.output_of(name)) if i else preds, batch)
+        self.observe(batch["im_file"], batch["img"], self.several.outputs)
+
+    def get_stats(self) -> dict[str, Any]:
+        """Return the statistics of each network by its name."""
+        stats = {}
+        for name, metrics in self.metrics_of.items():
+            self.metrics = metrics
+            stats[name] = super().get_stats()
+        return stats
+
+    def get_desc(self) -> str:
+        """Return the title of the progress bar."""
+        return "comparing pictures of the val split"
+
+    def print_results(self) -> None:
+        """Print nothing: what was found is told in a table of all networks."""
 
 
-WITNESSES = {task: _make_witness(kind) for task, kind in VALIDATORS.items()}
+class SegmentationComparisonValidator(ComparisonValidator, SegmentationValidator):
+    """Measures masks as well as boxes; a `ComparisonValidator` in all else."""
+
+
+COMPARISONS = {"detect": ComparisonValidator, "segment": SegmentationComparisonValidator}
 
 
 def _options(task: str, folder: Path, side: int, batch: int) -> dict[str, Any]:

@@ -94,7 +94,7 @@ def measure(
         return Difference(problem=problem), Errors(*[torch.empty(0)] * 3)
     boxes = (expected[0], got[0])
     errors = _ranked_errors(*boxes, tolerance) if end2end else _box_errors(*boxes, nc)
-    protos = (_relative_errors(*pair) for pair in zip(expected[1:], got[1:], strict=True))
+    protos = (relative_errors(*pair) for pair in zip(expected[1:], got[1:], strict=True))
     errors = errors._replace(mask=torch.cat([errors.mask, *protos]))
     conf = CONF if end2end else confidence(boxes[0][:, : 4 + nc])
     reference, found = (
@@ -127,7 +127,7 @@ def _problem(expected: Outputs, got: Outputs) -> str:
     return ""
 
 
-def _relative_errors(expected: Tensor, got: Tensor) -> Tensor:
+def relative_errors(expected: Tensor, got: Tensor) -> Tensor:
     """Return the differences over the largest number, flat."""
     if not expected.numel():
         return expected.flatten()
@@ -148,13 +148,13 @@ def _ranked_errors(expected: Tensor, got: Tensor, tolerance: Tolerance) -> Error
     nearest = (box / tolerance.box_px + score / tolerance.score).masked_fill(other, math.inf).argmin(2, keepdim=True)
     box, score = (error.masked_fill(other, math.inf).gather(2, nearest)[..., 0][judged] for error in (box, score))
     masks = got[..., 6:].gather(1, nearest.expand(-1, -1, got.shape[2] - 6))
-    return Errors(box, score, _relative_errors(expected[..., 6:][judged], masks[judged]))
+    return Errors(box, score, relative_errors(expected[..., 6:][judged], masks[judged]))
 
 
 def _box_errors(expected: Tensor, got: Tensor, nc: int) -> Errors:
     """Compare two outputs (B, 4 + nc or more, N) of finite numbers: boxes xywh in pixels, then scores in [0, 1]."""
     error = (got - expected).abs()
-    mask = _relative_errors(expected[:, 4 + nc :], got[:, 4 + nc :])
+    mask = relative_errors(expected[:, 4 + nc :], got[:, 4 + nc :])
     return Errors(error[:, :4].flatten(), error[:, 4 : 4 + nc].flatten(), mask)
 
 
@@ -188,7 +188,7 @@ def measure_nms(
         rows[rows[:, 4] > rows[-1, 4] + tolerance.score] if len(rows) == nms.max_det else rows for rows in reference
     ]
     nearest = [_candidate_errors(*each, nc, tolerance) for each in zip(candidates, found, strict=True)]
-    protos = (_relative_errors(*pair) for pair in zip(expected[1:], got[1:], strict=True))
+    protos = (relative_errors(*pair) for pair in zip(expected[1:], got[1:], strict=True))
     errors = Errors(*map(torch.cat, zip(*nearest, strict=True)))
     errors = errors._replace(mask=torch.cat([errors.mask, *protos]))
     box, score, mask = (part.max().item() if len(part) else 0.0 for part in errors)
@@ -225,7 +225,7 @@ def _candidate_errors(candidates: Tensor, found: Tensor, nc: int, tolerance: Tol
     other = found[:, None, 5] != classes
     nearest = (box / tolerance.box_px + score / tolerance.score).masked_fill(other, math.inf).argmin(1, keepdim=True)
     box, score = (error.masked_fill(other, math.inf).gather(1, nearest)[:, 0] for error in (box, score))
-    return Errors(box, score, _relative_errors(candidates[4 + nc :].T[nearest[:, 0]], found[:, 6:]))
+    return Errors(box, score, relative_errors(candidates[4 + nc :].T[nearest[:, 0]], found[:, 6:]))
 
 
 def _matched(
