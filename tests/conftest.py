@@ -1,38 +1,90 @@
-"""Models that are expensive to build, built once. Tests do not change them."""
+"""Fixtures of several test files: models that are expensive to build, built once; tests do not change them.
 
+What takes seconds to import is imported inside: pytest-xdist has a process that computes nothing but reads this file
+before it starts those that do.
+"""
+
+import ctypes
 import functools
+import gc
+import os
 import signal
 
 import pytest
-import torch
 
-from models import create_model, switch_to_deploy
-from tests.helpers import pictures_for, random_model, randomize_, save, tiny
-from utils.deploy.fresh import see
+os.environ["OMP_NUM_THREADS"] = "1"  # the networks are small: more threads would only wait for one another
+
+
+LONG = ["export", "fuzz", "divergence", "int8", "wrappers", "openvino", "export_formats", "detect", "train", "legacy"]
+LONG += ["summary", "timm", "repmlpnet", "repmlp_resnet", "repvgg", "words", "inspect", "reparam", "segment", "parity"]
+M_MMAP_THRESHOLD, M_TRIM_THRESHOLD = -3, -1  # of glibc's mallopt
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # shells have what runs in the background ignore it
-torch.set_num_threads(1)  # the tests' networks are small: more threads would only wait for one another
+
+
+def pytest_collection_modifyitems(items):
+    """Put the files that take longest first: what is short at the end keeps both processes busy until then."""
+    order = {f"test_{name}": place for place, name in enumerate(LONG)}
+    items.sort(key=lambda item: order.get(item.path.stem, len(order)))
+
+
+def pytest_collection_finish():
+    """Prepare a process for thousands of small tests that build large networks."""
+    gc.collect()
+    gc.freeze()  # the libraries are a million objects that every full collection would look through again
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt:  # keep the memory of large tensors for the next ones: getting it from the system fills it with zeros
+        mallopt(M_MMAP_THRESHOLD, 1 << 28)
+        mallopt(M_TRIM_THRESHOLD, 1 << 30)
 
 
 @pytest.fixture(scope="session")
-def pair():
-    """Return a function from a shipped YAML to (model, deploy), float64 in eval mode with random weights.
+def telling():
+    """Return a function from a shipped YAML to its model, float64 in eval mode with random weights.
 
     Statistics are those of random pictures: with random ones deep networks forget what they are shown.
     """
+    from models import create_model
+    from tests.helpers import pictures_for, randomize_
+    from utils.deploy.fresh import see
 
     @functools.cache
     def build(name):
         model = randomize_(create_model(name, nc=3)).double()
         see(model, pictures_for(model, 4, 4))
-        return model, switch_to_deploy(model)
+        return model
 
     return build
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
+def pair(telling):
+    """Return a function from a shipped YAML to (model, deploy), the model above and its deploy form."""
+    from models import switch_to_deploy
+
+    @functools.cache
+    def build(name):
+        return telling(name), switch_to_deploy(telling(name))
+
+    return build
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_pauses():
+    """Measure latency without waiting between two runs: what the tests look at are not the times."""
+    from utils import latency
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(latency, "PAUSE", 0)
+        yield
+
+
+# Exporting ------------------------------------------------------------------------------------------------------------
+@pytest.fixture(scope="session")
 def model():
     """A small detector for tests of exporting."""
+    from tests.helpers import random_model, tiny
+
     model = random_model(tiny())
     model.names, model.imgsz = {0: "cat", 1: "it's"}, 64
     return model
@@ -41,4 +93,59 @@ def model():
 @pytest.fixture
 def best(model, tmp_path):
     """A checkpoint of it in a folder of its own."""
+    from tests.helpers import save
+
     return save(model, tmp_path / "weights/best.pt")
+
+
+# Detecting ------------------------------------------------------------------------------------------------------------
+@pytest.fixture(scope="session")
+def square_finder():
+    """A detector that sees one confident square, as large as the picture, wherever it looks."""
+    import torch
+
+    from models import DetectionModel
+    from tests.networks import NAMES
+
+    torch.manual_seed(0)
+    model = DetectionModel("yolov5n-u.yaml", nc=len(NAMES))
+    model.names, model.imgsz = NAMES, 64
+    with torch.no_grad():
+        for stride, scores in zip(model.stride.tolist(), model.model[-1].cv3, strict=True):
+            scores[-1].bias.fill_(-9)
+            scores[-1].bias[1] = 3 if stride == 32 else -9
+    return model.eval()
+
+
+@pytest.fixture(scope="session")
+def weights(square_finder, tmp_path_factory):
+    """A checkpoint of it."""
+    from tests.helpers import save
+
+    return save(square_finder, tmp_path_factory.mktemp("weights") / "best.pt")
+
+
+@pytest.fixture
+def log():
+    """The lines that were printed."""
+    from ultralytics.utils import LOGGER
+
+    lines = []
+
+    class Keep(type(LOGGER.handlers[0])):
+        def emit(self, record):
+            lines.append(record.getMessage())
+
+    handler = Keep()
+    LOGGER.addHandler(handler)
+    yield lines
+    LOGGER.removeHandler(handler)
+
+
+@pytest.fixture
+def run(weights, tmp_path, monkeypatch):
+    """`detect.run` in an empty folder, with the weights above."""
+    import detect
+
+    monkeypatch.chdir(tmp_path)
+    return lambda **options: detect.run(**{"weights": weights, **options})

@@ -11,12 +11,12 @@ from functools import partial
 
 import pytest
 import torch
-from helpers import randomize_, relative_error, tiny, tiny_backbone, write
 
 import benchmark
 from models import DetectionModel, create_backbone
 from models.blocks.riformer import RIFormerBlock
 from models.errors import UserError
+from tests.helpers import randomize_, relative_error, tiny, tiny_backbone, write
 from utils import cli
 from utils.benchmark import forms
 from utils.benchmark.memory import peak_memory, weights_size

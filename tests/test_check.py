@@ -265,6 +265,7 @@ def test_a_folder_without_folders_or_readable_pictures(files, tmp_path, capsys):
     assert "none of the 3 pictures can be read" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_it_runs_as_a_module(files, data):
     words = options(files, data, mode="check", workers=1)
     done = subprocess.run(

@@ -5,8 +5,6 @@ import json
 import os
 import signal
 import struct
-import subprocess
-import sys
 import threading
 import zlib
 from pathlib import Path
@@ -18,83 +16,24 @@ import pytest
 import torch
 
 import detect
-from models import DetectionModel
 from models.errors import UserError
+from tests.detecting import count_frames, files_below, picture, start, video
 from tests.networks import NAMES, Disc, write_export
 from utils import cli
-from utils.checkpoint import pack_model, save_checkpoint
 from utils.data import pictures
 from utils.detect import loop, predictor, sources, streams, writers
 
 # isort: split
 from ultralytics.engine.results import Results
-from ultralytics.utils import ASSETS, LOGGER
+from ultralytics.utils import ASSETS
 
 from utils.detect.frame import Frame
 from utils.detect.loop import Background
-from utils.paths import ROOT
 
 NOT_UTF8 = os.fsdecode(b"caf\xe9")
 
 
 # What the tests need --------------------------------------------------------------------------------------------------
-@pytest.fixture(scope="module")
-def model():
-    """A detector that sees one confident square, as large as the picture, wherever it looks."""
-    torch.manual_seed(0)
-    model = DetectionModel("yolov5n-u.yaml", nc=len(NAMES))
-    model.names, model.imgsz = NAMES, 64
-    with torch.no_grad():
-        for stride, scores in zip(model.stride.tolist(), model.model[-1].cv3, strict=True):
-            scores[-1].bias.fill_(-9)
-            scores[-1].bias[1] = 3 if stride == 32 else -9
-    return model.eval()
-
-
-@pytest.fixture(scope="module")
-def weights(model, tmp_path_factory):
-    path = tmp_path_factory.mktemp("weights") / "best.pt"
-    save_checkpoint({**pack_model(model), "ema": model.state_dict()}, path)
-    return path
-
-
-@pytest.fixture
-def log():
-    """The lines that were printed."""
-    lines = []
-
-    class Keep(type(LOGGER.handlers[0])):
-        def emit(self, record):
-            lines.append(record.getMessage())
-
-    handler = Keep()
-    LOGGER.addHandler(handler)
-    yield lines
-    LOGGER.removeHandler(handler)
-
-
-@pytest.fixture
-def run(weights, tmp_path, monkeypatch):
-    """`detect.run` in an empty folder, with the weights above."""
-    monkeypatch.chdir(tmp_path)
-    return lambda **options: detect.run(**{"weights": weights, **options})
-
-
-def picture(path, height=48, width=64):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    image = np.random.default_rng(0).integers(0, 255, (height, width, 3), dtype=np.uint8)
-    path.write_bytes(cv2.imencode(path.suffix, image)[1].tobytes())
-    return path
-
-
-def video(path, frames=12, size=(64, 48), fourcc="MJPG", fps=10):
-    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*fourcc), fps, size)
-    for i in range(frames):
-        writer.write(np.full((size[1], size[0], 3), i * 10 % 255, np.uint8))
-    writer.release()
-    return path
-
-
 def huge_png(path, side=16000):
     """A PNG of a few bytes whose header promises 256 million pixels."""
 
@@ -103,18 +42,6 @@ def huge_png(path, side=16000):
 
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0))
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(b"\0" * 100)) + chunk(b"IEND", b""))
-
-
-def count_frames(path):
-    capture = cv2.VideoCapture(str(path))
-    frames = 0
-    while capture.grab():
-        frames += 1
-    return frames
-
-
-def files_below(folder):
-    return sorted(p.relative_to(folder).as_posix() for p in Path(folder).rglob("*") if p.is_file())
 
 
 # Sources --------------------------------------------------------------------------------------------------------------
@@ -470,10 +397,10 @@ METADATA = {"stride": 32, "task": "detect", "batch": 1, "imgsz": [64, 96], "name
 
 
 @pytest.fixture(scope="module")
-def exports(model, tmp_path_factory):
+def exports(square_finder, tmp_path_factory):
     """The model as ONNX and TorchScript for pictures of 64x96 pixels, and a function that changes the metadata."""
     folder = tmp_path_factory.mktemp("exports")
-    deploy = model.fuse().eval()
+    deploy = square_finder.fuse().eval()
     deploy.model[-1].export = True
     example = torch.zeros(1, 3, 64, 96)
     torch.onnx.export(deploy, (example,), folder / "best.onnx", opset_version=17, dynamo=False)
@@ -689,11 +616,6 @@ def test_prefetch_reads_one_ahead_and_passes_errors_on():
 
 
 # As a process ---------------------------------------------------------------------------------------------------------
-def start(folder, *argv):
-    command = [sys.executable, str(ROOT / "detect.py"), *map(str, argv)]
-    return subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
 @pytest.mark.slow
 def test_process_with_a_broken_file(weights, tmp_path):
     picture(tmp_path / "in/good.jpg")

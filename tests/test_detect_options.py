@@ -7,10 +7,10 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from test_detect import files_below, log, model, picture, run, video, weights  # noqa: F401 (fixtures)
 
 from models import DetectionModel
 from models.errors import UserError
+from tests.detecting import files_below, picture, video
 from tests.networks import NAMES, Disc, write_export
 from utils.checkpoint import pack_model, save_checkpoint
 from utils.detect import ensemble, feature_maps, predictor, tracking
@@ -45,7 +45,7 @@ def test_two_networks_find_what_either_finds(tmp_path):
         assert np.abs(joined - expected).max(1).min() < 0.01
 
 
-def test_the_same_network_twice_finds_the_same(weights):  # noqa: F811
+def test_the_same_network_twice_finds_the_same(weights):
     image = np.random.default_rng(0).integers(0, 255, (50, 90, 3), dtype=np.uint8)
     once, twice = ensemble.create_ensemble([weights]), ensemble.create_ensemble([weights, weights])
     assert np.allclose(boxes_of(once, image), boxes_of(twice, image), atol=1e-4)
@@ -67,7 +67,7 @@ def test_boxes_move_between_inputs_as_pictures_do(size, source):
     assert moved[0, 2] / moved[0, 3] == 2 and moved[0, 4].item() == pytest.approx(0.9)
 
 
-def test_weights_that_cannot_be_joined(run, weights, tmp_path):  # noqa: F811
+def test_weights_that_cannot_be_joined(run, weights, tmp_path):
     image = picture(tmp_path / "a.jpg")
     other = DetectionModel("yolov5n-u.yaml", nc=2)
     other.names = {0: "circle", 1: "cube"}
@@ -82,7 +82,7 @@ def test_weights_that_cannot_be_joined(run, weights, tmp_path):  # noqa: F811
     assert not (tmp_path / "runs").exists()
 
 
-def test_several_weights_on_the_command_line(run, weights, log, tmp_path):  # noqa: F811
+def test_several_weights_on_the_command_line(run, weights, log, tmp_path):
     onnx = write_export(tmp_path, Disc(masks=False), "onnx")
     assert run(weights=[weights, onnx], source=picture(tmp_path / "a.jpg"), save_txt=True) == 0
     assert any("64x64 2 squares, 1 star, " in line for line in log)  # of which one is the checkpoint's
@@ -157,7 +157,7 @@ def test_pictures_have_no_numbers():
 
 
 @needs_lap
-def test_numbers_are_written(run, log, tmp_path):  # noqa: F811
+def test_numbers_are_written(run, log, tmp_path):
     assert run(source=video(tmp_path / "a.avi", 4), track="botsort", save_txt=True, save_conf=True, save_csv=True) == 0
     for i in range(1, 5):
         [line] = Path(f"runs/detect/exp/labels/a_{i}.txt").read_text().splitlines()
@@ -169,14 +169,14 @@ def test_numbers_are_written(run, log, tmp_path):  # noqa: F811
     assert plain.wanted.tracks is False
 
 
-def test_tracking_without_its_package(run, tmp_path, monkeypatch):  # noqa: F811
+def test_tracking_without_its_package(run, tmp_path, monkeypatch):
     monkeypatch.setattr(tracking.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"--track needs the package lap: pip install lap=="):
         run(source=video(tmp_path / "a.avi", 2), track="bytetrack")
 
 
 # Feature maps ---------------------------------------------------------------------------------------------------------
-def test_feature_maps(run, tmp_path):  # noqa: F811
+def test_feature_maps(run, tmp_path):
     picture(tmp_path / "in/a.jpg", 64, 64)
     video(tmp_path / "in/clip.avi", 3)
     assert run(source="in", visualize=True, nosave=True) == 0
@@ -186,7 +186,7 @@ def test_feature_maps(run, tmp_path):  # noqa: F811
     assert drawn.shape == (4 * 98, 8 * 98, 3) and drawn.std() > 10
 
 
-def test_feature_maps_are_those_of_the_backbone(weights, tmp_path):  # noqa: F811
+def test_feature_maps_are_those_of_the_backbone(weights, tmp_path):
     finder = create_predictor(weights)
     maps = feature_maps.FeatureMaps(finder)
     found = finder.detect(Frame(np.zeros((64, 96, 3), np.uint8), Path("a.jpg"), ""))
@@ -200,6 +200,6 @@ def test_a_constant_map_is_drawn():
     assert feature_maps.draw_maps(np.full((3, 2, 5), 7.0, np.float32)).dtype == np.uint8
 
 
-def test_feature_maps_of_an_export_are_out_of_reach(run, tmp_path):  # noqa: F811
+def test_feature_maps_of_an_export_are_out_of_reach(run, tmp_path):
     with pytest.raises(UserError, match="needs one file of PyTorch weights"):
         run(weights=write_export(tmp_path, Disc(), "onnx"), source=picture(tmp_path / "a.jpg"), visualize=True)

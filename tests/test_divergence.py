@@ -1,16 +1,17 @@
 """Where a file parts from its model: faults put into files and into fusing are named with their row."""
 
 import copy
+from functools import cached_property
 
 import numpy as np
 import onnx
 import pytest
 import torch
-from helpers import randomize_, tiny
 from onnx import numpy_helper
 from torch import nn
 
 from models import create_model, switch_to_deploy
+from tests.helpers import randomize_, tiny
 from utils.data.samples import make_pictures
 from utils.deploy.ends import Nms
 from utils.deploy.fresh import see
@@ -35,7 +36,15 @@ class Written:
         see(model, torch.stack(list(make_pictures(SIZE).values())))
         self.folder, self.reference, self.deploy = folder, Reference(model), switch_to_deploy(model)
         self.options = Options(size=SIZE, **options)
-        self.onnx = onnx.load(write(self.deploy, folder / "good.onnx", self.options).path)
+
+    @cached_property
+    def good(self):
+        """The path of its ONNX file."""
+        return write(self.deploy, self.folder / "good.onnx", self.options).path
+
+    @cached_property
+    def onnx(self):
+        return onnx.load(self.good)
 
     def explain(self, path, deploy=None):
         cases = list(self.reference.cases(path, SIZE, 1, Tolerance(), path.name))
@@ -196,7 +205,7 @@ def test_a_model_without_finite_outputs_has_nothing_to_compare(detector):
     reference = Reference(detector.reference.model)
     with torch.no_grad():
         reference.model.model[0].conv.weight[0] = float("nan")
-    path = detector.folder / "good.onnx"
+    path = detector.good
     (case, *_) = reference.cases(path, SIZE, 1, Tolerance(), path.name)
     assert not case.ok
     assert find_divergence(reference, detector.deploy, path, case, Tolerance()) is None

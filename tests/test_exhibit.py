@@ -6,9 +6,9 @@ import math
 import numpy as np
 import pytest
 import torch
-from helpers import randomize_, tiny
 
 from models import create_model
+from tests.helpers import randomize_, tiny
 from utils.data.samples import make_pictures
 from utils.deploy.ends import Nms
 from utils.prove.compare import Tolerance, detections

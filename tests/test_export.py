@@ -4,6 +4,7 @@ import copy
 import json
 import os
 import resource
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,6 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from helpers import random_model, save, tiny, write
 from torch import nn
 
 import export as script
@@ -20,7 +20,8 @@ import utils.deploy.write
 import utils.export.pipeline
 from models import DetectionModel, switch_to_deploy
 from models.errors import UserError
-from utils import cli
+from tests.exporting import command, names_in, report_in
+from tests.helpers import random_model, save, tiny, write
 from utils.checkpoint import load_checkpoint
 from utils.data.samples import make_pictures
 from utils.deploy.formats import DEFAULT
@@ -40,23 +41,17 @@ ROOT = Path(script.__file__).parent
 STRICT = {"box": 1e-3, "score": 1e-5}  # what we promise; the tolerance of the proof is ten times that
 
 
-def command(*words):
-    """Run export.py as the command line does and return the exit code."""
-    return cli.run_script(script.main, script.make_parser(), list(map(str, words)))
-
-
-def names_in(folder):
-    return sorted(path.name for path in folder.iterdir())
-
-
-def report_in(folder, stem="best"):
-    return json.loads((folder / f"{stem}.export.json").read_text(encoding="utf-8"))
+@pytest.fixture(scope="module")
+def default(model, tmp_path_factory):
+    """The folder of a checkpoint and of what an export without options leaves there; the tests leave it as it is."""
+    best = save(model, tmp_path_factory.mktemp("default") / "best.pt")
+    assert command("--weights", best) == 0
+    return best.parent
 
 
 # What is written ------------------------------------------------------------------------------------------------------
-def test_files_and_report(best, model):
-    assert command("--weights", best) == 0
-    folder = best.parent
+def test_files_and_report(default, model):
+    folder = default
     assert names_in(folder) == ["best.export.json", "best.onnx", "best.pt", "best.torchscript"]
     report = report_in(folder)
     assert report["ok"] is True
@@ -83,13 +78,13 @@ def test_files_and_report(best, model):
     assert report["formats"]["onnx"]["opset"] == 17
 
 
-def test_exporting_again_gives_the_same_files(best):
-    assert command("--weights", best) == 0
-    first = {path.name: path.read_bytes() for path in best.parent.iterdir()}
-    assert command("--weights", best) == 0
-    assert names_in(best.parent) == sorted(first)
+def test_exporting_again_gives_the_same_files(default, tmp_path):
+    first = {path.name: path.read_bytes() for path in default.iterdir()}
+    again = shutil.copytree(default, tmp_path / "again")
+    assert command("--weights", again / "best.pt") == 0
+    assert names_in(again) == sorted(first)
     for name in ("best.onnx", "best.pt"):  # TorchScript counts the networks that a process has written
-        assert (best.parent / name).read_bytes() == first[name]
+        assert (again / name).read_bytes() == first[name]
 
 
 def test_metadata_as_ultralytics_reads_it(best, model):
@@ -104,10 +99,9 @@ def test_metadata_as_ultralytics_reads_it(best, model):
         torch.testing.assert_close(torch.as_tensor(backend(images)), expected, atol=1e-3, rtol=1e-5)
 
 
-def test_yolo_of_ultralytics_runs_the_files(best):
-    assert command("--weights", best) == 0
+def test_yolo_of_ultralytics_runs_the_files(default):
     for name in DEFAULT:
-        network = YOLO(best.with_suffix(f".{name}"), task="detect")
+        network = YOLO(default / f"best.{name}", task="detect")
         (result,) = network.predict(ASSETS / "bus.jpg", imgsz=64, conf=0.1, verbose=False, save=False)
         assert result.names == {0: "cat", 1: "it's"}
         assert len(result.boxes)
@@ -139,9 +133,8 @@ def test_opset_is_read_back_from_the_file(best, opset):
     assert report_in(best.parent)["formats"]["onnx"]["opset"] == opset
 
 
-def test_simplified(best):
-    assert command("--weights", best, "--include", "onnx") == 0
-    before = len(onnx.load(best.with_suffix(".onnx")).graph.node)
+def test_simplified(default, best):
+    before = len(onnx.load(default / "best.onnx").graph.node)
     assert command("--weights", best, "--include", "onnx", "--simplify") == 0
     assert len(onnx.load(best.with_suffix(".onnx")).graph.node) < before
     assert report_in(best.parent)["ok"] is True
@@ -235,8 +228,8 @@ def test_what_differs_on_many_pictures_only_is_refused(best, monkeypatch, caplog
     assert "✗ the mAP drops by 1.000 points, allowed are 0.1" in caplog.text
 
 
-def test_an_older_export_stays_when_the_new_one_is_refused(best, monkeypatch):
-    assert command("--weights", best) == 0
+def test_an_older_export_stays_when_the_new_one_is_refused(default, tmp_path, monkeypatch):
+    best = shutil.copytree(default, tmp_path / "older") / "best.pt"
     before = {path.name: path.read_bytes() for path in best.parent.iterdir()}
     corrupt(monkeypatch)
     assert command("--weights", best) == 1

@@ -11,10 +11,10 @@ import time
 from pathlib import Path
 
 import pytest
-from test_export import command
 
 import utils.deploy.write
 import utils.export.pipeline
+from tests.exporting import command
 
 ROOT = Path(__file__).parents[1]
 FIRST_CLASS = ("torchscript", "onnx", "openvino")

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 import torch
-from test_export import command, names_in, report_in
 
 import detect
 from models.errors import UserError
+from tests.exporting import command, names_in, report_in
 from utils.data.samples import make_pictures
 from utils.deploy.files import digest, size_of
 from utils.deploy.formats import FORMATS, needs

@@ -5,11 +5,11 @@ import subprocess
 import sys
 
 import pytest
-from helpers import tiny, write
 
 import export as script
 from models.environment import REPORTERS
 from models.errors import UserError
+from tests.helpers import tiny, write
 from utils import cli
 from utils.deploy.files import digest, files_in, size_of
 from utils.deploy.formats import ALIASES, DEFAULT, FORMATS, UNWRITTEN, check_formats, check_possible, format_of

@@ -240,6 +240,7 @@ def test_a_card_tells_why_something_stays_and_what_to_know():
     assert "GFLOPs  2.0 at 32x64, fused 1.0" in text
 
 
+@pytest.mark.slow
 def test_json_alone_goes_to_stdout(tmp_path):
     """Also where a warning is logged, a plugin prints, and a progress bar moves."""
     plugin = tmp_path / "chatty.py"

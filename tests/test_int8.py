@@ -10,7 +10,6 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from helpers import randomize_, tiny, write
 from torch import nn
 
 import export as script
@@ -18,6 +17,7 @@ import train
 import utils.int8.search
 from models import create_model, switch_to_deploy
 from models.errors import UserError
+from tests.helpers import randomize_, tiny, write
 from tests.runs import stopped
 from utils import cli
 from utils.checkpoint import load_checkpoint, pack_model, save_checkpoint

@@ -8,10 +8,10 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass
 
 import pytest
-from helpers import relative_error
 
 from models.errors import UserError
 from models.loss import AnchorGains, AnchorLoss, assign_targets, level_balance, read_targets
+from tests.helpers import relative_error
 
 # isort: split
 import numpy as np

@@ -8,7 +8,6 @@ import openvino
 import pytest
 import torch
 import yaml
-from test_export import command, names_in, report_in
 
 import detect
 import utils.deploy.backends
@@ -16,6 +15,7 @@ import utils.deploy.files
 import val
 from models import switch_to_deploy
 from models.errors import UserError
+from tests.exporting import command, names_in, report_in
 from utils.data.samples import make_pictures
 from utils.deploy.files import digest
 from utils.deploy.run import load_runner

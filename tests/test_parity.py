@@ -5,11 +5,11 @@ import json
 
 import pytest
 import torch
-from helpers import LARGE, SHIPPED, tiny, write
 from torch import nn
 
 from models import DetectionModel, switch_to_deploy
 from models.summary import count_parameters
+from tests.helpers import LARGE, SHIPPED, tiny, write
 from utils import cli, parity
 from utils.data.samples import make_pictures
 from utils.deploy.fresh import random_model, sizes_for

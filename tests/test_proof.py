@@ -4,10 +4,10 @@ import json
 
 import pytest
 import torch
-from helpers import randomize_, tiny
 from torch import nn
 
 from models import DetectionModel
+from tests.helpers import randomize_, tiny
 from utils.data.pictures import Unreadable
 from utils.data.samples import PHOTOS, make_pictures
 from utils.deploy.run import load_runner

@@ -9,13 +9,13 @@ import cv2
 import onnx
 import pytest
 import torch
-from helpers import randomize_, tiny, write
 from onnx import numpy_helper
 
 import export as script
 import utils.export.pipeline
 import val
 from models import create_model
+from tests.helpers import randomize_, tiny, write
 from utils import cli
 from utils.checkpoint import pack_model, save_checkpoint
 from utils.data.samples import load_picture, make_pictures

@@ -163,13 +163,20 @@ def small():
     return randomize_(create_backbone("RepMLPNet", "T224", **SMALL)).double().eval()
 
 
-@pytest.mark.parametrize("size", [(64, 64), (97, 65), (160, 96), (32, 33)], ids=str)
-def test_the_fused_network_is_the_network(small, size):
+@pytest.fixture(scope="module")
+def forms(small):
+    """The deploy form, and both forms in float32."""
     deploy = switch_to_deploy(small)
+    return deploy, copy.deepcopy(small).float(), copy.deepcopy(deploy).float()
+
+
+@pytest.mark.parametrize("size", [(64, 64), (97, 65), (160, 96), (32, 33)], ids=str)
+def test_the_fused_network_is_the_network(small, forms, size):
+    deploy, single, single_deploy = forms
     assert worst_error(deploy, small, pictures(*size)) <= 1e-9
     x = pictures(*size)
     with torch.no_grad():  # activations grow here: what rounding does to the network itself is the measure
-        exact, rounded, fused = small(x), copy.deepcopy(small).float()(x.float()), deploy.float()(x.float())
+        exact, rounded, fused = small(x), single(x.float()), single_deploy(x.float())
     for want, own, got in zip(exact, rounded, fused, strict=True):
         assert relative_error(got.double(), want) <= max(1e-5, 3 * relative_error(own.double(), want))
 
@@ -273,9 +280,10 @@ def test_a_traced_network_agrees_at_other_sizes(small):
 
 
 # Published files ------------------------------------------------------------------------------------------------------
-def to_deploy(tensors, backbone):
-    """Return a published deploy file of the weights of `backbone`: what fuses is named as its authors name it."""
-    fused = fuse_blocks(backbone).state_dict()
+@pytest.fixture(scope="module")
+def deploy_tensors(original):
+    """What the original's deploy file holds: what fuses is named as its authors name it."""
+    fused = fuse_blocks(original).state_dict()
     return {k.replace(".repmlp_block.local.", ".repmlp_block.fc3."): v for k, v in fused.items()}
 
 
@@ -295,8 +303,8 @@ def to_mm(name):
 
 @pytest.mark.parametrize("form", ["train", "deploy"])
 @pytest.mark.parametrize("publisher", ["authors", "mmpretrain"])
-def test_every_publishers_file_is_read(original, tensors, form, publisher, tmp_path):
-    content = tensors if form == "train" else to_deploy(tensors, original)
+def test_every_publishers_file_is_read(original, tensors, deploy_tensors, form, publisher, tmp_path):
+    content = tensors if form == "train" else deploy_tensors
     if publisher == "mmpretrain":
         content = {"state_dict": {f"backbone.{to_mm(k)}": v for k, v in content.items()}}
     torch.save(content, tmp_path / "a.pth")
@@ -317,8 +325,8 @@ def test_weights_for_other_tiles_are_resampled_and_said_to_be(published, tensors
     assert got.weights_report.missing == ()
 
 
-def test_deploy_weights_for_other_tiles_are_refused(original, tensors, tmp_path):
-    torch.save(to_deploy(tensors, original), tmp_path / "deploy.pth")
+def test_deploy_weights_for_other_tiles_are_refused(deploy_tensors, tmp_path):
+    torch.save(deploy_tensors, tmp_path / "deploy.pth")
     with pytest.raises(WeightsError, match="only the training form can be resampled"):
         create_backbone("RepMLPNet", "T224", hs=(40, 20, 10, 5), weights=tmp_path / "deploy.pth")
 

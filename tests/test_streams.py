@@ -16,10 +16,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from test_detect import count_frames, files_below, model, start, weights  # noqa: F401 (fixtures)
 
 import detect
 from models.errors import UserError
+from tests.detecting import count_frames, files_below, start
 from utils.detect import sources, streams
 
 # isort: split
@@ -302,7 +302,7 @@ def test_screen_that_cannot_be_read(monkeypatch):
 
 
 # detect.py on a stream ------------------------------------------------------------------------------------------------
-def test_detect_on_two_streams(weights, tmp_path, monkeypatch):  # noqa: F811
+def test_detect_on_two_streams(weights, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with serve([(50, 0.02)] * 20) as first, serve([(90, 0.02)] * 20) as second:
         (tmp_path / "cameras.streams").write_text(f"{first}\n{second}\n")
@@ -315,7 +315,7 @@ def test_detect_on_two_streams(weights, tmp_path, monkeypatch):  # noqa: F811
 
 
 @pytest.mark.slow
-def test_ctrl_c_finishes_the_video(weights, tmp_path):  # noqa: F811
+def test_ctrl_c_finishes_the_video(weights, tmp_path):
     with serve([(50, 0.02) for _ in range(5000)]) as address:
         process = start(tmp_path, "--weights", weights, "--source", address)
         seen = 0

@@ -9,11 +9,11 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from helpers import randomize_, tiny, write
-from networks import NAMES, Disc
 
 from models import DetectionModel, create_model
 from models.errors import UserError
+from tests.helpers import randomize_, tiny, write
+from tests.networks import NAMES, Disc
 from utils.data.description import load_dataset
 from utils.data.samples import evenly
 from utils.deploy.ends import Nms

@@ -8,7 +8,6 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from helpers import random_model, tiny, write
 from onnx import TensorProto, helper
 
 import detect
@@ -17,6 +16,7 @@ import utils.deploy.write
 import val
 from models import create_model
 from models.errors import UserError, WeightsError
+from tests.helpers import random_model, tiny, write
 from utils.checkpoint import load_checkpoint, pack_model, save_checkpoint
 from utils.deploy.ends import ORDERS, Nms, Preprocess, as_bytes, nms_of, threshold_inputs
 from utils.deploy.formats import FORMATS

@@ -46,8 +46,8 @@ def batch(side=64):
 
 # What it returns ------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("name", SWEPT)
-def test_predictions_are_boxes_and_scores(name, pair):
-    model, _ = pair(name)
+def test_predictions_are_boxes_and_scores(name, telling):
+    model = telling(name)
     with torch.no_grad():
         x = pictures_for(model)
         predictions, *proto = tensors(model(x)[0])
@@ -88,9 +88,9 @@ def test_training_returns_the_raw_maps(small):
 
 
 @pytest.mark.parametrize("name", SWEPT)
-def test_slots_hold_what_was_declared(name, pair):
+def test_slots_hold_what_was_declared(name, telling):
     """Channels and strides that were known before anything ran are those that come."""
-    model, _ = pair(name)
+    model = telling(name)
     seen, hooks = {}, []
     for module, node in zip(model.model, model.nodes, strict=True):
 

@@ -1,0 +1,1 @@
+"""The tests of RepYOLO and the helper modules that they share."""
