@@ -35,9 +35,9 @@ from models.plugins import load_plugins
 from models.spec import CONFIGS
 from models.summary import count_gflops, count_parameters
 from utils import cli
-from utils.benchmark.forms import DEFAULT, FORMS, Made, check_size, loader, make, open_network
+from utils.benchmark.forms import DEFAULT_FORMS, FORMS, Made, fit_size, loader, make, open_network
 from utils.benchmark.memory import peak_memory, weights_size
-from utils.benchmark.report import Row, add_ratios, processor, remarks, save, table
+from utils.benchmark.report import BenchmarkRow, add_ratios, benchmark_table, processor, remarks, save
 from utils.data.description import load_dataset
 from utils.data.files import check_images
 from utils.data.samples import make_pictures
@@ -61,9 +61,9 @@ from utils.sizes import check_imgsz
 from utils.text import printable
 
 SHIPPED = ("riformer-yolo.yaml", "timm-yolo.yaml", "yolov5n.yaml")
-PICTURE = "bus.jpg"
+BENCHMARK_PICTURE = "bus.jpg"
 CALIBRATION = 64  # pictures of the train split
-FAILURES = (ExportError, UserError, ImportError, *RUN_ERRORS)  # of one form, which the others survive
+FORM_FAILURES = (ExportError, UserError, ImportError, *RUN_ERRORS)  # of one form, which the others survive
 
 
 def make_parser() -> cli.Parser:
@@ -91,12 +91,12 @@ def make_parser() -> cli.Parser:
 class Entry:
     """A network that can be measured, and the row of the table that is about it."""
 
-    row: Row
+    row: BenchmarkRow
     made: Made
     images: Tensor  # (1, ch, H, W)
 
 
-def run(**options: object) -> list[Row]:
+def run(**options: object) -> list[BenchmarkRow]:
     """Benchmark from Python: `benchmark.run(cfg=["yolov5n.yaml"], imgsz=320)`. Returns the lines of the table.
 
     Raises:
@@ -110,7 +110,7 @@ def main(args: argparse.Namespace) -> int:
     return 0 if any(row.minimum_ms for row in benchmark(args)) else 1
 
 
-def benchmark(args: argparse.Namespace) -> list[Row]:
+def benchmark(args: argparse.Namespace) -> list[BenchmarkRow]:
     """Build and export every model, run all forms in turns, and tell."""
     cli.log_options("benchmark", args)
     load_plugins(args.plugins)
@@ -119,14 +119,14 @@ def benchmark(args: argparse.Namespace) -> list[Row]:
     args.threads = args.threads or torch.get_num_threads()
     sources, data = find_sources(args), check_data(args)
     if data:
-        check_classes(sources, data)
+        check_knows_classes(sources, data)
     folder = increment_path(args.project, args.name, args.exist_ok)
     with torch_threads(args.threads), tempfile.TemporaryDirectory(dir=folder) as temporary:
         rows = measure_models(sources, data, args, Path(temporary))
     titles = {key: FORMS[key].title for key in args.forms}
     heading = f"{args.threads} CPU thread(s), {args.rounds} rounds, one picture; ratios of the minima"
     save(folder, rows, titles, about(args))
-    LOGGER.info(f"\n{table(rows, titles, heading)}\n\n{remarks(rows, titles)}")
+    LOGGER.info(f"\n{benchmark_table(rows, titles, heading)}\n\n{remarks(rows, titles)}")
     LOGGER.info(printable(f"Results saved to {folder}; the page to look at: {folder / 'benchmark.html'}"))
     return rows
 
@@ -166,7 +166,7 @@ def check_forms(names: Sequence[str]) -> list[str]:
         if name not in FORMS:
             raise UserError(f"there is no form '{name}'{did_you_mean(name, FORMS)}, choose of {', '.join(FORMS)}")
     keys = []
-    for key in (key for key in FORMS if key in (names or DEFAULT)):
+    for key in (key for key in FORMS if key in (names or DEFAULT_FORMS)):
         reason = FORMATS[FORMS[key].format].not_run if FORMS[key].format else ""
         if reason:
             LOGGER.warning(f"{FORMS[key].title} is left out: {reason}")
@@ -190,7 +190,7 @@ def check_data(args: argparse.Namespace) -> dict[str, Any] | None:
     return data
 
 
-def check_classes(sources: Mapping[str, Path], data: dict[str, Any]) -> None:
+def check_knows_classes(sources: Mapping[str, Path], data: dict[str, Any]) -> None:
     """Raise UserError for a checkpoint that knows another number of classes than the data set, or other channels."""
     for source in sources.values():
         if source.suffix != ".pt":
@@ -207,7 +207,7 @@ def check_classes(sources: Mapping[str, Path], data: dict[str, Any]) -> None:
 # Measuring ------------------------------------------------------------------------------------------------------------
 def measure_models(
     sources: Mapping[str, Path], data: dict[str, Any] | None, args: argparse.Namespace, folder: Path
-) -> list[Row]:
+) -> list[BenchmarkRow]:
     """Return a row for each form of each model. Files are written below `folder`."""
     rows, entries = [], []
     with TQDM(total=len(sources) * len(args.forms), desc="preparing") as bar:
@@ -215,13 +215,13 @@ def measure_models(
             network: Any = open_network(source, args.backbone)
             keys = [key for key in args.forms if FORMS[key].fits(network)]
             for key in keys:
-                row = Row(name, key)
+                row = BenchmarkRow(name, key)
                 place = Path(tempfile.mkdtemp(dir=folder))
                 try:
                     entry = prepare(row, network, place, args, data)
                     add_memory(row, entry, source, args)
                     entries.append(entry)
-                except FAILURES as error:
+                except FORM_FAILURES as error:
                     row.note = " ".join(str(error).split())[:200] or type(error).__name__
                 rows.append(row)
                 bar.update()
@@ -233,14 +233,16 @@ def measure_models(
     return rows
 
 
-def prepare(row: Row, network: Any, folder: Path, args: argparse.Namespace, data: dict[str, Any] | None) -> Entry:
+def prepare(
+    row: BenchmarkRow, network: Any, folder: Path, args: argparse.Namespace, data: dict[str, Any] | None
+) -> Entry:
     """Bring a network into the form of `row`, run it once, and fill in its sizes. INT8 is calibrated on `data`.
 
     Raises:
         FAILURES: it cannot be had so, or takes no such pictures.
     """
-    size = check_size(network, args.imgsz)
-    images = make_pictures(size, network.example_input().shape[1])[PICTURE][None]
+    size = fit_size(network, args.imgsz)
+    images = make_pictures(size, network.example_input().shape[1])[BENCHMARK_PICTURE][None]
     pictures = None
     if data and FORMS[row.form].int8:
         pictures = batches(calibration_pictures(data, CALIBRATION), images.shape, "INT8: calibrating")
@@ -254,7 +256,7 @@ def prepare(row: Row, network: Any, folder: Path, args: argparse.Namespace, data
     return Entry(row, made, images)
 
 
-def add_memory(row: Row, entry: Entry, source: Path, args: argparse.Namespace) -> None:
+def add_memory(row: BenchmarkRow, entry: Entry, source: Path, args: argparse.Namespace) -> None:
     """Fill in the peak memory of a network in a process of its own."""
     if not args.no_memory:
         load = loader(source, row.form, args.backbone, entry.made, args.threads)

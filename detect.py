@@ -36,8 +36,8 @@ from utils.detect.ensemble import create_ensemble
 from utils.detect.feature_maps import FeatureMaps
 from utils.detect.loop import Speed, predict
 from utils.detect.sources import AnySource, has_pictures, open_source
-from utils.detect.tracking import LOW, TRACKERS, Tracking
-from utils.detect.writers import Outputs, Wanted
+from utils.detect.tracking import LOW_CONF, TRACKERS, Tracking
+from utils.detect.writers import Wanted, Writers
 
 # isort: split
 from ultralytics.utils import ASSETS, LOGGER
@@ -115,7 +115,7 @@ def main(args: argparse.Namespace) -> int:
     finder = create_ensemble(
         [find_weights(name) for name in args.weights or [None]],
         imgsz=args.imgsz,
-        conf_thres=min(args.conf_thres, LOW) if tracking else args.conf_thres,
+        conf_thres=min(args.conf_thres, LOW_CONF) if tracking else args.conf_thres,
         iou_thres=args.iou_thres,
         max_det=args.max_det,
         classes=args.classes,
@@ -130,10 +130,10 @@ def main(args: argparse.Namespace) -> int:
     features = FeatureMaps(finder) if args.visualize else None
     wanted = wanted_files(args)
     folder = increment_path(args.project, args.name, args.exist_ok) if wanted.anything else Path()
-    outputs = Outputs(folder, wanted)
+    outputs = Writers(folder, wanted)
     steps = ([tracking.follow] if tracking else []) + ([features.writer(folder / "features")] if features else [])
     speed = predict(finder, source, outputs, args.view_img and check_imshow(warn=True), steps)
-    report(speed, source, outputs)
+    log_report(speed, source, outputs)
     return 1 if source.unreadable else 0
 
 
@@ -179,7 +179,7 @@ def wanted_files(args: argparse.Namespace) -> Wanted:
     )
 
 
-def report(speed: Speed, source: AnySource, outputs: Outputs) -> None:
+def log_report(speed: Speed, source: AnySource, outputs: Writers) -> None:
     """Log the speed, where the results are, and the files that could not be read."""
     if speed.seen:
         LOGGER.info(speed.line())

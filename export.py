@@ -44,15 +44,15 @@ from utils.data.pictures import is_readable
 from utils.data.samples import PHOTOS
 from utils.deploy.ends import ORDERS, Nms
 from utils.deploy.files import size_of
-from utils.deploy.formats import DEFAULT, FORMATS, check_formats, check_possible, format_of
+from utils.deploy.formats import DEFAULT_FORMATS, FORMATS, check_formats, check_possible, format_of
 from utils.deploy.fresh import fresh_model
 from utils.deploy.write import ABLE, DEFAULT_OPSETS, EXPORTERS, ExportError, check_exporter, check_opset
 from utils.detect.sources import Files
 from utils.export import Options, Report, export
 from utils.export.report import fused_text
 from utils.int8.calibration import calibration_pictures, find_data
-from utils.int8.search import MOST, Int8, check_int8, curve_table, layer_table
-from utils.prove.at_scale import Material, survey_table
+from utils.int8.search import MOST_IN_FLOAT, Int8, check_int8, curve_table, layer_table
+from utils.prove.at_scale import ProofPictures, scale_table
 from utils.prove.report import proof_table
 
 # isort: split
@@ -74,7 +74,7 @@ def make_parser() -> cli.Parser:
     add("--weights", default="", help="checkpoint; default: the newest runs/train/*/weights/best.pt")
     add("--cfg", default="", help="model YAML: export freshly initialised weights instead, for timing")
     add("--output", default="", help="folder of the files; default: beside the weights, with --cfg runs/export/exp*")
-    add("--include", nargs="+", default=list(DEFAULT), metavar="FORMAT", help=f"of {', '.join(FORMATS)}")
+    add("--include", nargs="+", default=list(DEFAULT_FORMATS), metavar="FORMAT", help=f"of {', '.join(FORMATS)}")
     add("--data", default="", help="dataset YAML: prove on its val split, errors and mAP, not on two photographs alone")
     add("--source", nargs="+", default=[], help="pictures to prove on: files, folders, patterns, .txt lists of these")
     add("--pictures", type=cli.non_negative_int, default=MANY, help="of --data or --source, evenly taken; 0: all")
@@ -122,9 +122,9 @@ def main(args: argparse.Namespace) -> int:
     cli.log_options("export", args)
     load_plugins(args.plugins)
     asked = check_asked(args)
-    model, path, folder = load(args)
+    model, path, folder = load_model(args)
     check_surroundings(args, model, asked.formats)
-    options = add_material(asked, args, model, path)
+    options = add_pictures(asked, args, model, path)
     log_start(model, path, options)
     try:
         report = export(model, folder, path.stem, path.name, options)
@@ -157,14 +157,14 @@ def check_asked(args: argparse.Namespace) -> Options:
     )
 
 
-def add_material(options: Options, args: argparse.Namespace, model: DetectionModel, path: Path) -> Options:
+def add_pictures(options: Options, args: argparse.Namespace, model: DetectionModel, path: Path) -> Options:
     """Return the options with the input size and the pictures for this model, which was read from `path`."""
-    few, material = gather(args, model)
+    few, proof_pictures = gather(args, model)
     size = check_imgsz(args.imgsz or model.imgsz, int(model.stride.max()))
     if args.int8:
         check_int8(options.formats, options.opset, args.half, size, args.batch_size, args.max_drop)
     int8 = quantization(args, path, model) if args.int8 else None
-    return dataclasses.replace(options, size=(size[0], size[1]), pictures=few, material=material, int8=int8)
+    return dataclasses.replace(options, size=(size[0], size[1]), pictures=few, proof_pictures=proof_pictures, int8=int8)
 
 
 def check_surroundings(args: argparse.Namespace, model: DetectionModel, formats: tuple[str, ...]) -> None:
@@ -183,7 +183,7 @@ def check_surroundings(args: argparse.Namespace, model: DetectionModel, formats:
         raise UserError(f"--preprocess is for pictures of 3 channels, and the model takes {model.spec.ch}")
 
 
-def load(args: argparse.Namespace) -> tuple[DetectionModel, Path, Path]:
+def load_model(args: argparse.Namespace) -> tuple[DetectionModel, Path, Path]:
     """Return the model, the file that it comes from, and the folder that its exports go to."""
     if args.cfg and args.weights:
         raise UserError("give --weights, or --cfg for freshly initialised ones, not both")
@@ -198,7 +198,7 @@ def load(args: argparse.Namespace) -> tuple[DetectionModel, Path, Path]:
     return load_checkpoint(path), path, folder
 
 
-def gather(args: argparse.Namespace, model: DetectionModel) -> tuple[tuple[Path, ...], Material | None]:
+def gather(args: argparse.Namespace, model: DetectionModel) -> tuple[tuple[Path, ...], ProofPictures | None]:
     """Return a few pictures to prove every size on, and the many that --data and --source name, if they do."""
     if not args.data and not args.source:
         return PHOTOS, None
@@ -212,8 +212,8 @@ def gather(args: argparse.Namespace, model: DetectionModel) -> tuple[tuple[Path,
     few = readable(pictures + files, name)
     if data and not args.cfg and is_labelled(data):  # fresh weights have no accuracy
         check_classes(data, model)
-        return few, Material(data, tuple(files), args.pictures, name)
-    return few, Material(None, tuple(pictures + files), args.pictures, name)
+        return few, ProofPictures(data, tuple(files), args.pictures, name)
+    return few, ProofPictures(None, tuple(pictures + files), args.pictures, name)
 
 
 def readable(files: Sequence[Path], name: str) -> tuple[Path, ...]:
@@ -296,8 +296,8 @@ def proof_lines(report: Report) -> list[str]:
     """Return the table of the proof, and that of the proof on many pictures if there was one."""
     allowed = ", with the tolerance of float16" if report.options.half else ""
     lines = ["", f"Compared with the unfused model in float32{allowed}:", proof_table(report.proofs), ""]
-    if report.surveys and report.options.material:
-        lines += [survey_table(report.surveys, report.options.material, report.options.size), ""]
+    if report.scale_proofs and report.options.proof_pictures:
+        lines += [scale_table(report.scale_proofs, report.options.proof_pictures, report.options.size), ""]
     return lines
 
 
@@ -320,8 +320,8 @@ def refusal(report: Report) -> str:
     """Return why none of the files was put in its place."""
     if report.quantized:
         return (
-            f"no INT8 file with at most {MOST:.0%} of its layers in float stays within --max-drop; nothing was "
-            f"written, and what was there before stays: train with --qat, or give a larger --max-drop"
+            f"no INT8 file with at most {MOST_IN_FLOAT:.0%} of its layers in float stays within --max-drop; nothing "
+            f"was written, and what was there before stays: train with --qat, or give a larger --max-drop"
         )
     shown = " and ".join(map(str, report.evidence))
     refused = "the files disagree with the model; none was written, and what was there before stays"

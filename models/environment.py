@@ -60,7 +60,7 @@ def provide_fonts(folder: Path) -> None:
             partial.replace(target)
 
 
-def prepare() -> None:
+def prepare_environment() -> None:
     """Set the switches. A host program that imported ultralytics first keeps its own choice, and is told so."""
     if "ultralytics" in sys.modules:
         print("WARNING ⚠️ ultralytics was imported before RepYOLO: its network use stays as it was", file=sys.stderr)
@@ -102,4 +102,4 @@ def patch_ultralytics(
         trainer.check_amp = check_amp
 
 
-prepare()
+prepare_environment()

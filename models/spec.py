@@ -26,7 +26,7 @@ MAX_DEPTH = 20
 MAX_ROWS = 1_000
 MAX_MULTIPLE = 16.0
 MAX_CLASSES = 100_000
-MAX_CHANNELS = 4096  # of a picture
+MAX_INPUT_CHANNELS = 4096  # of a picture
 KEYS = tuple("nc depth_multiple width_multiple anchors activation ch end2end plugins backbone head".split())
 OTHERS = ("inplace", "yaml_file", "channels")  # of YOLOv5 and ultralytics, whose `channels` is our `ch`
 PRETRAINED = (  # options that say where first weights come from; a checkpoint brings its own and drops these
@@ -108,7 +108,7 @@ class ModelSpec:
             ConfigError: not a number of classes or channels.
         """
         nc = self.nc if nc is None else _integer(nc, 1, MAX_CLASSES, "nc")
-        return dataclasses.replace(self, nc=nc, ch=self.ch if ch is None else _integer(ch, 1, MAX_CHANNELS, "ch"))
+        return dataclasses.replace(self, nc=nc, ch=self.ch if ch is None else _integer(ch, 1, MAX_INPUT_CHANNELS, "ch"))
 
     def without_pretrained(self) -> ModelSpec:
         """Return a copy whose rows name no file or download to start from."""
@@ -246,7 +246,7 @@ def _check(content: Mapping[str, Any], name: str) -> ModelSpec:
         backbone_rows=len(sections[0]),
         depth_multiple=_multiple(content.get("depth_multiple", 1.0), f"{name}: depth_multiple"),
         width_multiple=_multiple(content.get("width_multiple", 1.0), f"{name}: width_multiple"),
-        ch=_integer(content.get("ch", content.get("channels", 3)), 1, MAX_CHANNELS, f"{name}: ch"),
+        ch=_integer(content.get("ch", content.get("channels", 3)), 1, MAX_INPUT_CHANNELS, f"{name}: ch"),
         activation=activation,
         anchors=_freeze(content.get("anchors")),
         end2end=_boolean(content.get("end2end", False), f"{name}: end2end"),

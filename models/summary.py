@@ -54,9 +54,9 @@ def count_gflops(module: Any, size: tuple[int, int] = DEFAULT_SIZE) -> float:
     Convolutions, matrix products and attention are counted wherever they happen, in modules or functions. Nothing is
     computed: the model runs on the meta device.
     """
-    ghost = make_ghost(module)
+    ghost = on_meta(module)
     with _flop_counter() as counter:
-        run_ghost(ghost, size)
+        run_on_meta(ghost, size)
     return counter.get_total_flops() / 1e9
 
 
@@ -67,7 +67,7 @@ def _flop_counter() -> FlopCounterMode:
     return FlopCounterMode(display=False)
 
 
-def make_ghost(module: Any) -> Any:
+def on_meta(module: Any) -> Any:
     """Return a copy of a detection model or a backbone in eval mode that has shapes but no data."""
     ghost: Any = copy.deepcopy(module).eval().to("meta")
     for head in (m for m in ghost.modules() if isinstance(m, Detect)):
@@ -75,7 +75,7 @@ def make_ghost(module: Any) -> Any:
     return ghost
 
 
-def run_ghost(ghost: Any, size: tuple[int, int]) -> Any:
+def run_on_meta(ghost: Any, size: tuple[int, int]) -> Any:
     """Return what a ghost gives for one picture of `size` (H, W): tensors that are shapes alone."""
     with torch.device("meta"), torch.no_grad():
         return ghost(torch.empty(1, ghost.example_input().shape[1], *size))
@@ -88,7 +88,7 @@ def check_levels(model: RowModel, size: tuple[int, int]) -> None:
         UserError: one gives other maps for a picture of `size` (H, W).
     """
     for _, backbone, _, read in list_backbones_of(model, size):
-        check_maps(backbone, run_ghost(make_ghost(backbone), read), read)
+        check_maps(backbone, run_on_meta(on_meta(backbone), read), read)
 
 
 def list_backbones_of(
@@ -130,7 +130,7 @@ def count_level(
         ghost = build(strides)
         deploy = switch_to_deploy(ghost)
         ghost = deploy if fused else ghost
-    _, channels, height, width = run_ghost(ghost.eval(), size)[-1].shape
+    _, channels, height, width = run_on_meta(ghost.eval(), size)[-1].shape
     return Level(strides[-1], channels, height, width, count_gflops(ghost, size), count_gflops(deploy, size))
 
 
@@ -147,9 +147,9 @@ def row_levels(model: RowModel, deploy: RowModel, size: tuple[int, int]) -> list
 
 def row_gflops(model: RowModel, size: tuple[int, int]) -> list[float]:
     """Return the 10^9 operations of each row."""
-    ghost = make_ghost(model)
+    ghost = on_meta(model)
     with _flop_counter() as counter:
-        run_ghost(ghost, size)
+        run_on_meta(ghost, size)
     counts = counter.get_flop_counts()
     paths = (f"{type(ghost).__name__}.model.{i}" for i in range(len(ghost.model)))
     return [sum(counts[path].values()) / 1e9 if path in counts else 0.0 for path in paths]

@@ -46,12 +46,12 @@ def telling():
     """
     from models import create_model
     from tests.helpers import pictures_for, randomize_
-    from utils.deploy.fresh import see
+    from utils.deploy.fresh import calibrate_batch_norms
 
     @functools.cache
     def build(name):
         model = randomize_(create_model(name, nc=3)).double()
-        see(model, pictures_for(model, 4, 4))
+        calibrate_batch_norms(model, pictures_for(model, 4, 4))
         return model
 
     return build

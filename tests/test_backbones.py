@@ -11,7 +11,7 @@ from models.backbones import check_backbone
 from models.backbones.base import level_name, select_strides
 from models.errors import ConfigError, UserError
 from tests.helpers import pictures, randomize_, tiny_backbone, worst_error
-from utils.deploy.fresh import see
+from utils.deploy.fresh import calibrate_batch_norms
 
 
 @pytest.fixture
@@ -77,7 +77,9 @@ def without_weights(name, arch):
 def test_every_architecture_fuses(name, arch, tmp_path):
     """In both precisions, at a size that nothing divides, after a file or a copy in half precision, once for all."""
     backbone = randomize_(without_weights(name, arch))
-    see(backbone, pictures(97, 65, dtype=torch.float32))  # so that deep networks neither grow nor fade
+    calibrate_batch_norms(
+        backbone, pictures(97, 65, dtype=torch.float32)
+    )  # so that deep networks neither grow nor fade
     x, single = pictures(97, 65), pictures(97, 65, dtype=torch.float32)
     torch.save(backbone.state_dict(), tmp_path / "a.pth")
     loaded = without_weights(name, arch).eval()

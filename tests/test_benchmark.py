@@ -20,7 +20,7 @@ from tests.helpers import randomize_, relative_error, tiny, tiny_backbone, write
 from utils import cli
 from utils.benchmark import forms
 from utils.benchmark.memory import peak_memory, weights_size
-from utils.benchmark.report import AXES, COLUMNS, COMPARED, Row, page, remarks, save, table
+from utils.benchmark.report import AXES, COLUMNS, COMPARED, BenchmarkRow, benchmark_table, page, remarks, save
 from utils.checkpoint import pack_model, save_checkpoint
 from utils.deploy.run import load_runner
 from utils.deploy.write import ExportError
@@ -146,7 +146,9 @@ def test_what_cannot_be_had_says_why_and_ends_nothing(tmp_path, monkeypatch, cap
     options = {"imgsz": 64, "rounds": 1, "threads": 1, "forms": ["fused", "onnx"], "no_memory": True}
     rows = benchmark.run(cfg=cfg, project=tmp_path, **options)
     assert rows[0].minimum_ms
-    assert rows[1] == Row("small.yaml", "onnx", note="ONNX cannot be written for this model: an operator is missing")
+    assert rows[1] == BenchmarkRow(
+        "small.yaml", "onnx", note="ONNX cannot be written for this model: an operator is missing"
+    )
     assert "an operator is missing" in caplog.text
     assert "an operator is missing" in (tmp_path / "exp/benchmark.html").read_text()
 
@@ -172,7 +174,7 @@ def test_formats_that_do_not_run_here_are_left_out_with_a_line(tmp_path, caplog)
 
 def test_every_format_is_a_form():
     assert {form.format for form in forms.FORMS.values()} == {"", *forms.FORMATS}
-    assert set(forms.DEFAULT) <= forms.FORMS.keys()
+    assert set(forms.DEFAULT_FORMS) <= forms.FORMS.keys()
     assert {key for pair in COMPARED for key in pair} <= forms.FORMS.keys()
 
 
@@ -202,7 +204,9 @@ def test_names_of_models(tmp_path):
 
 
 def test_groups_hold_whole_models_and_fit_in_memory():
-    entries = [benchmark.Entry(Row(m, "eager", peak_mb=mb), None, None) for m, mb in (("a", 3), ("a", 3), ("b", 5))]
+    entries = [
+        benchmark.Entry(BenchmarkRow(m, "eager", peak_mb=mb), None, None) for m, mb in (("a", 3), ("a", 3), ("b", 5))
+    ]
     assert [[e.row.model for e in group] for group in benchmark.split(entries, 11)] == [["a", "a", "b"]]
     assert [[e.row.model for e in group] for group in benchmark.split(entries, 10)] == [["a", "a"], ["b"]]
     assert [len(group) for group in benchmark.split(entries, 1)] == [2, 1]
@@ -229,9 +233,9 @@ ABOUT = {
     "versions": {"torch": "2"},
 }
 SOME = [
-    Row(ODD, "eager", 10_000_000, 8.0, 21.0, 20.0, 1.0, 1.0, file_mb=None),
-    Row(ODD, "onnx", 9_000_000, 7.0, 11.0, 10.0, 0.5, 1.0, file_mb=36.0),
-    Row("other.yaml", "onnx", note="it <cannot>"),
+    BenchmarkRow(ODD, "eager", 10_000_000, 8.0, 21.0, 20.0, 1.0, 1.0, file_mb=None),
+    BenchmarkRow(ODD, "onnx", 9_000_000, 7.0, 11.0, 10.0, 0.5, 1.0, file_mb=36.0),
+    BenchmarkRow("other.yaml", "onnx", note="it <cannot>"),
 ]
 
 
@@ -264,7 +268,7 @@ class Reader(html.parser.HTMLParser):
 
 
 def test_table_has_no_empty_columns():
-    lines = table(SOME, TITLES, "about it").splitlines()
+    lines = benchmark_table(SOME, TITLES, "about it").splitlines()
     assert lines[0] == "about it"
     assert lines[1].split()[-2:] == ["file", "MB"]
     assert "mAP" not in lines[1]
@@ -347,7 +351,7 @@ def test_a_full_disk_is_one_sentence(tmp_path, capsys):
 # The published form ---------------------------------------------------------------------------------------------------
 def test_the_published_form_is_the_same_function():
     model = randomize_(DetectionModel(tiny_backbone("RIFormer", "s12"))).double().eval()
-    published = forms.publish(model)
+    published = forms.as_published(model)
     assert not any(isinstance(m, RIFormerBlock) for m in published.modules())
     assert any(isinstance(m, RIFormerBlock) for m in model.modules())
     assert len([m for m in published.modules() if isinstance(m, forms.PublishedNorm)]) == 2 * 12 + 3

@@ -101,7 +101,7 @@ def test_accuracy_is_that_of_the_pictures(files, data, network, file, mode):
 def test_both_forms_agree(files, data):
     result = check_weights.run(**options(files, data, mode="check"))
     assert result.scores["train"].top1 == result.scores["deploy"].top1
-    assert 0 < result.difference.relative < check_weights.TOLERANCE
+    assert 0 < result.difference.relative < check_weights.LOGIT_TOLERANCE
     assert result.difference.other_top1 == 0
 
 
@@ -131,7 +131,7 @@ def test_logits_that_are_not_finite_are_1(files, data, tmp_path, caplog):
 
 
 def test_values_that_are_not_finite_disagree():
-    difference = check_weights.Difference()
+    difference = check_weights.LogitDifference()
     difference.add(torch.tensor([[1.0, 2.0]]), torch.tensor([[1.0, float("nan")]]))
     assert not difference.ok
     assert (
@@ -178,7 +178,7 @@ def test_the_output_holds_the_result(files, data, tmp_path):
 
 @pytest.mark.parametrize(("arch", "side"), [("RepMLPNet/T256", 256), ("RIFormer/s12", 224), ("x/bottleneck-224", 224)])
 def test_the_size_is_the_one_in_the_name(network, arch, side):
-    assert check_weights.native_size(network, arch) == side
+    assert check_weights.published_side(network, arch) == side
 
 
 # What is wrong --------------------------------------------------------------------------------------------------------

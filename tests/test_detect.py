@@ -138,7 +138,7 @@ def test_broken_videos(run, log, tmp_path):
 def test_stream_frames_are_one_video_each(tmp_path):
     image = np.zeros((48, 64, 3), np.uint8)
     result = Results(image, "", NAMES, boxes=torch.zeros(0, 6)).numpy()
-    with writers.Outputs(tmp_path, writers.Wanted()) as out:
+    with writers.Writers(tmp_path, writers.Wanted()) as out:
         for number in range(1, 4):
             for name in ("cam0", "cam1"):
                 out.save(Frame(image, Path(name), "", number, live=True), result)
@@ -254,7 +254,7 @@ def test_same_stem_twice(run, tmp_path):
 def test_many_crops_of_one_class(tmp_path):
     boxes = torch.tensor([[0, 0, 20, 20, 0.9, 1], [10, 10, 40, 40, 0.8, 1]])
     result = Results(np.zeros((48, 64, 3), np.uint8), "", {1: "../x"}, boxes=boxes).numpy()
-    with writers.Outputs(tmp_path, writers.Wanted(pictures=False, crops=True)) as out:
+    with writers.Writers(tmp_path, writers.Wanted(pictures=False, crops=True)) as out:
         for name in ("a.jpg", "a2.jpg"):
             out.save(Frame(result.orig_img, Path(name), ""), result)
     assert files_below(tmp_path) == [f"crops/_.._x/a{n}.jpg".replace("_.._x", "_x") for n in ("", "2", "22", "23")]
@@ -564,7 +564,7 @@ def test_reading_computing_and_writing_have_a_thread_each(run, tmp_path, monkeyp
 
     record(sources, "read_picture")
     record(predictor.Predictor, "detect")
-    record(writers.Outputs, "save")
+    record(writers.Writers, "save")
     for i in range(4):
         picture(tmp_path / "in" / f"{i}.jpg")
     run(source="in")

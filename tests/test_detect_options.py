@@ -16,7 +16,7 @@ from utils.checkpoint import pack_model, save_checkpoint
 from utils.detect import ensemble, feature_maps, predictor, tracking
 from utils.detect.frame import Found, Frame
 from utils.detect.predictor import create_predictor
-from utils.detect.writers import Outputs, Wanted
+from utils.detect.writers import Wanted, Writers
 
 # isort: split
 from ultralytics.data.augment import LetterBox
@@ -165,7 +165,7 @@ def test_numbers_are_written(run, log, tmp_path):
     header, *rows = Path("runs/detect/exp/predictions.csv").read_text().splitlines()
     assert header == "Image Name,Prediction,Confidence,Frame,Track"
     assert [row.split(",")[3:] for row in rows] == [[str(i), "1"] for i in range(1, 5)]
-    plain = Outputs(tmp_path / "other", Wanted(table=True))
+    plain = Writers(tmp_path / "other", Wanted(table=True))
     assert plain.wanted.tracks is False
 
 

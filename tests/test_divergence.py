@@ -14,7 +14,7 @@ from models import create_model, switch_to_deploy
 from tests.helpers import randomize_, tiny
 from utils.data.samples import make_pictures
 from utils.deploy.ends import Nms
-from utils.deploy.fresh import see
+from utils.deploy.fresh import calibrate_batch_norms
 from utils.deploy.write import write
 from utils.export import Options
 from utils.prove.compare import Tolerance
@@ -33,7 +33,7 @@ class Written:
 
     def __init__(self, cfg, folder, **options):
         model = randomize_(create_model(cfg))
-        see(model, torch.stack(list(make_pictures(SIZE).values())))
+        calibrate_batch_norms(model, torch.stack(list(make_pictures(SIZE).values())))
         self.folder, self.reference, self.deploy = folder, Reference(model), switch_to_deploy(model)
         self.options = Options(size=SIZE, **options)
 

@@ -13,7 +13,7 @@ from utils.data.samples import make_pictures
 from utils.deploy.ends import Nms
 from utils.prove.compare import Tolerance, detections
 from utils.prove.reference import Evidence, Reference
-from utils.prove.side_by_side import MARGIN, SIDE, draw_exhibit
+from utils.prove.side_by_side import MARGIN, PICTURE_SIDE, draw_side_by_side
 
 SEGMENT = tiny(head=[[-1, 1, "Conv", [32, 3, 2]], [-1, 1, "Conv", [32, 3, 2]], [[3, 4], 1, "Segment", ["nc", 8, 16]]])
 CFGS = {"detect": tiny(), "end2end": tiny(end2end=True), "segment": SEGMENT}
@@ -33,7 +33,7 @@ def case_of(reference, change=lambda outputs: outputs, batch=1, size=(64, 96)):
 
 
 def draw(reference, case):
-    return draw_exhibit(reference, case, "best.onnx")
+    return draw_side_by_side(reference, case, "best.onnx")
 
 
 def sides(exhibit):
@@ -45,7 +45,7 @@ def sides(exhibit):
 def test_both_sides_are_alike_when_the_file_agrees(reference):
     exhibit = draw(reference, case_of(reference))
     assert exhibit.dtype == np.uint8
-    assert exhibit.shape[1] > 2 * SIDE
+    assert exhibit.shape[1] > 2 * PICTURE_SIDE
     left, right = sides(exhibit)
     assert (left == right).all()
     assert left.std() > 10
@@ -96,12 +96,12 @@ def test_boxes_after_nms_are_those_before_it(reference):
 def test_numbers_that_are_none(reference, number):
     case = case_of(reference, lambda outputs: tuple(torch.full_like(output, number) for output in outputs))
     assert "NaN or infinite" in case.difference.problem
-    assert draw(reference, case).shape[1] > 2 * SIDE
+    assert draw(reference, case).shape[1] > 2 * PICTURE_SIDE
 
 
 def test_outputs_of_another_shape(reference):
     case = case_of(reference, lambda _: (torch.zeros(1, 3),))
-    assert draw(reference, case).shape[1] > 2 * SIDE
+    assert draw(reference, case).shape[1] > 2 * PICTURE_SIDE
 
 
 def test_a_case_without_evidence_cannot_be_shown(reference):

@@ -24,12 +24,13 @@ from tests.exporting import command, names_in, report_in
 from tests.helpers import random_model, save, tiny, write
 from utils.checkpoint import load_checkpoint
 from utils.data.samples import make_pictures
-from utils.deploy.formats import DEFAULT
+from utils.deploy.formats import DEFAULT_FORMATS
 from utils.deploy.fresh import fresh_model
 from utils.deploy.write import ExportError
 from utils.evaluate.accuracy import Accuracy
 from utils.export import Options, export
-from utils.prove.at_scale import survey
+from utils.export.report import to_json
+from utils.prove.at_scale import compare_at_scale
 from utils.prove.report import Proof
 
 # isort: split
@@ -91,7 +92,7 @@ def test_metadata_as_ultralytics_reads_it(best, model):
     assert command("--weights", best, "--imgsz", 96, 64) == 0
     images = make_pictures((96, 64))["bus.jpg"][None]
     expected = model(images)[0]
-    for name in DEFAULT:
+    for name in DEFAULT_FORMATS:
         backend = AutoBackend(best.with_suffix(f".{name}"))
         assert backend.names == {0: "cat", 1: "it's"}
         assert (backend.stride, backend.imgsz, backend.task, backend.batch) == (8, [96, 64], "detect", 1)
@@ -100,7 +101,7 @@ def test_metadata_as_ultralytics_reads_it(best, model):
 
 
 def test_yolo_of_ultralytics_runs_the_files(default):
-    for name in DEFAULT:
+    for name in DEFAULT_FORMATS:
         network = YOLO(default / f"best.{name}", task="detect")
         (result,) = network.predict(ASSETS / "bus.jpg", imgsz=64, conf=0.1, verbose=False, save=False)
         assert result.names == {0: "cat", 1: "it's"}
@@ -111,7 +112,7 @@ def test_dynamic_files_take_other_sizes_and_batches(best, model):
     assert command("--weights", best, "--dynamic") == 0
     images = torch.stack([make_pictures((40, 72))[name] for name in ("bus.jpg", "noise", "zidane.jpg")])
     expected = model(images)[0]
-    for name in DEFAULT:
+    for name in DEFAULT_FORMATS:
         backend = AutoBackend(best.with_suffix(f".{name}"))
         assert backend.dynamic
         torch.testing.assert_close(torch.as_tensor(backend(images)), expected, atol=1e-3, rtol=1e-5)
@@ -155,6 +156,7 @@ def test_without_fusing_the_branches_stay(model, tmp_path, fuse):
     norms = [m for m in traced.modules() if m.original_name == "BatchNorm2d"]
     assert len(norms) == (0 if fuse else switch_to_deploy(model).report.fused["Conv+BN"])
     written = report_in(tmp_path)
+    assert json.loads(to_json(report)) == written, "the report says the same after the files have moved"
     assert (written["params"]["deploy"] == written["params"]["train"]) is not fuse
     assert written["fused"]["left"] == ([] if fuse else ["everything: not fused, as --no-fuse asks"])
 
@@ -217,12 +219,12 @@ def test_one_corrupted_weight_is_refused(best, monkeypatch, caplog):
 
 def test_what_differs_on_many_pictures_only_is_refused(best, monkeypatch, caplog):
     def lossy(*args):
-        found = survey(*args)
+        found = compare_at_scale(*args)
         for each in found.values():
             each.unfused, each.accuracy = Accuracy(0.9, 0.8), Accuracy(0.9, 0.79)
         return found
 
-    monkeypatch.setattr("utils.export.pipeline.survey", lossy)
+    monkeypatch.setattr("utils.export.pipeline.compare_at_scale", lossy)
     assert command("--weights", best, "--include", "onnx", "--source", ASSETS) == 1
     assert names_in(best.parent) == ["best.export-failed.jpg", "best.export-failed.json", "best.pt"]
     assert "✗ the mAP drops by 1.000 points, allowed are 0.1" in caplog.text

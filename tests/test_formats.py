@@ -12,7 +12,7 @@ from models.errors import UserError
 from tests.helpers import tiny, write
 from utils import cli
 from utils.deploy.files import digest, files_in, size_of
-from utils.deploy.formats import ALIASES, DEFAULT, FORMATS, UNWRITTEN, check_formats, check_possible, format_of
+from utils.deploy.formats import ALIASES, DEFAULT_FORMATS, FORMATS, UNWRITTEN, check_formats, check_possible, format_of
 
 # isort: split
 from ultralytics.engine.exporter import export_formats
@@ -69,7 +69,7 @@ def test_options_are_those_that_ultralytics_takes(name):
 
 
 def test_defaults_need_nothing_that_is_not_required():
-    check_possible(DEFAULT, dynamic=True, batch=3)
+    check_possible(DEFAULT_FORMATS, dynamic=True, batch=3)
 
 
 @each_format

@@ -29,7 +29,7 @@ from models.errors import ConfigError
 from models.heads import HEADS
 from models.layers import LAYERS
 from models.parser import MAX_PARAMETERS, PICTURE
-from models.summary import make_ghost
+from models.summary import on_meta
 from models.yolo import create_model
 from tests.helpers import mutated
 
@@ -223,7 +223,7 @@ def try_model(cfg):
 
 def assert_declared(model, height, width):
     """Run a picture without data through a model, and check the shape of what each slot holds."""
-    ghost, seen = make_ghost(model), {}
+    ghost, seen = on_meta(model), {}
     for module, node in zip(ghost.model, ghost.nodes, strict=True):
 
         def note(module, inputs, output, node=node):

@@ -15,7 +15,7 @@ from models.backbones.base import select_strides
 from models.backbones.names import all_names, match_names, split_name
 from models.blocks.reparam import fuse_blocks
 from models.errors import UserError
-from models.summary import Card, card_rows, count_gflops, count_level, count_parameters, format_rows, make_ghost
+from models.summary import Card, card_rows, count_gflops, count_level, count_parameters, format_rows, on_meta
 from tests.helpers import tiny, tiny_backbone, write
 from utils import cli, inspect_backbone
 
@@ -60,7 +60,7 @@ def command(*argv):
 
 def rule_of(takes):
     backbone = Small("plain", takes=takes)
-    return inspect_backbone.measure_size_rule(make_ghost(backbone), 8)
+    return inspect_backbone.measure_size_rule(on_meta(backbone), 8)
 
 
 def test_a_backbone_that_gives_other_maps_than_it_says_is_refused(small, monkeypatch, capsys):
@@ -166,7 +166,7 @@ def test_what_does_not_run_says_so():
     def fail():
         raise RuntimeError("no kernel\nfor this")
 
-    assert inspect_backbone.compare(fail, []).note == "does not run on this CPU: no kernel"
+    assert inspect_backbone.precision_against(fail, []).note == "does not run on this CPU: no kernel"
 
 
 def test_inspecting_changes_no_random_numbers(small):
@@ -193,7 +193,7 @@ def test_a_yaml_shows_its_backbone_and_its_totals(small, tmp_path):
     assert [(level.stride, level.channels) for level in found.levels] == [(4, 16), (8, 32)]
     assert found.card.gflops[0] < found.model.gflops[0]
     assert set(found.latency) == {"backbone unfused", "backbone fused", "model unfused", "model fused"}
-    text = inspect_backbone.as_text(found)
+    text = inspect_backbone.inspection_text(found)
     assert text.count("times as fast") == 2
     assert "       model  small.yaml" in text
 

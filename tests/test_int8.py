@@ -23,13 +23,13 @@ from utils import cli
 from utils.checkpoint import load_checkpoint, pack_model, save_checkpoint
 from utils.data.samples import PHOTOS, make_pictures
 from utils.deploy.formats import FORMATS
-from utils.deploy.fresh import see
+from utils.deploy.fresh import calibrate_batch_norms
 from utils.deploy.run import load_runner
 from utils.deploy.write import write as write_file
 from utils.evaluate.accuracy import Accuracy
 from utils.export import Options
 from utils.int8.calibration import batches, calibration_pictures, find_data
-from utils.int8.quantize import FloatGraph, Layer, quantize_openvino
+from utils.int8.quantize import FloatGraph, LayerNoise, quantize_openvino
 from utils.int8.search import check_int8, search
 from utils.train.qat import RoundingConv, insert_rounding, observe
 
@@ -55,7 +55,7 @@ def network(activation):
         model.get_submodule(OUTLIER).weight[:, 0, 0, 0] = 20.0
         model.get_submodule("model.0.bn").weight[0] = 0  # it reads zeros
         model.get_submodule("model.0.bn").bias[0] = 0
-    see(model, torch.stack(list(make_pictures((64, 64)).values())))
+    calibrate_batch_norms(model, torch.stack(list(make_pictures((64, 64)).values())))
     return model
 
 
@@ -83,7 +83,7 @@ def ranges(graph):
 
 @pytest.fixture(scope="module")
 def layers(graph, ranges):
-    return graph.survey(graph.quantized(ranges), photographs())
+    return graph.measure_noise(graph.quantized(ranges), photographs())
 
 
 def saved(quantized, path):
@@ -120,7 +120,7 @@ def test_the_chain_stays_in_int8(graph, ranges, tmp_path):
 
 
 def test_outputs_are_close(deploy, graph, ranges, tmp_path):
-    layers = graph.survey(graph.quantized(ranges), photographs())
+    layers = graph.measure_noise(graph.quantized(ranges), photographs())
     images = next(iter(photographs()))
     with torch.inference_mode():
         expected = deploy(images)[0]
@@ -196,7 +196,7 @@ def test_learned_ranges_take_the_place_of_observed_ones(graph):
     [(0, [0]), (1, [0, 1]), (3, [0, 1, 2, 3, 4]), (6, [0, 1, 2, 4, 5, 6, 8]), (9, [0, 1, 2, 4, 8])],
 )
 def test_the_fewest_layers_that_are_enough(needed, tried, tmp_path):
-    layers = [Layer(str(i), 1.0, 1.0, float(i)) for i in range(16)]
+    layers = [LayerNoise(str(i), 1.0, 1.0, float(i)) for i in range(16)]
     reference = tmp_path / "float"
     reference.write_text("16")
 

@@ -25,7 +25,7 @@ from models import DetectionModel
 from models.errors import UserError
 from tests.helpers import tiny
 from utils import cli, web
-from utils.benchmark.report import Row, page
+from utils.benchmark.report import BenchmarkRow, page
 from utils.checkpoint import pack_model, save_checkpoint
 from utils.detect.writers import Wanted
 from utils.web.service import DetectionService
@@ -41,10 +41,10 @@ FLAGS = (
 )
 TITLES = {"eager": "PyTorch, unfused", "onnx": "ONNX Runtime"}
 ROWS = [
-    Row("small.yaml", "eager", 2_000_000, 5.0, 41.0, 40.0, 1.0, 1.0, map=30.0),
-    Row("small.yaml", "onnx", 1_900_000, 4.5, 21.0, 20.0, 0.5, 1.0, map=29.0, file_mb=7.6),
-    Row("large.yaml", "eager", 9_000_000, 25.0, 161.0, 160.0, 1.0, 4.0, map=41.0),
-    Row("large.yaml", "onnx", note="an operator is missing"),
+    BenchmarkRow("small.yaml", "eager", 2_000_000, 5.0, 41.0, 40.0, 1.0, 1.0, map=30.0),
+    BenchmarkRow("small.yaml", "onnx", 1_900_000, 4.5, 21.0, 20.0, 0.5, 1.0, map=29.0, file_mb=7.6),
+    BenchmarkRow("large.yaml", "eager", 9_000_000, 25.0, 161.0, 160.0, 1.0, 4.0, map=41.0),
+    BenchmarkRow("large.yaml", "onnx", note="an operator is missing"),
 ]
 ABOUT = {
     **{"imgsz": [64], "threads": 1, "rounds": 2, "backbone": False, "data": "shapes.yaml", "date": "2026-11-25"},

@@ -13,7 +13,7 @@ from tests.helpers import LARGE, SHIPPED, tiny, write
 from utils import cli, parity
 from utils.data.samples import make_pictures
 from utils.deploy.fresh import random_model, sizes_for
-from utils.parity import Variant, measure
+from utils.parity import Variant, measure_model
 from utils.prove.compare import Difference
 from utils.prove.reference import Reference
 
@@ -72,7 +72,7 @@ def test_one_wrong_weight_shows(cfg, tmp_path, monkeypatch, caplog):
 
 
 def test_more_than_the_bounds_is_marked_by_what_float32_does_itself(cfg):
-    row = measure(cfg, VARIANTS[1:2])
+    row = measure_model(cfg, VARIANTS[1:2])
     (title,) = row.cases
     case = copy.copy(row.cases[title][0])
     object.__setattr__(case, "difference", Difference(3e-3, 1e-6, 0.0, reference=2, matched=2))
@@ -80,7 +80,7 @@ def test_more_than_the_bounds_is_marked_by_what_float32_does_itself(cfg):
     marks = []
     for own in (1e-4, 1e-3):
         row.rounding = Difference(own, 0.0)
-        marks.append((row.is_met(title), row.ok, parity.table([row], VARIANTS[1:2])[-1]))
+        marks.append((row.is_met(title), row.ok, parity.parity_table([row], VARIANTS[1:2])[-1]))
     assert marks == [(False, False, "✗"), (False, True, "≈")]
 
 
@@ -113,9 +113,9 @@ def test_random_models_are_the_same_each_time_and_look_at_the_picture():
 @pytest.mark.parametrize("cfg", SHIPPED)
 def test_every_model(cfg):
     variants = VARIANTS if count_parameters(random_model(cfg)) <= LARGE else VARIANTS[1:2]  # the table holds all
-    row = measure(cfg, variants)
+    row = measure_model(cfg, variants)
     assert len(row.cases) == len(variants)
-    assert row.ok, parity.table([row], variants)
+    assert row.ok, parity.parity_table([row], variants)
     seen = {case.difference.sees_something for cases in row.cases.values() for case in cases}
     assert seen == {True}, "a comparison without detections proves less"
     model = random_model(cfg)

@@ -20,7 +20,7 @@ from utils import cli
 from utils.checkpoint import pack_model, save_checkpoint
 from utils.data.samples import load_picture, make_pictures
 from utils.data.shapes import NAMES, Recipe, ensure_shapes
-from utils.deploy.fresh import see
+from utils.deploy.fresh import calibrate_batch_norms
 from utils.prove.compare import detections
 from utils.prove.reference import run_eager
 
@@ -40,7 +40,7 @@ def folder(tmp_path_factory):
     splits = {split: f"images/{split}" for split in ("train", "val", "test")}
     write(place, {"path": str(place / "shapes"), **splits, "names": list(NAMES)}, "data.yaml")
     model = randomize_(create_model(tiny(nc=len(NAMES))))
-    see(model, torch.stack(list(make_pictures(SIZE).values())))
+    calibrate_batch_norms(model, torch.stack(list(make_pictures(SIZE).values())))
     model.names, model.imgsz = dict(enumerate(NAMES)), SIZE[0]
     save_checkpoint({**pack_model(model), "ema": model.state_dict()}, place / "best.pt")
     for picture in (place / "shapes/images/val").iterdir():

@@ -79,7 +79,7 @@ def test_pictures_have_the_promised_size_and_labels_stay_inside(small):
 @pytest.mark.parametrize("centre", [(80.3, 70.8), (20.0, 150.0)], ids=["inside", "over the edge"])
 def test_contour_fits_the_drawn_pixels(kind, outline, centre):
     canvas = np.zeros((160, 160, 3), np.uint8)
-    points = shapes.draw(canvas, Shape(kind, *centre, 51.7, 0.2, (90, 200, 120), outline))
+    points = shapes.draw_shape(canvas, Shape(kind, *centre, 51.7, 0.2, (90, 200, 120), outline))
     ys, xs = np.nonzero(canvas.any(2))
     drawn = xs.min(), ys.min(), xs.max() + 1, ys.max() + 1
     assert np.abs(np.subtract(drawn, (*points.min(0), *points.max(0)))).max() < 1
@@ -91,13 +91,13 @@ def test_contour_fits_the_drawn_pixels(kind, outline, centre):
 
 def test_contour_of_a_star_over_a_corner_is_that_of_the_part_inside():
     canvas = np.zeros((160, 160, 3), np.uint8)
-    points = shapes.draw(canvas, Shape(3, 150.0, 12.0, 60.0, 0.7, (90, 200, 120)))
+    points = shapes.draw_shape(canvas, Shape(3, 150.0, 12.0, 60.0, 0.7, (90, 200, 120)))
     assert cv2.contourArea(points.astype(np.float32)) == pytest.approx((canvas[..., 1] > 100).sum(), rel=0.02)
 
 
 def test_a_shape_outside_of_the_picture_has_no_contour():
     canvas = np.zeros((160, 160, 3), np.uint8)
-    assert shapes.draw(canvas, Shape(0, -100, 80, 40, 0.0, (255, 255, 255))) is None
+    assert shapes.draw_shape(canvas, Shape(0, -100, 80, 40, 0.0, (255, 255, 255))) is None
     assert not canvas.any()
 
 
@@ -143,7 +143,7 @@ def test_interrupted_making_leaves_nothing(tmp_path, monkeypatch, error):
     def fail(*_):
         raise error
 
-    monkeypatch.setattr(shapes, "write_film", fail)
+    monkeypatch.setattr(shapes, "write_video", fail)
     with pytest.raises((KeyboardInterrupt, UserError)):
         ensure_shapes(tmp_path / "shapes", TINY)
     assert list(tmp_path.iterdir()) == []

@@ -18,7 +18,7 @@ from utils.data.description import load_dataset
 from utils.data.samples import evenly
 from utils.deploy.ends import Nms
 from utils.evaluate.accuracy import Accuracy, measure_accuracy
-from utils.prove.at_scale import MAX_REMARKS, Distribution, Material, Survey, survey, survey_table
+from utils.prove.at_scale import MAX_REMARKS, Distribution, ProofPictures, ScaleProof, compare_at_scale, scale_table
 from utils.prove.compare import Tolerance
 from utils.prove.reference import Evidence, Reference
 
@@ -72,8 +72,8 @@ def folder(tmp_path_factory):
     return place
 
 
-def material(folder, **changes):
-    return Material(files=tuple(sorted(folder.glob("*.png"))), name="some", **changes)
+def proof_pictures(folder, **changes):
+    return ProofPictures(files=tuple(sorted(folder.glob("*.png"))), name="some", **changes)
 
 
 def reference_of(cfg):
@@ -98,8 +98,8 @@ def shifted(reference, by, only=None):
 @pytest.mark.parametrize("cfg", CFGS)
 def test_a_file_that_agrees(cfg, folder, caplog):
     reference = reference_of(cfg)
-    (found,) = survey(
-        reference, {"onnx": ("a.onnx", shifted(reference, 0))}, material(folder), (64, 48), 1, Tolerance()
+    (found,) = compare_at_scale(
+        reference, {"onnx": ("a.onnx", shifted(reference, 0))}, proof_pictures(folder), (64, 48), 1, Tolerance()
     ).values()
     assert found.ok
     assert (found.pictures, found.failed, found.box.largest) == (6, 0, 0)
@@ -114,14 +114,14 @@ def test_a_file_that_agrees(cfg, folder, caplog):
 def test_the_one_picture_that_differs_is_named_and_kept(folder):
     reference = reference_of("detect")
     files = {"onnx": ("a.onnx", shifted(reference, 0.5, only=3)), "other": ("b.onnx", shifted(reference, 0))}
-    found = survey(reference, files, material(folder), (64, 64), 1, Tolerance())
+    found = compare_at_scale(reference, files, proof_pictures(folder), (64, 64), 1, Tolerance())
     bad, good = found.values()
     assert (bad.ok, good.ok) == (False, True)
     assert (bad.failed, bad.worst.picture) == (1, "3.png")
     assert bad.box.largest == pytest.approx(0.5, rel=1e-4)
     assert bad.box.quantile(0.99) < 1e-3
     assert bad.worst.evidence.images.shape == (1, 3, 64, 64)
-    table = survey_table(found, material(folder), (64, 64))
+    table = scale_table(found, proof_pictures(folder), (64, 64))
     assert "On 6 pictures of some at 64x64" in table
     assert "✗ 1 of 6 pictures differ" in table
     assert "✗ 3.png: boxes differ by 0.5 px" in table
@@ -131,7 +131,7 @@ def test_the_one_picture_that_differs_is_named_and_kept(folder):
 def test_memory_holds_one_picture_for_a_file(folder):
     reference = reference_of("detect")
     files = {"onnx": ("a.onnx", shifted(reference, 0.5))}
-    found = survey(reference, files, material(folder), (64, 64), 1, Tolerance())
+    found = compare_at_scale(reference, files, proof_pictures(folder), (64, 64), 1, Tolerance())
     gc.collect()
     assert found["onnx"].failed == 6
     assert len(found["onnx"].remarks) == MAX_REMARKS
@@ -145,7 +145,9 @@ def test_batches_are_filled_and_the_filling_is_not_counted(folder):
         assert len(images) == 4
         return reference(images)
 
-    (found,) = survey(reference, {"onnx": ("a.onnx", run)}, material(folder), (64, 64), 4, Tolerance()).values()
+    (found,) = compare_at_scale(
+        reference, {"onnx": ("a.onnx", run)}, proof_pictures(folder), (64, 64), 4, Tolerance()
+    ).values()
     assert found.pictures == 6
     assert found.ok
 
@@ -161,8 +163,8 @@ def test_files_with_nms_are_compared_and_their_map_is_not(folder, discs):
             rows[i, : len(found)] = found
         return (rows,)
 
-    some = Material(discs, tuple(sorted(folder.glob("*.png"))), name="some")
-    (found,) = survey(reference, {"onnx": ("a.onnx", run)}, some, (64, 48), 2, Tolerance(), nms=nms).values()
+    some = ProofPictures(discs, tuple(sorted(folder.glob("*.png"))), name="some")
+    (found,) = compare_at_scale(reference, {"onnx": ("a.onnx", run)}, some, (64, 48), 2, Tolerance(), nms=nms).values()
     assert found.pictures == 4 + 6
     assert found.accuracy is None
     assert found.ok
@@ -171,11 +173,14 @@ def test_files_with_nms_are_compared_and_their_map_is_not(folder, discs):
 def test_a_limit(folder):
     reference = reference_of("detect")
     files = {"onnx": ("a.onnx", shifted(reference, 0))}
-    assert survey(reference, files, material(folder, most=2), (64, 64), 1, Tolerance())["onnx"].pictures == 2
+    assert (
+        compare_at_scale(reference, files, proof_pictures(folder, most=2), (64, 64), 1, Tolerance())["onnx"].pictures
+        == 2
+    )
 
 
 def test_a_survey_of_nothing_proves_nothing():
-    assert not Survey("a.onnx").ok
+    assert not ScaleProof("a.onnx").ok
 
 
 # mAP ------------------------------------------------------------------------------------------------------------------
@@ -246,13 +251,13 @@ def test_other_classes_are_one_sentence(discs):
 
 
 def test_a_drop_of_map_fails_the_proof():
-    found = Survey("a.onnx", pictures=3, unfused=Accuracy(0.9, 0.8), accuracy=Accuracy(0.9, 0.7995))
+    found = ScaleProof("a.onnx", pictures=3, unfused=Accuracy(0.9, 0.8), accuracy=Accuracy(0.9, 0.7995))
     assert found.drop == pytest.approx(0.05)
     assert found.ok
     found.accuracy = Accuracy(0.9, 0.798)
     assert not found.ok
     assert found.as_dict()["accuracy"]["drop_points"] == pytest.approx(0.2)
-    table = survey_table({"onnx": found}, Material(name="some"), (64, 64))
+    table = scale_table({"onnx": found}, ProofPictures(name="some"), (64, 64))
     assert "✗ the mAP drops by 0.200 points, allowed are 0.1" in table
 
 
@@ -260,9 +265,9 @@ def test_labelled_pictures_give_errors_and_map(discs):
     reference = Reference(randomize_(DetectionModel(tiny(nc=3))))
     reference.model.names = dict(NAMES)
     files = {"onnx": ("a.onnx", shifted(reference, 0)), "bad": ("b.onnx", shifted(reference, 0.5, only=1))}
-    found = survey(reference, files, Material(discs, most=3, name="discs"), (64, 96), 2, Tolerance())
+    found = compare_at_scale(reference, files, ProofPictures(discs, most=3, name="discs"), (64, 96), 2, Tolerance())
     assert [one.pictures for one in found.values()] == [3, 3]
     assert [one.failed for one in found.values()] == [0, 1]
     assert found["onnx"].drop == 0
     assert found["onnx"].unfused == found["bad"].unfused
-    assert "mAP50-95" in survey_table(found, Material(discs, name="discs"), (64, 96))
+    assert "mAP50-95" in scale_table(found, ProofPictures(discs, name="discs"), (64, 96))

@@ -24,7 +24,7 @@ def test_both_find_the_same_boxes(tmp_path, monkeypatch):
 
 
 def test_the_video_moves():
-    first, second = video_benchmark.film(2)
+    first, second = video_benchmark.benchmark_frames(2)
     assert first.shape == (720, 1280, 3) and first.dtype == np.uint8 and (first != second).any(2).mean() > 0.5
 
 

@@ -38,19 +38,25 @@ from models.backbones.weights import PLAIN, choose_dialect, read_source
 from models.errors import UserError, WeightsError
 from models.plugins import load_plugins
 from utils import cli
-from utils.data.pictures import Unreadable, check_size
+from utils.data.pictures import Unreadable, read_header
 from utils.sizes import MAX_IMGSZ
 from utils.text import printable
 
-TRAIN, DEPLOY, CHECK = "train", "deploy", "check"
-FORMS = {TRAIN: (TRAIN,), DEPLOY: (DEPLOY,), CHECK: (TRAIN, DEPLOY)}  # that each mode runs
-TOLERANCE = 1e-4  # of logits, relative to the largest of a picture; float32
-DEFAULT_SIZE, DEFAULT_CLASSES = 224, 1000
+MODE_TRAIN, MODE_DEPLOY, MODE_CHECK = "train", "deploy", "check"
+MODE_FORMS = {
+    MODE_TRAIN: (MODE_TRAIN,),
+    MODE_DEPLOY: (MODE_DEPLOY,),
+    MODE_CHECK: (MODE_TRAIN, MODE_DEPLOY),
+}  # that each mode runs
+LOGIT_TOLERANCE = 1e-4  # of logits, relative to the largest of a picture; float32
+DEFAULT_SIDE, DEFAULT_CLASSES = 224, 1000
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, as RGB in [0, 1]
 INTERPOLATIONS = {
     mode.value: mode for mode in (transforms.InterpolationMode.BILINEAR, transforms.InterpolationMode.BICUBIC)
 }
-HEAD = re.compile(r"(body\.)?(head|fc|classifier)\.")  # how the names of a classification head begin, ours and timm's
+HEAD_NAMES = re.compile(
+    r"(body\.)?(head|fc|classifier)\."
+)  # how the names of a classification head begin, ours and timm's
 NAMED = 20  # unreadable pictures that are named
 
 
@@ -74,7 +80,7 @@ class Score:
 
 
 @dataclass
-class Difference:
+class LogitDifference:
     """How far the logits of the two forms are apart."""
 
     relative: float = 0.0  # the largest difference over the largest logit of a picture, of all pictures
@@ -90,7 +96,7 @@ class Difference:
     @property
     def ok(self) -> bool:
         """Whether it is rounding."""
-        return self.relative <= TOLERANCE
+        return self.relative <= LOGIT_TOLERANCE
 
 
 @dataclass
@@ -105,7 +111,7 @@ class Result:
     classes: int
     pictures: int = 0  # that were read
     scores: dict[str, Score] = field(default_factory=dict)
-    difference: Difference | None = None
+    difference: LogitDifference | None = None
     unreadable: dict[str, str] = field(default_factory=dict)  # file to reason
 
     @property
@@ -117,7 +123,7 @@ class Result:
     def as_dict(self) -> dict[str, Any]:
         """Return it as JSON takes it, with percentages and pictures per second."""
         forms = {form: self.rates(score) for form, score in self.scores.items()}
-        difference = {**asdict(self.difference), "tolerance": TOLERANCE} if self.difference else None
+        difference = {**asdict(self.difference), "tolerance": LOGIT_TOLERANCE} if self.difference else None
         if difference and not math.isfinite(difference["relative"]):
             difference["relative"] = None
         return {**asdict(self), "scores": forms, "difference": difference, "ok": self.ok}
@@ -140,7 +146,7 @@ def make_parser() -> cli.Parser:
     add("--arch", "-a", metavar="NAME", help="the network, such as RepVGG/A0 or timm/resnet18")
     add("--weights", metavar="FILE", help="its published classification weights")
     add("--data", metavar="FOLDER", help="a folder of pictures per class, or the folder whose val is one")
-    add("--mode", choices=tuple(FORMS), default=TRAIN, help="as loaded, fused, or both compared")
+    add("--mode", choices=tuple(MODE_FORMS), default=MODE_TRAIN, help="as loaded, fused, or both compared")
     add("--imgsz", "--img", "--img-size", type=cli.image_side, help="side in pixels; default: the network's, or 224")
     add("--crop-pct", type=cli.fraction, default=0.875, help="imgsz over the length the shorter side is scaled to")
     add("--interpolation", choices=tuple(INTERPOLATIONS), default="bilinear", help="how pictures are scaled")
@@ -180,33 +186,33 @@ def main(args: argparse.Namespace) -> int:
 
 def check(args: argparse.Namespace) -> Result:
     """Run the network on all pictures and tell what came out."""
-    check_options(args)
+    check_arguments(args)
     cli.log_options("check", args)
     load_plugins(args.plugins)
     classes, pictures = find_pictures(Path(args.data))
-    check_classes(args.num_classes or len(classes), len(classes), args.data)  # before a network of many is built
+    check_class_count(args.num_classes or len(classes), len(classes), args.data)  # before a network of many is built
     network = load_classifier(args)
-    check_classes(count_logits(network), len(classes), args.data)
-    imgsz = args.imgsz or native_size(network, args.arch)
+    check_class_count(count_logits(network), len(classes), args.data)
+    imgsz = args.imgsz or published_side(network, args.arch)
     if imgsz > args.crop_pct * MAX_IMGSZ:
         raise UserError(f"--crop-pct {args.crop_pct:g} would scale pictures to more than {MAX_IMGSZ} pixels a side")
     result = Result(args.arch, str(network.weights_report), args.mode, imgsz, args.crop_pct, len(classes))
-    check_imgsz(network, imgsz, args.arch)
-    measure(make_forms(network, args), make_loader(pictures, imgsz, args), result)
-    LOGGER.info(cli_lines(report(result)))
+    check_takes_picture(network, imgsz, args.arch)
+    run_forms(make_forms(network, args), make_loader(pictures, imgsz, args), result)
+    LOGGER.info(cli_lines(result_lines(result)))
     if args.output:
         Path(args.output).write_text(json.dumps(result.as_dict(), indent=1) + "\n", encoding="utf-8")
         LOGGER.info(printable(f"Results saved to {args.output}"))
     return result
 
 
-def check_classes(logits: int, folders: int, data: str) -> None:
+def check_class_count(logits: int, folders: int, data: str) -> None:
     """Raise UserError where the network tells another number of classes apart than there are folders."""
     if logits != folders:
         raise UserError(f"{data} has {folders} folders of classes, but the network tells {logits} classes apart")
 
 
-def check_options(args: argparse.Namespace) -> None:
+def check_arguments(args: argparse.Namespace) -> None:
     """Raise UserError for what is missing or cannot be written, before the long work starts."""
     for option, what in (("arch", "the network, such as RepVGG/A0"), ("weights", "a file"), ("data", "a folder")):
         if not getattr(args, option):
@@ -227,12 +233,12 @@ def load_classifier(args: argparse.Namespace) -> Any:
     kind, arch = split_name(args.arch)
     count = args.num_classes or count_classes(kind, args.weights)
     network = create_backbone(kind, arch, num_classes=count, weights=args.weights)
-    report = network.weights_report
-    if report.deploy and args.mode != DEPLOY:
+    loaded = network.weights_report
+    if loaded.deploy and args.mode != MODE_DEPLOY:
         raise UserError(
             f"{args.weights} has the deploy form, which --mode {args.mode} cannot start from: --mode deploy"
         )
-    head = [name for name in report.missing if HEAD.match(name)]
+    head = [name for name in loaded.missing if HEAD_NAMES.match(name)]
     if head:
         raise WeightsError(f"{args.weights} holds no classification head of {count} classes: {head[0]} is missing")
     return network.eval()
@@ -247,7 +253,7 @@ def count_classes(kind: str, weights: str) -> int:
     tensors = read_source(weights)
     dialect = choose_dialect(tensors, BACKBONES[kind].dialects) or PLAIN
     named = dialect.translate(tensors)
-    heads = [tensor for name, tensor in named.items() if HEAD.match(name) and tensor.ndim > 1]
+    heads = [tensor for name, tensor in named.items() if HEAD_NAMES.match(name) and tensor.ndim > 1]
     return heads[-1].shape[0] if heads else DEFAULT_CLASSES
 
 
@@ -257,15 +263,15 @@ def count_logits(network: Any) -> int:
     return network(network.example_input()).shape[1]
 
 
-def native_size(network: Any, arch: str) -> int:
+def published_side(network: Any, arch: str) -> int:
     """Return the side of the pictures that a network was published for: its only one, the one in its name, or 224."""
     size = getattr(network, "size", None)
     in_name = re.search(r"(\d{3})$", arch)
-    return int(size[0]) if size else int(in_name[1]) if in_name else DEFAULT_SIZE
+    return int(size[0]) if size else int(in_name[1]) if in_name else DEFAULT_SIDE
 
 
 @torch.no_grad()
-def check_imgsz(network: Any, imgsz: int, arch: str) -> None:
+def check_takes_picture(network: Any, imgsz: int, arch: str) -> None:
     """Raise UserError for a size of picture that a network does not take."""
     example = network.example_input()
     try:
@@ -278,7 +284,7 @@ def check_imgsz(network: Any, imgsz: int, arch: str) -> None:
 def make_forms(network: nn.Module, args: argparse.Namespace) -> dict[str, nn.Module]:
     """Return the forms that the mode runs, on the device."""
     device = find_device(args.device)
-    forms = {form: switch_to_deploy(network) if form == DEPLOY else network for form in FORMS[args.mode]}
+    forms = {form: switch_to_deploy(network) if form == MODE_DEPLOY else network for form in MODE_FORMS[args.mode]}
     return {form: module.to(device).eval() for form, module in forms.items()}
 
 
@@ -339,7 +345,7 @@ def read_rgb(path: Path) -> Image.Image:
     Raises:
         Unreadable: it is no picture, it is damaged, or it is far too large.
     """
-    check_size(path)
+    read_header(path)
     try:
         with Image.open(path) as picture:
             return picture.convert("RGB")
@@ -377,11 +383,11 @@ def make_loader(pictures: Sequence[tuple[Path, int]], imgsz: int, args: argparse
 
 # Measuring ------------------------------------------------------------------------------------------------------------
 @torch.inference_mode()
-def measure(forms: dict[str, nn.Module], loader: DataLoader, result: Result) -> None:
+def run_forms(forms: dict[str, nn.Module], loader: DataLoader, result: Result) -> None:
     """Run every form on every batch, and put what comes out into `result`."""
     device = next(next(iter(forms.values())).parameters()).device
     result.scores = {form: Score() for form in forms}
-    result.difference = Difference() if len(forms) > 1 else None
+    result.difference = LogitDifference() if len(forms) > 1 else None
     for pictures, labels, bad in TQDM(loader, desc=f"checking {result.arch}"):
         result.unreadable.update(bad)
         if pictures is None:
@@ -394,7 +400,7 @@ def measure(forms: dict[str, nn.Module], loader: DataLoader, result: Result) -> 
             logits[form], seconds = timed(network, pictures.to(device))
             result.scores[form].add(logits[form], labels, seconds)
         if result.difference is not None:
-            result.difference.add(logits[TRAIN], logits[DEPLOY])
+            result.difference.add(logits[MODE_TRAIN], logits[MODE_DEPLOY])
     if not result.pictures:
         raise UserError(f"none of the {len(result.unreadable)} pictures can be read")
 
@@ -407,7 +413,7 @@ def timed(network: nn.Module, pictures: Tensor) -> tuple[Tensor, float]:
 
 
 # Telling --------------------------------------------------------------------------------------------------------------
-def report(result: Result) -> Iterator[str]:
+def result_lines(result: Result) -> Iterator[str]:
     """Yield what came out, a line each."""
     yield f"weights: {result.weights}"
     yield f"{result.pictures} pictures of {result.classes} classes, {result.imgsz}x{result.imgsz}"
@@ -420,7 +426,9 @@ def report(result: Result) -> Iterator[str]:
             yield f"{form}: the logits of {score.not_finite} pictures are NOT FINITE, so that its figures mean nothing"
     if (difference := result.difference) is not None:
         verdict = (
-            "the forms agree" if difference.ok else f"the forms DISAGREE, more than {TOLERANCE:.0e} is no rounding"
+            "the forms agree"
+            if difference.ok
+            else f"the forms DISAGREE, more than {LOGIT_TOLERANCE:.0e} is no rounding"
         )
         yield (
             f"logits are {difference.relative:.1e} apart, relative to the largest of a picture; "

@@ -55,7 +55,7 @@ def main(args: argparse.Namespace) -> Path:
     model, report = convert(foreign, str(file), allow_partial=args.allow_partial)
     output.parent.mkdir(parents=True, exist_ok=True)
     save_checkpoint({**pack_model(model), "ema": model.state_dict()}, output)
-    LOGGER.info(table(foreign, model, report))
+    LOGGER.info(conversion_table(foreign, model, report))
     LOGGER.info(
         f"\nSaved {output} ({output.stat().st_size / 1e6:.1f} MB)"
         f"\nDetect:   python detect.py --weights {output}"
@@ -99,7 +99,7 @@ def convert(foreign: ForeignModel, name: str, allow_partial: bool = False) -> tu
     return model.eval(), report
 
 
-def table(foreign: ForeignModel, model: DetectionModel, report: WeightsReport) -> str:
+def conversion_table(foreign: ForeignModel, model: DetectionModel, report: WeightsReport) -> str:
     """Return what was read, and how many tensors matched, are missing and were not expected."""
     named = "" if foreign.names else ", without their names"
     lines = [f"{report.source}: {model.spec.name} of {foreign.maker}, to {model.task} {model.nc} classes{named}"]

@@ -29,14 +29,13 @@ from models.errors import UserError
 from models.parser import common_side
 from models.plugins import load_plugins
 from models.spec import CONFIGS, load_spec
-from models.summary import count_gflops, count_parameters, model_table, row_gflops, slots_text
+from models.summary import DEFAULT_SIZE, count_gflops, count_parameters, model_table, row_gflops, slots_text
 from utils import cli
 from utils.latency import Latency, torch_threads
 from utils.paths import find_file
 from utils.sizes import check_imgsz
 
-DEFAULT_SIZE = (640, 640)
-FAILURES = (RuntimeError, ValueError, AssertionError)  # what networks raise for a picture that they do not take
+PICTURE_ERRORS = (RuntimeError, ValueError, AssertionError)  # what networks raise for a picture that they do not take
 
 
 @dataclass(frozen=True)
@@ -104,7 +103,7 @@ def describe_all(args: argparse.Namespace) -> list[Description]:
         found = []
         for file in files:
             found.append(describe(file, args))
-            LOGGER.info(summary_line(found[-1]) if args.test else as_text(found[-1]))
+            LOGGER.info(summary_line(found[-1]) if args.test else description_text(found[-1]))
     return found
 
 
@@ -116,13 +115,13 @@ def describe(cfg: Path, args: argparse.Namespace) -> Description:
         UserError: the YAML is wrong, or the model takes no picture of the size that was asked for.
     """
     model = create_model(load_spec(cfg)).eval()
-    size = choose_size(model, args.imgsz)
+    size = picture_size(model, args.imgsz)
     deploy = switch_to_deploy(model)
     forms = (model, deploy)
     try:
         gflops = tuple(count_gflops(form, size) for form in forms)
         rows = time_rows(forms, size, args) if args.profile else []
-    except FAILURES as error:
+    except PICTURE_ERRORS as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(f"{model.spec.name} takes no picture of {size[0]}x{size[1]}: {reason}") from error
     return Description(
@@ -138,7 +137,7 @@ def describe(cfg: Path, args: argparse.Namespace) -> Description:
     )
 
 
-def choose_size(model: DetectionModel, imgsz: Sequence[int] | None) -> tuple[int, int]:
+def picture_size(model: DetectionModel, imgsz: Sequence[int] | None) -> tuple[int, int]:
     """Return height and width of the picture: what was asked for, rounded up to what every stride divides."""
     if not imgsz:
         return model.only_size or DEFAULT_SIZE
@@ -186,7 +185,7 @@ def row_milliseconds(model: DetectionModel, x: Tensor) -> list[float]:
 
 
 # Texts ----------------------------------------------------------------------------------------------------------------
-def as_text(found: Description) -> str:
+def description_text(found: Description) -> str:
     """Return a description as text for people."""
     height, width = found.imgsz
     fused = ", ".join(f"{count} {kind}" for kind, count in sorted(found.fused.items())) or "nothing"

@@ -49,22 +49,29 @@ from models.summary import (
     count_level,
     format_rows,
     make_card,
-    make_ghost,
+    on_meta,
     row_levels,
-    run_ghost,
+    run_on_meta,
 )
 from utils import cli
-from utils.deploy.fresh import see
+from utils.deploy.fresh import calibrate_batch_norms
 from utils.latency import Latency, measure, torch_threads
 from utils.paths import find_file
 from utils.sizes import check_imgsz
 
 SUFFIXES = (".yaml", ".yml")
-RUN_ERRORS = (RuntimeError, ValueError, AssertionError, TypeError, LookupError, ArithmeticError)  # of a wrong picture
+NETWORK_ERRORS = (
+    RuntimeError,
+    ValueError,
+    AssertionError,
+    TypeError,
+    LookupError,
+    ArithmeticError,
+)  # of a wrong picture
 LARGER = 3  # doublings of the largest stride after which a network is said to take one size of picture only
 HALF_MAX = torch.finfo(torch.float16).max
 SAFE_ERROR = 0.1  # relative to float32; more is no rounding any more
-DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
+HALF_DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -182,7 +189,7 @@ def main(args: argparse.Namespace) -> None:
         content = found.as_dict() if isinstance(found, Inspection) else {"names": found, "count": len(found)}
         print(json.dumps(content, indent=1))
     else:
-        LOGGER.info(as_text(found))
+        LOGGER.info(inspection_text(found))
 
 
 def look(args: argparse.Namespace) -> Inspection | list[str]:
@@ -217,15 +224,15 @@ def find_subject(args: argparse.Namespace) -> Subject:
     Raises:
         UserError: there is no such backbone or YAML; its options or weights are wrong.
     """
-    name, options = args.name, read_options(args.options)
+    name, options = args.name, parse_options(args.options)
     stems = {path.stem for path in CONFIGS.glob("*.yaml")} - BACKBONES.keys()
     if Path(name).suffix.lower() in SUFFIXES or (name in stems and not is_timm_model(name)):
-        return read_yaml(name, args, options)
+        return subject_of_yaml(name, args, options)
     kind, arch = split_name(name, "backbone, timm model or model YAML", stems)
     return make_backbone(kind, arch, name, args, options)
 
 
-def read_options(words: Iterable[str]) -> dict[str, Any]:
+def parse_options(words: Iterable[str]) -> dict[str, Any]:
     """Return KEY=VALUE words as options; values are read as in a YAML.
 
     Raises:
@@ -253,7 +260,7 @@ def make_backbone(
     return Subject(name, whole.eval(), lambda strides: build(out_strides=strides), None)
 
 
-def read_yaml(name: str, args: argparse.Namespace, options: Mapping[str, Any]) -> Subject:
+def subject_of_yaml(name: str, args: argparse.Namespace, options: Mapping[str, Any]) -> Subject:
     """Return the first list backbone of a model YAML as the subject; the whole model where its rows are one."""
     spec = load_spec(find_file(name, "models/configs"))
     options = {**options, **({"weights": args.weights, "allow_partial": args.allow_partial} if args.weights else {})}
@@ -281,10 +288,10 @@ def as_backbone(module: nn.Module) -> Backbone:
 def inspect_subject(subject: Subject, args: argparse.Namespace) -> Inspection:
     """Find out everything about a subject, with a progress bar."""
     network, deploy = subject.network, switch_to_deploy(subject.network)
-    ghost = make_ghost(network)
+    ghost = on_meta(network)
     size = choose_size(subject, ghost, args.imgsz)
     if subject.build:
-        check_maps(network, run_ghost(ghost, size), size)
+        check_maps(network, run_on_meta(ghost, size), size)
     rule = measure_size_rule(ghost, subject.stride)
     strides = network.strides if subject.build else ()
     rounds = 0 if args.no_latency else args.rounds
@@ -329,8 +336,8 @@ def choose_size(subject: Subject, ghost: Any, imgsz: Sequence[int] | None) -> tu
 def complaint(ghost: Any, size: tuple[int, int]) -> str:
     """Return what a network says to a picture of this size; an empty string if it takes it."""
     try:
-        run_ghost(ghost, size)
-    except RUN_ERRORS as error:
+        run_on_meta(ghost, size)
+    except NETWORK_ERRORS as error:
         return first_line(error)
     return ""
 
@@ -344,7 +351,7 @@ def measure_size_rule(ghost: Any, stride: int) -> SizeRule:
     """Return which pictures a network takes: its small example, enlarged by less and less, first to an oblong.
 
     Args:
-        ghost: what `make_ghost` returns.
+        ghost: what `on_meta` returns.
         stride: its largest one.
     """
     height, width = ghost.example_input().shape[2:]
@@ -381,13 +388,13 @@ def measure_precision(
         torch.manual_seed(0)
         x = torch.rand(2, net.example_input().shape[1], height, width)
         if getattr(net, "weights_report", None) is None:
-            see(net, x)
+            calibrate_batch_norms(net, x)
     net.eval()
     deploy = switch_to_deploy(net)
     want, largest = largest_value(net, x)
     _, largest_fused = largest_value(deploy, x)
-    half = {name: compare(partial(_cast, deploy, x, dtype), want) for name, dtype in DTYPES.items()}
-    amp = {name: compare(partial(_autocast, net, x, dtype), want) for name, dtype in DTYPES.items()}
+    half = {name: precision_against(partial(_cast, deploy, x, dtype), want) for name, dtype in HALF_DTYPES.items()}
+    amp = {name: precision_against(partial(_autocast, net, x, dtype), want) for name, dtype in HALF_DTYPES.items()}
     return half, amp, (largest, largest_fused)
 
 
@@ -400,11 +407,11 @@ def _autocast(net: nn.Module, x: Tensor, dtype: torch.dtype) -> Any:
         return net(x)
 
 
-def compare(produce: Callable[[], Any], want: Sequence[Tensor]) -> Precision:
+def precision_against(produce: Callable[[], Any], want: Sequence[Tensor]) -> Precision:
     """Return how far the outputs that `produce` gives are from those in float32."""
     try:
         got = outputs(produce())
-    except RUN_ERRORS as error:
+    except NETWORK_ERRORS as error:
         return Precision(None, f"does not run on this CPU: {first_line(error)}")
     if not all(bool(values.isfinite().all()) for values in [*got, *want]):
         return Precision(None, "not finite")
@@ -448,7 +455,7 @@ def measure_latency(
 
 
 # Texts ----------------------------------------------------------------------------------------------------------------
-def as_text(found: Inspection | list[str]) -> str:
+def inspection_text(found: Inspection | list[str]) -> str:
     """Return what was found as text for people."""
     if isinstance(found, Inspection):
         return format_rows(inspection_rows(found))

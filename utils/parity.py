@@ -44,12 +44,12 @@ from utils.prove.report import summarize
 from utils.text import printable
 
 BOUND = Tolerance(box_px=1e-3, score=1e-5, mask=1e-4)
-SAME_IOU = 0.999  # from which a detection counts as the same
-ROUNDING = 4  # how many times what float32 itself does an error may be
+LEAST_IOU = 0.999  # from which a detection counts as the same
+ROUNDING_FACTOR = 4  # how many times what float32 itself does an error may be
 BATCHES = (1, 3)
 FORMAT_COLUMNS = ("torchscript", "onnx", "openvino")  # by default, where they run
 DYNAMIC = ("onnx", "openvino")  # formats that are written with dynamic shapes as well
-Shape = tuple[tuple[int, int], int]  # (height, width), batch
+InputShape = tuple[tuple[int, int], int]  # (height, width), batch
 
 
 # Measuring ------------------------------------------------------------------------------------------------------------
@@ -65,7 +65,7 @@ class Variant:
         """What the column is called."""
         return f"{FORMATS[self.format].title} {'dynamic' if self.dynamic else 'static'}"
 
-    def files(self, model: DetectionModel) -> Iterator[tuple[WriteOptions, list[Shape]]]:
+    def files(self, model: DetectionModel) -> Iterator[tuple[WriteOptions, list[InputShape]]]:
         """Yield what to write, and what to run it on."""
         sizes = sizes_for(model)
         if self.dynamic and len(sizes) > 1:
@@ -77,7 +77,7 @@ class Variant:
 
 
 @dataclass
-class Row:
+class ParityRow:
     """One model of the table."""
 
     cfg: str
@@ -93,7 +93,7 @@ class Row:
     def is_explained(self, column: str) -> bool:
         """Return whether the errors of a column are within the bounds or a few times what float32 itself does."""
         own = self.rounding
-        allowed = Tolerance(*(max(a, ROUNDING * b) for a, b in zip(_numbers(BOUND), _numbers(own), strict=True)))
+        allowed = Tolerance(*(max(a, ROUNDING_FACTOR * b) for a, b in zip(_numbers(BOUND), _numbers(own), strict=True)))
         return all(_is_within(case.difference, allowed) for case in self.cases[column])
 
     @property
@@ -122,18 +122,18 @@ def _numbers(errors: Difference | Tolerance) -> tuple[float, float, float]:
 
 
 def _is_within(difference: Difference, allowed: Tolerance) -> bool:
-    same = difference.min_iou >= SAME_IOU or not difference.sees_something
+    same = difference.min_iou >= LEAST_IOU or not difference.sees_something
     return same and difference.within(allowed)
 
 
-def measure(cfg: str | Path, variants: list[Variant], seed: int = 0) -> Row:
+def measure_model(cfg: str | Path, variants: list[Variant], seed: int = 0) -> ParityRow:
     """Write one model in every way and compare each file with it."""
     model = random_model(cfg, seed)
     reference, deploy = Reference(model), model.fuse()
     batches = reference.batches(sizes_for(model)[0], 1)
     own = [reference.rounding(images, outputs) for _, images, outputs in batches]
     rounding = Difference(*(max(numbers) for numbers in zip(*map(_numbers, own), strict=True)))
-    row = Row(Path(cfg).stem, count_parameters(deploy), rounding)
+    row = ParityRow(Path(cfg).stem, count_parameters(deploy), rounding)
     for variant in variants:
         with tempfile.TemporaryDirectory() as folder:
             cases: list[Case] = []
@@ -151,7 +151,7 @@ def measure(cfg: str | Path, variants: list[Variant], seed: int = 0) -> Row:
 
 
 # Telling --------------------------------------------------------------------------------------------------------------
-def table(rows: list[Row], variants: list[Variant], markdown: bool = False) -> str:
+def parity_table(rows: list[ParityRow], variants: list[Variant], markdown: bool = False) -> str:
     """Return the rows as text, or as Markdown."""
     header = ["model", "parameters", "float32 itself", *(variant.title for variant in variants)]
     lines = [header, *([_text(row, name) for name in header] for row in rows)]
@@ -164,7 +164,7 @@ def table(rows: list[Row], variants: list[Variant], markdown: bool = False) -> s
     )
 
 
-def _text(row: Row, column: str) -> str:
+def _text(row: ParityRow, column: str) -> str:
     """Return what stands in a column of a row."""
     fixed = {"model": row.cfg, "parameters": f"{row.parameters / 1e6:.1f} M"}
     if column in fixed:
@@ -185,8 +185,8 @@ def _text(row: Row, column: str) -> str:
 
 LEGEND = (
     f"Largest error of any box and of any score, detections found again and their least IoU. Bounds: {BOUND.box_px:g} "
-    f"px, {BOUND.score:g}, all detections, IoU {SAME_IOU}. ≈: more, but within {ROUNDING} times what float32 itself "
-    "does to the unfused model, which is its largest distance from the same model in float64."
+    f"px, {BOUND.score:g}, all detections, IoU {LEAST_IOU}. ≈: more, but within {ROUNDING_FACTOR} times what float32 "
+    "itself does to the unfused model, which is its largest distance from the same model in float64."
 )
 
 
@@ -218,19 +218,19 @@ def main(args: argparse.Namespace) -> int:
     if not configs:
         raise UserError(f"there are no model YAMLs in {CONFIGS}")
     folder = increment_path(args.project, args.name, args.exist_ok)
-    rows: list[Row] = []
+    rows: list[ParityRow] = []
     with TQDM(configs, desc="parity") as bar:
         for cfg in bar:
             bar.set_description(f"parity: {cfg.stem}")
-            rows.append(measure(cfg, variants, args.seed))
+            rows.append(measure_model(cfg, variants, args.seed))
             _save(folder, rows, variants)  # so that nothing is lost when the rest is stopped
-    LOGGER.info(f"\n{table(rows, variants)}\n\n{LEGEND}")
+    LOGGER.info(f"\n{parity_table(rows, variants)}\n\n{LEGEND}")
     LOGGER.info(f"\nParity complete ({time.perf_counter() - start:.1f}s)")
     LOGGER.info(printable(f"Results saved to {folder.resolve()}: parity.md and parity.json"))
     return 0 if all(row.ok for row in rows) else 1
 
 
-def _save(folder: Path, rows: list[Row], variants: list[Variant]) -> None:
+def _save(folder: Path, rows: list[ParityRow], variants: list[Variant]) -> None:
     """Write the table and every comparison."""
     content = {
         "bounds": asdict(BOUND),
@@ -239,7 +239,7 @@ def _save(folder: Path, rows: list[Row], variants: list[Variant]) -> None:
         "ok": all(row.ok for row in rows),
     }
     (folder / "parity.json").write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    (folder / "parity.md").write_text(f"{table(rows, variants, markdown=True)}\n\n{LEGEND}\n", encoding="utf-8")
+    (folder / "parity.md").write_text(f"{parity_table(rows, variants, markdown=True)}\n\n{LEGEND}\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

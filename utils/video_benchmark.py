@@ -31,18 +31,18 @@ from ultralytics.utils import LOGGER, TQDM
 
 from models.errors import UserError
 from utils import cli
-from utils.data.shapes import NAMES, PALETTE, Shape, bounce, draw, load_photos
+from utils.data.shapes import NAMES, PALETTE, Shape, bounce, draw_shape, load_photos
 from utils.detect.frame import Finder, Frame
 from utils.detect.loop import predict
 from utils.detect.predictor import create_predictor
 from utils.detect.sources import Files, open_source
-from utils.detect.writers import Outputs, Wanted
+from utils.detect.writers import Wanted, Writers
 from utils.paths import find_weights
 
 SIZE = 1280, 720  # pixels: width, height
-CELLS = 4, 2  # of the picture, with one object in each
+GRID = 4, 2  # of the picture, with one object in each
 EARLY = 100  # the frame at which the memory is first measured
-ROUNDING = 1e-4  # of confidences
+CONF_ROUNDING = 1e-4  # of confidences
 SAME_PX = 1.0  # boxes that are nearer than this are the same
 
 
@@ -59,12 +59,12 @@ def make_parser() -> cli.Parser:
     return parser
 
 
-def film(frames: int) -> Iterator[np.ndarray]:
+def benchmark_frames(frames: int) -> Iterator[np.ndarray]:
     """Yield pictures of 1280x720 pixels, (H, W, 3) uint8 BGR: objects to and fro over a photograph that moves too."""
     rng = np.random.default_rng(720)
     width, height = SIZE
     photo = cv2.resize(load_photos()[1], None, fx=1.5, fy=1.5, interpolation=cv2.INTER_CUBIC)
-    columns, rows = CELLS
+    columns, rows = GRID
     cell = width / columns
     cast = []
     for i in range(columns * rows):
@@ -78,16 +78,16 @@ def film(frames: int) -> Iterator[np.ndarray]:
         for shape, speed in cast:
             room = cell - shape.size, height / rows - shape.size
             x, y = (bounce(0, v, 0, r, moment) + shape.size / 2 for v, r in zip(speed, room, strict=True))
-            draw(canvas, replace(shape, x=shape.x + x, y=shape.y + y, angle=0.05 * math.sin(moment / 15)))
+            draw_shape(canvas, replace(shape, x=shape.x + x, y=shape.y + y, angle=0.05 * math.sin(moment / 15)))
         yield canvas
 
 
-def write_film(path: Path, frames: int) -> None:
+def write_benchmark_video(path: Path, frames: int) -> None:
     """Write the video as MPEG-4 part 2, which OpenCV's wheels can write and read everywhere."""
     writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"mp4v"), 30, SIZE)
     if not writer.isOpened():
         raise UserError(f"OpenCV cannot write {path.name}")
-    for picture in TQDM(film(frames), total=frames, desc="Drawing the video"):
+    for picture in TQDM(benchmark_frames(frames), total=frames, desc="Drawing the video"):
         writer.write(picture)
     writer.release()
 
@@ -106,7 +106,7 @@ class Round:
         self.memory.append(psutil.Process().memory_info().rss)
 
 
-class Recorder(Outputs):
+class Recorder(Writers):
     """The files of a run, which keeps its boxes as well."""
 
     def __init__(self, folder: Path) -> None:
@@ -122,7 +122,7 @@ class Recorder(Outputs):
 def ours(finder: Finder, video: Path, folder: Path) -> Round:
     """Run detect.py's loop over a video."""
     outputs = Recorder(folder)
-    with quiet():
+    with silenced():
         outputs.round.seconds = predict(finder, open_source(video), outputs).total
     return outputs.round
 
@@ -132,7 +132,7 @@ def theirs(model: YOLO, video: Path, folder: Path, args: argparse.Namespace) -> 
     options = {"conf": args.conf_thres, "iou": args.iou_thres, "max_det": 1000, "device": "cpu"}
     options |= {"stream": True, "save": True, "project": str(folder), "name": "theirs", "exist_ok": True}
     done, start = Round(), time.perf_counter()
-    with quiet():
+    with silenced():
         for result in model.predict(str(video), **options):
             done.add(result)
     done.seconds = time.perf_counter() - start
@@ -140,7 +140,7 @@ def theirs(model: YOLO, video: Path, folder: Path, args: argparse.Namespace) -> 
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
+def silenced() -> Iterator[None]:
     """Write the lines of the frames, as both print them, to nowhere."""
     former, streams = sys.stdout, [(h, h.stream) for h in LOGGER.handlers if isinstance(h, logging.StreamHandler)]
     with Path(os.devnull).open("w", encoding="utf-8") as nowhere:
@@ -165,7 +165,7 @@ def farthest(first: Round, second: Round, least: float = 0.0) -> float:
     """
     far = 0.0
     for a, b in zip(first.boxes, second.boxes, strict=True):
-        far = max(far, _nearest(a[a[:, 4] > least + ROUNDING], b), _nearest(b[b[:, 4] > least + ROUNDING], a))
+        far = max(far, _nearest(a[a[:, 4] > least + CONF_ROUNDING], b), _nearest(b[b[:, 4] > least + CONF_ROUNDING], a))
     return far
 
 
@@ -200,7 +200,7 @@ def main(args: argparse.Namespace) -> int:
         folder = Path(name)
         video = find_video(args.video) if args.video else folder / "video.mp4"
         if not args.video:
-            write_film(video, args.frames)
+            write_benchmark_video(video, args.frames)
         finder = create_predictor(
             weights, conf_thres=args.conf_thres, iou_thres=args.iou_thres, device="cpu", many=True
         )

@@ -35,7 +35,7 @@ from models.backbones.weights import Adapted, Dialect, WeightsReport
 from models.blocks.reparam import register_batch_norm, register_fuser, register_linear
 from models.errors import ConfigError, UserError, WeightsError, did_you_mean
 
-RESERVED = ("in_chans", "out_indices", "features_only")  # follow from the rest of a YAML
+RESERVED_OPTIONS = ("in_chans", "out_indices", "features_only")  # follow from the rest of a YAML
 FUSE_METHODS = ("fuse", "reparameterize", "switch_to_deploy")  # timm's three names for one act
 ADAPTED = (4, 8, 16, 32)  # strides that a pyramid makes where a model lacks them
 IMAGE_SIZE = 640  # that a model of one size is built for
@@ -65,7 +65,7 @@ DIALECTS = (
 
 
 @dataclass(frozen=True)
-class Level:
+class TimmLevel:
     """One of a model's maps: its index in timm's list, its stride in our picture, its channels."""
 
     index: int
@@ -78,7 +78,7 @@ class Layout:
     """What a timm model gives, read off a run without data."""
 
     options: dict[str, Any]  # to build it with
-    levels: tuple[Level, ...]  # one per stride, ascending
+    levels: tuple[TimmLevel, ...]  # one per stride, ascending
     scale: float  # of the picture that timm's model sees to ours
     size: tuple[int, int] | None  # height and width of the only picture that it takes; None: any
     example_side: int  # of a small square picture that it takes
@@ -307,7 +307,9 @@ def _probe(arch: str, in_channels: int, options: dict[str, Any]) -> Layout:
     few = _try(body, in_channels, probes[0], scale) if any_size else None
     strides = [2 ** round(math.log2(tried[0] / rows)) for _, rows, _ in maps]
     indices = [index % len(body.feature_info.info) for index in body.feature_info.out_indices]
-    levels = {s: Level(i, s, c) for i, s, (c, _, _) in zip(indices, strides, maps, strict=True)}  # the last of a stride
+    levels = {
+        s: TimmLevel(i, s, c) for i, s, (c, _, _) in zip(indices, strides, maps, strict=True)
+    }  # the last of a stride
     return Layout(
         options=options,
         levels=tuple(levels[s] for s in sorted(levels)),
@@ -358,7 +360,7 @@ def _shapes(body: Any, in_channels: int, size: tuple[int, int], scale: float) ->
     return [(m.shape[1], m.shape[2], m.shape[3]) for m in turned]
 
 
-def _needed(levels: Sequence[Level], wanted: Sequence[int]) -> list[Level]:
+def _needed(levels: Sequence[TimmLevel], wanted: Sequence[int]) -> list[TimmLevel]:
     """Return the levels that the `wanted` strides are, or are made from."""
     strides = [level.stride for level in levels]
     used = {nearest_stride(stride, strides) for stride in wanted}
@@ -385,7 +387,7 @@ def _check_arguments(arch: Any, dim: Any, options: dict[str, Any]) -> None:
     """Raise ConfigError for a name, a `dim`, an `img_size` or another option that cannot be meant."""
     if not is_timm_model(arch):
         raise ConfigError(f"timm has no model '{arch}'{did_you_mean(str(arch), timm_models())}")
-    for option in RESERVED:
+    for option in RESERVED_OPTIONS:
         if option in options:
             raise ConfigError(f"timm's {option} follows from the rest of the YAML and is not an option")
     if dim is not None and not (_is_whole(dim) and dim > 0):

@@ -33,7 +33,7 @@ from utils.deploy.write import WriteOptions, write
 from utils.int8.quantize import FloatGraph, quantize_openvino
 from utils.sizes import check_imgsz
 
-Network = Callable[[Tensor], object]  # takes (B, ch, H, W) float32 in [0, 1]
+RunNetwork = Callable[[Tensor], object]  # takes (B, ch, H, W) float32 in [0, 1]
 
 
 class PublishedNorm(nn.GroupNorm):
@@ -54,7 +54,7 @@ class PublishedBlock(nn.Module):
         return x + self.layer_scale_2[:, None, None] * self.mlp(self.norm2(x))
 
 
-def publish(network: nn.Module) -> nn.Module:
+def as_published(network: nn.Module) -> nn.Module:
     """Return a copy in which the RIFormer blocks have their published deploy form, and Conv+BN is fused."""
     published = copy.deepcopy(network)
     for name, module in list(published.named_modules()):
@@ -106,13 +106,13 @@ FORMS = {
     "openvino-int8": Form("OpenVINO, INT8", switch_to_deploy, "openvino", int8=True),
     **{f"{name}-unfused": Form(f"{row.title}, unfused", keep, name) for name, row in FORMATS.items() if name == ONNX},
     **{
-        f"{name}-published": Form(f"{row.title}, as published", publish, name, block=RIFormerBlock)
+        f"{name}-published": Form(f"{row.title}, as published", as_published, name, block=RIFormerBlock)
         for name, row in FORMATS.items()
         if name in ("onnx", "openvino")
     },
 }
 
-DEFAULT = (
+DEFAULT_FORMS = (
     *("eager", "fused", "torchscript", "onnx", "openvino", "int8", "openvino-int8"),
     *("onnx-unfused", "onnx-published", "openvino-published"),
 )
@@ -126,7 +126,7 @@ class Made:
     path: Path | None = None  # of the file or folder that was written
     bytes: int | None = None  # of it
 
-    def load(self, threads: int) -> Network:
+    def load(self, threads: int) -> RunNetwork:
         """Return the function that runs it. PyTorch computes on torch's threads."""
         return load_runner(self.path, threads) if self.path else self.module
 
@@ -155,7 +155,7 @@ def make(
     if isinstance(module, DetectionModel):
         write(module, path, WriteOptions(size=size))
         if form.int8:
-            path = quantize(module, path, size, pictures)
+            path = quantize_file(module, path, size, pictures)
     elif form.int8:
         raise UserError("INT8 is for whole detectors")
     else:
@@ -163,7 +163,7 @@ def make(
     return Made(module, path, size_of(path))
 
 
-def quantize(
+def quantize_file(
     module: DetectionModel, path: Path, size: tuple[int, int], pictures: Iterable[Tensor] | None = None
 ) -> Path:
     """Write a float ONNX or OpenVINO file once more, with every layer in INT8 that can be, and return the new one.
@@ -236,7 +236,7 @@ def open_network(source: Path, backbone: bool = False) -> DetectionModel | Backb
     return rows[0].eval()
 
 
-def check_size(network: Any, imgsz: Sequence[int]) -> tuple[int, int]:
+def fit_size(network: Any, imgsz: Sequence[int]) -> tuple[int, int]:
     """Return height and width of the pictures; UserError for a network that takes other ones only."""
     whole = isinstance(network, DetectionModel)
     stride = int(network.stride.max()) if whole else network.strides[-1]
@@ -249,12 +249,12 @@ def check_size(network: Any, imgsz: Sequence[int]) -> tuple[int, int]:
     return height, width
 
 
-def open_form(source: Path, key: str, backbone: bool) -> Network:
+def open_form(source: Path, key: str, backbone: bool) -> RunNetwork:
     """Return the network of `source` in one of PyTorch's forms."""
     return FORMS[key].fuse(open_network(source, backbone))
 
 
-def loader(source: Path, key: str, backbone: bool, made: Made, threads: int) -> Callable[[], Network]:
+def loader(source: Path, key: str, backbone: bool, made: Made, threads: int) -> Callable[[], RunNetwork]:
     """Return a function that loads a network in one form anew, which may be sent to another process."""
     if made.path:
         return partial(load_runner, made.path, threads)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 RUNS = 3  # of the network; its runtime keeps what the first one needed
-PATIENCE = 300.0  # seconds that a process may take
+PROCESS_PATIENCE = 300.0  # seconds that a process may take
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 LIBRARIES = ["utils.benchmark.forms", "openvino"]  # that the processes share, so that they are in none of the figures
 
@@ -47,7 +47,7 @@ def peak_memory(load: Callable[[], Callable[[Tensor], object]], shape: tuple[int
     process.start()
     sender.close()
     try:
-        return receiver.recv() if receiver.poll(PATIENCE) else None
+        return receiver.recv() if receiver.poll(PROCESS_PATIENCE) else None
     except EOFError:  # it was killed, or failed
         return None
     finally:

@@ -21,7 +21,7 @@ TEMPLATE = Path(__file__).parent / "benchmark.html"
 
 # Rows and what to show of them ----------------------------------------------------------------------------------------
 @dataclass
-class Row:
+class BenchmarkRow:
     """One model in one form; None is what was not measured, or does not exist in this form."""
 
     model: str
@@ -103,7 +103,7 @@ AXES = (  # the first one that there are numbers for is shown first
 )
 
 
-def add_ratios(rows: Sequence[Row]) -> None:
+def add_ratios(rows: Sequence[BenchmarkRow]) -> None:
     """Fill in the ratios of the minima: to the unfused network, and to the same form of the first model."""
     minima = {(row.model, row.form): row.minimum_ms for row in rows}
     for row in rows:
@@ -117,7 +117,7 @@ def add_ratios(rows: Sequence[Row]) -> None:
 
 
 # As text --------------------------------------------------------------------------------------------------------------
-def table(rows: Sequence[Row], titles: Mapping[str, str], heading: str) -> str:
+def benchmark_table(rows: Sequence[BenchmarkRow], titles: Mapping[str, str], heading: str) -> str:
     """Return the rows as text under a heading, without the columns that are empty."""
     columns = _filled(rows)
     wide = max(len(row.model) for row in rows) + 2
@@ -129,7 +129,7 @@ def table(rows: Sequence[Row], titles: Mapping[str, str], heading: str) -> str:
     return "\n".join(lines)
 
 
-def remarks(rows: Sequence[Row], titles: Mapping[str, str]) -> str:
+def remarks(rows: Sequence[BenchmarkRow], titles: Mapping[str, str]) -> str:
     """Return what fusing and exporting buy: a line for each pair of forms of each model."""
     measured = {(r.model, r.form): (r.minimum_ms, r.median_ms) for r in rows if r.minimum_ms and r.median_ms}
     lines = []
@@ -145,7 +145,7 @@ def remarks(rows: Sequence[Row], titles: Mapping[str, str]) -> str:
     return "".join(lines)
 
 
-def _filled(rows: Sequence[Row]) -> list[Column]:
+def _filled(rows: Sequence[BenchmarkRow]) -> list[Column]:
     """Return the columns in which some row has a number."""
     return [column for column in COLUMNS if any(getattr(row, column.key) is not None for row in rows)]
 
@@ -154,7 +154,7 @@ def _width(column: Column) -> int:
     return max(8, len(column.title) + 2)
 
 
-def _number(row: Row, column: Column) -> str:
+def _number(row: BenchmarkRow, column: Column) -> str:
     """Return a number of a row as it is shown, or nothing."""
     value = getattr(row, column.key)
     return "" if value is None else f"{value * column.scale:,.{column.digits}f}"
@@ -171,7 +171,7 @@ def processor() -> str:
 
 
 # As files -------------------------------------------------------------------------------------------------------------
-def save(folder: Path, rows: Sequence[Row], titles: Mapping[str, str], about: Mapping[str, Any]) -> None:
+def save(folder: Path, rows: Sequence[BenchmarkRow], titles: Mapping[str, str], about: Mapping[str, Any]) -> None:
     """Write benchmark.json, benchmark.csv and benchmark.html into `folder`.
 
     Args:
@@ -181,13 +181,13 @@ def save(folder: Path, rows: Sequence[Row], titles: Mapping[str, str], about: Ma
     content = {**about, "forms": dict(titles), "rows": [asdict(row) for row in rows]}
     (folder / "benchmark.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     with (folder / "benchmark.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, [field.name for field in fields(Row)], lineterminator="\n")
+        writer = csv.DictWriter(file, [field.name for field in fields(BenchmarkRow)], lineterminator="\n")
         writer.writeheader()
         writer.writerows(asdict(row) for row in rows)
     (folder / "benchmark.html").write_text(page(rows, titles, about), encoding="utf-8")
 
 
-def page(rows: Sequence[Row], titles: Mapping[str, str], about: Mapping[str, Any]) -> str:
+def page(rows: Sequence[BenchmarkRow], titles: Mapping[str, str], about: Mapping[str, Any]) -> str:
     """Return the page as HTML; arguments as those of `save`."""
     parts = {
         "title": html.escape(_title(rows, about)),
@@ -199,7 +199,7 @@ def page(rows: Sequence[Row], titles: Mapping[str, str], about: Mapping[str, Any
     return re.sub("@([a-z]+)@", lambda place: parts[place[1]], TEMPLATE.read_text(encoding="utf-8"))
 
 
-def _title(rows: Sequence[Row], about: Mapping[str, Any]) -> str:
+def _title(rows: Sequence[BenchmarkRow], about: Mapping[str, Any]) -> str:
     count = len({row.model for row in rows})
     what = "backbone" if about["backbone"] else "detector"
     return f"RepYOLO benchmark: {count} {what}{'s' * (count > 1)}"
@@ -227,7 +227,7 @@ def _footer(about: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _html_table(rows: Sequence[Row], titles: Mapping[str, str]) -> str:
+def _html_table(rows: Sequence[BenchmarkRow], titles: Mapping[str, str]) -> str:
     """Return the table, sortable by the page's script; the bars behind the latencies are shares of the longest."""
     columns = _filled(rows)
     longest = max((row.minimum_ms or 0 for row in rows), default=0) or 1
@@ -250,14 +250,14 @@ def _header(key: str, title: str, kind: str = "") -> str:
     return f'<th scope="col" data-key="{key}"{named}><button type="button">{html.escape(title)}</button></th>'
 
 
-def _cell(row: Row, column: Column, longest: float) -> str:
+def _cell(row: BenchmarkRow, column: Column, longest: float) -> str:
     text = _number(row, column)
     if column.key == "minimum_ms" and row.minimum_ms is not None:
         return f'<td class="bar" style="--share: {100 * row.minimum_ms / longest:.1f}">{text}</td>'
     return f"<td>{text}</td>"
 
 
-def _plot_data(rows: Sequence[Row], titles: Mapping[str, str]) -> dict[str, Any]:
+def _plot_data(rows: Sequence[BenchmarkRow], titles: Mapping[str, str]) -> dict[str, Any]:
     """Return what the page's script needs."""
     work: dict[str, float] = {}
     for row in rows:

@@ -24,7 +24,7 @@ from utils.checkpoint.unpickle import read_pickled
 from utils.sizes import MAX_IMGSZ
 
 FORMAT = "repyolo/1"
-LOW, HIGH = "input_low", "input_high"  # buffers of a convolution
+RANGE_LOW, RANGE_HIGH = "input_low", "input_high"  # buffers of a convolution
 
 
 def pack_model(model: DetectionModel) -> dict[str, Any]:
@@ -114,7 +114,7 @@ def build_model(content: Mapping[str, Any], path: str | Path) -> DetectionModel:
         if sorted(names) != list(range(model.nc)):
             raise ConfigError(f"{len(names)} class names for {model.nc} classes")
         model.names = names
-        model.imgsz = check_imgsz(content["imgsz"])
+        model.imgsz = valid_imgsz(content["imgsz"])
         if content.get("fused"):
             model = model.fuse()
         weights, model.ranges = split_ranges(content["ema"])
@@ -126,7 +126,7 @@ def build_model(content: Mapping[str, Any], path: str | Path) -> DetectionModel:
     return model.eval()
 
 
-def check_imgsz(imgsz: Any) -> int | list[int]:
+def valid_imgsz(imgsz: Any) -> int | list[int]:
     """Return an image size, one side or height and width in pixels; ValueError for anything else."""
     sides = imgsz if isinstance(imgsz, list) else [imgsz]
     if len(sides) not in (1, 2) or not all(type(side) is int and 0 < side <= MAX_IMGSZ for side in sides):
@@ -155,6 +155,8 @@ def plain(value: Any) -> Any:
 
 def split_ranges(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, tuple[float, float]]]:
     """Return the weights of a state dict, and path of a module → range of its input, of those that rounded."""
-    weights = {key: value for key, value in state.items() if key.rpartition(".")[2] not in (LOW, HIGH)}
-    rounding = [key.removesuffix(f".{LOW}") for key in state if key.endswith(f".{LOW}")]
-    return weights, {name: (float(state[f"{name}.{LOW}"]), float(state[f"{name}.{HIGH}"])) for name in rounding}
+    weights = {key: value for key, value in state.items() if key.rpartition(".")[2] not in (RANGE_LOW, RANGE_HIGH)}
+    rounding = [key.removesuffix(f".{RANGE_LOW}") for key in state if key.endswith(f".{RANGE_LOW}")]
+    return weights, {
+        name: (float(state[f"{name}.{RANGE_LOW}"]), float(state[f"{name}.{RANGE_HIGH}"])) for name in rounding
+    }

@@ -21,9 +21,9 @@ from models.layers import LAYERS
 from utils.checkpoint.unpickle import Inert
 from utils.sizes import MAX_IMGSZ
 
-MAX_MODULES = 100_000
+MAX_TREE = 100_000
 MAX_LEVELS = 50  # of modules in each other
-HEADS = {"Detect", "Segment", "v10Detect"}  # that have a counterpart here
+KNOWN_HEADS = {"Detect", "Segment", "v10Detect"}  # that have a counterpart here
 OWN_KEYS = ("nc", "depth_multiple", "width_multiple", "anchors", "activation", "backbone", "head")
 SETTINGS = set(  # attributes that decide what a module computes, as far as it is not its tensors
     "kernel_size stride padding dilation groups eps add scale_factor mode negative_slope num_heads key_dim scale area "
@@ -82,8 +82,8 @@ def read_model(content: Any, name: str) -> ForeignModel:
 def _read_model(root: Inert, content: Any, name: str) -> ForeignModel:
     modules = dict(named_modules(root, name))
     last, head = list(_children(root.get("_modules")["model"]).items())[-1]
-    if not isinstance(head, Inert) or head.class_name not in HEADS:
-        known = ", ".join(sorted(HEADS))
+    if not isinstance(head, Inert) or head.class_name not in KNOWN_HEADS:
+        known = ", ".join(sorted(KNOWN_HEADS))
         raise WeightsError(f"{name} holds a model whose head is {_class(head)}, of which there are {known} here")
     yaml = root.get("yaml")
     if not isinstance(yaml, Mapping) or not all(isinstance(yaml.get(key), list) for key in ("backbone", "head")):
@@ -116,8 +116,8 @@ def named_modules(root: Inert, name: str) -> Iterator[tuple[str, Inert]]:
     while stack:
         path, module, level = stack.pop()
         count += 1
-        if count > MAX_MODULES or level > MAX_LEVELS:
-            raise WeightsError(f"{name} holds more than {MAX_MODULES:,} modules, or {MAX_LEVELS} in each other")
+        if count > MAX_TREE or level > MAX_LEVELS:
+            raise WeightsError(f"{name} holds more than {MAX_TREE:,} modules, or {MAX_LEVELS} in each other")
         yield path, module
         for key, child in _children(module).items():
             if isinstance(child, Inert):

@@ -27,7 +27,7 @@ from models.errors import WeightsError
 MAX_PICKLE = 200_000_000  # bytes of the objects alone, without what tensors hold; YOLOv5x's are 0.4 million
 MAX_DIMENSIONS = 16  # of a tensor
 LEGACY_PROTOCOL = 1001  # that torch's files of before version 1.6 name
-DTYPES = {
+STORAGE_DTYPES = {
     "FloatStorage": torch.float32,
     "HalfStorage": torch.float16,
     "BFloat16Storage": torch.bfloat16,
@@ -392,7 +392,7 @@ class Machine:
         if not isinstance(identity, tuple) or len(identity) < 5 or identity[0] != "storage":
             raise DamagedPickle("a persistent object that is no storage")
         kind, key, count = identity[1], identity[2], identity[4]
-        dtype = DTYPES.get(kind.name) if isinstance(kind, Global) else None
+        dtype = STORAGE_DTYPES.get(kind.name) if isinstance(kind, Global) else None
         if (
             dtype is None
             or not isinstance(key, str)

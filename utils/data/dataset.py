@@ -17,7 +17,7 @@ from ultralytics.utils import LOCAL_RANK, LOGGER, IterableSimpleNamespace, color
 
 from models.errors import UserError
 from utils.data.files import list_images
-from utils.data.scan import Record, Settings, cache_file, report, scan
+from utils.data.scan import Record, Settings, cache_file, log_scan, scan
 from utils.text import printable
 
 MAX_TRIES = 100  # pictures in a row that may fail to load during training
@@ -56,7 +56,7 @@ class SafeYOLODataset(YOLODataset):
         self.rejected = [(r.path, r.note) for r in records if r.state == "rejected"]
         used = [r for r in records if r.state != "rejected"]
         if LOCAL_RANK in (-1, 0):
-            report(records, self.prefix)
+            log_scan(records, self.prefix)
         if not used:
             path, reason = self.rejected[0]
             raise UserError(f"none of the {len(records)} pictures can be used: {path}: {reason}, and so on")

@@ -19,9 +19,9 @@ from utils.data.shapes import ensure_shapes, shapes_folder
 from utils.paths import ROOT, find_file
 
 BUILT_IN = ROOT / "data" / "shapes.yaml"
-KEYS = ("path", "train", "val", "test", "names", "nc", "channels", "kpt_shape", "flip_idx", "download")
+DATA_KEYS = ("path", "train", "val", "test", "names", "nc", "channels", "kpt_shape", "flip_idx", "download")
 MAX_YAML = 1 << 20  # bytes
-MAX_PATH, MAX_NAME = 2048, 255  # characters of a path in a YAML, bytes of one name in it
+MAX_PATH, MAX_NAME_BYTES = 2048, 255  # characters of a path in a YAML, bytes of one name in it
 
 
 def load_dataset(data: str | Path, split: str = "val") -> dict[str, Any]:
@@ -99,8 +99,8 @@ def check_keys(described: dict[str, Any], required: Iterable[str], file: Path) -
     """Raise UserError when a required key is missing, with the key that was perhaps meant to be it."""
     for key in required:
         if described.get(key) is None:
-            unknown = (str(k) for k in described if k not in KEYS)
-            guesses = (f"; '{k}' is unknown{hint}" for k in unknown if (hint := did_you_mean(k, KEYS)))
+            unknown = (str(k) for k in described if k not in DATA_KEYS)
+            guesses = (f"; '{k}' is unknown{hint}" for k in unknown if (hint := did_you_mean(k, DATA_KEYS)))
             state = "is empty" if key in described else "is missing"
             raise UserError(f"{file}: the key '{key}' {state}{next(guesses, '')}")
 
@@ -173,7 +173,7 @@ def is_path(value: object) -> TypeGuard[str]:
     if not isinstance(value, str) or not value.strip() or len(value) > MAX_PATH:
         return False
     refused = any(c == "\0" or "\ud800" <= c <= "\udfff" for c in value)
-    return not refused and all(len(part.encode()) <= MAX_NAME for part in Path(value).parts)
+    return not refused and all(len(part.encode()) <= MAX_NAME_BYTES for part in Path(value).parts)
 
 
 def find_split(value: object, key: str, roots: list[Path], file: Path, required: bool) -> str | list[str] | None:

@@ -21,7 +21,9 @@ def list_images(source: str | Sequence[str], root: str | Path = "") -> list[str]
         root: the data set's folder.
     """
     sources = [source] if isinstance(source, str) else source
-    files = (path for one in sources for path in (walk(one) if Path(one).is_dir() else read_list(Path(one), root)))
+    files = (
+        path for one in sources for path in (walk(one) if Path(one).is_dir() else read_image_list(Path(one), root))
+    )
     images = sorted(path for path in files if path.rpartition(".")[2].lower() in IMG_FORMATS)
     if not images:
         raise UserError(f"there are no pictures in {', '.join(sources)} (looked for {', '.join(sorted(IMG_FORMATS))})")
@@ -41,7 +43,7 @@ def walk(folder: str) -> Iterable[str]:
         yield from (os.path.join(parent, name) for name in files if not name.startswith("."))  # noqa: PTH118
 
 
-def read_list(file: Path, root: str | Path) -> Iterable[str]:
+def read_image_list(file: Path, root: str | Path) -> Iterable[str]:
     """Yield the paths that a list of pictures names; where none of the folders has one, that of the current folder.
 
     Those that begin with `./` are relative to the list, as in YOLOv5.

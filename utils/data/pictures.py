@@ -48,7 +48,7 @@ def read_picture(path: Path) -> np.ndarray:
     Raises:
         Unreadable: it is no picture, it is damaged, or it has more than MAX_PIXELS pixels.
     """
-    header = check_size(path)
+    header = read_header(path)
     try:
         image = patches.imread(path)
     except cv2.error as error:
@@ -64,7 +64,7 @@ def read_picture(path: Path) -> np.ndarray:
     return image if image.shape[2] == 3 else cv2.cvtColor(image, cv2.COLOR_GRAY2BGR)
 
 
-def check_size(path: Path) -> Header:
+def read_header(path: Path) -> Header:
     """Return a picture's header.
 
     Raises:

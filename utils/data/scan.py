@@ -29,11 +29,11 @@ from ultralytics.utils.patches import _image_open as open_header
 from ultralytics.utils.patches import imread
 
 from models.environment import config_dir
+from utils.data.pictures import MAX_PIXELS
 from utils.text import printable
 
-MAX_PIXELS = 100_000_000  # of one picture; a small file can claim many more and fill the memory
-MIN_SIDE = 10  # pixels
-TOLERANCE = 0.01  # coordinates may lie this far outside of [0, 1]
+MIN_PICTURE_SIDE = 10  # pixels
+COORDINATE_TOLERANCE = 0.01  # coordinates may lie this far outside of [0, 1]
 MAX_NAMED = 10  # files that a warning names
 CACHE_VERSION = 1  # of the records below
 TOO_LARGE = f"it claims to have more than {MAX_PIXELS // 1_000_000} million pixels"
@@ -126,8 +126,8 @@ def decoded_shape(path: str, channels: int, claim: str) -> tuple[int, int]:
     if pixels is None:
         raise ValueError(f"the header says {claim}, but the pixels cannot be decoded")
     height, width = pixels.shape[:2]
-    if min(height, width) < MIN_SIDE:
-        raise ValueError(f"{width}×{height} pixels are too few, {MIN_SIDE}×{MIN_SIDE} is the least")
+    if min(height, width) < MIN_PICTURE_SIDE:
+        raise ValueError(f"{width}×{height} pixels are too few, {MIN_PICTURE_SIDE}×{MIN_PICTURE_SIDE} is the least")
     if pixels.shape[2] != channels:
         raise ValueError(f"it has {pixels.shape[2]} channels, the data set {channels}")
     return height, width
@@ -187,7 +187,7 @@ def parse_row(words: list[str], number: int, settings: Settings) -> tuple[float,
         raise ValueError(f"line {number} has the class {words[0]}, which is no class number")
     if kind >= settings.nc and not settings.single_cls:
         raise ValueError(f"line {number} has the class {words[0]}, but the classes are 0 to {settings.nc - 1}")
-    if not all(-TOLERANCE <= value <= 1 + TOLERANCE for value in coordinates):
+    if not all(-COORDINATE_TOLERANCE <= value <= 1 + COORDINATE_TOLERANCE for value in coordinates):
         raise ValueError(f"line {number} has coordinates that are not from 0 to 1")
     if len(words) == 5 and min(coordinates[2:]) < 0:
         raise ValueError(f"line {number} has a negative width or height")
@@ -324,7 +324,7 @@ def split_by(array: np.ndarray, counts: np.ndarray) -> list[np.ndarray]:
     return [array[start:end] for start, end in zip(ends - counts, ends, strict=True)]
 
 
-def report(records: list[Record], prefix: str) -> None:
+def log_scan(records: list[Record], prefix: str) -> None:
     """Log how many pictures there are of each kind, and name some that were rejected or changed."""
     states = Counter(r.state for r in records)
     backgrounds = states["empty"] + states["missing"]

@@ -32,7 +32,7 @@ from models.errors import UserError
 
 NAMES = ("circle", "square", "triangle", "star")
 SPLITS = ("train", "val", "test")
-PHOTOS = ("bus.jpg", "zidane.jpg")
+PHOTO_NAMES = ("bus.jpg", "zidane.jpg")
 PALETTE = (  # RGB
     (0xEF, 0x44, 0x44),
     (0xF9, 0x73, 0x16),
@@ -138,7 +138,7 @@ def contour(shape: Shape, height: int, width: int) -> np.ndarray:
     return points
 
 
-def draw(picture: np.ndarray, shape: Shape) -> np.ndarray | None:
+def draw_shape(picture: np.ndarray, shape: Shape) -> np.ndarray | None:
     """Draw `shape` into `picture` (H, W, 3 uint8 BGR) and return its `contour`, None if all of it lies outside."""
     frame = left, top, right, bottom = window(shape, picture)
     if left >= right or top >= bottom:
@@ -190,7 +190,7 @@ def scene(rng: np.random.Generator, height: int, width: int, count: int) -> list
 
 def load_photos() -> list[np.ndarray]:
     """Return the photographs, each (H, W, 3) uint8 BGR."""
-    return [np.asarray(cv2.imdecode(np.fromfile(ASSETS / name, np.uint8), cv2.IMREAD_COLOR)) for name in PHOTOS]
+    return [np.asarray(cv2.imdecode(np.fromfile(ASSETS / name, np.uint8), cv2.IMREAD_COLOR)) for name in PHOTO_NAMES]
 
 
 def crop(photos: list[np.ndarray], rng: np.random.Generator, side: int) -> np.ndarray:
@@ -215,7 +215,7 @@ def picture(photos: list[np.ndarray], recipe: Recipe, split: str, number: int) -
     canvas = crop(photos, rng, recipe.side)
     empty = number % recipe.background_every == recipe.background_every - 1
     shapes = [] if empty else scene(rng, recipe.side, recipe.side, int(rng.integers(1, 4)))
-    contours = [(shape.kind, draw(canvas, shape)) for shape in shapes]
+    contours = [(shape.kind, draw_shape(canvas, shape)) for shape in shapes]
     return canvas, "".join(label_row(kind, points, recipe.side) for kind, points in contours if points is not None)
 
 
@@ -226,7 +226,7 @@ def bounce(start: float, speed: float, low: float, high: float, moment: int) -> 
     return low + (way if way <= span else 2 * span - way)
 
 
-def film(photos: list[np.ndarray], recipe: Recipe) -> Iterator[np.ndarray]:
+def video_frames(photos: list[np.ndarray], recipe: Recipe) -> Iterator[np.ndarray]:
     """Yield the frames of the film, (side, side, 3) uint8 BGR: one object of each class, each in its own quarter.
 
     They are as large a part of the frame as those that the network learns from.
@@ -248,7 +248,7 @@ def film(photos: list[np.ndarray], recipe: Recipe) -> Iterator[np.ndarray]:
             low, high = shape.size / 2, quarter - shape.size / 2
             x, y = (bounce(low, pixels, low, high, moment) for pixels in speed)
             angle = 0.05 * math.sin(shape.kind + moment / 15)
-            draw(canvas, replace(shape, x=shape.x + x, y=shape.y + y, angle=angle))
+            draw_shape(canvas, replace(shape, x=shape.x + x, y=shape.y + y, angle=angle))
         yield canvas
 
 
@@ -269,13 +269,13 @@ def write_pictures(root: Path, recipe: Recipe, photos: list[np.ndarray], bar: TQ
             bar.update()
 
 
-def write_film(path: Path, recipe: Recipe, photos: list[np.ndarray], bar: TQDM) -> None:
+def write_video(path: Path, recipe: Recipe, photos: list[np.ndarray], bar: TQDM) -> None:
     """Write the film as MPEG-4 part 2, which OpenCV's wheels can write and read everywhere."""
     writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"mp4v"), 30, (recipe.film_side, recipe.film_side))
     try:
         if not writer.isOpened():
             raise OSError(f"OpenCV cannot write {path.name}")
-        for frame in film(photos, recipe):
+        for frame in video_frames(photos, recipe):
             writer.write(frame)
             bar.update()
     finally:
@@ -342,7 +342,7 @@ def ensure_shapes(root: Path, recipe: Recipe = Recipe()) -> Path:
             made.mkdir()
             with TQDM(total=total, desc=f"Drawing the built-in data set to {root}") as bar:
                 write_pictures(made, recipe, photos, bar)
-                write_film(made / FILM, recipe, photos, bar)
+                write_video(made / FILM, recipe, photos, bar)
             (made / MANIFEST).write_text(json.dumps(asdict(recipe), indent=1) + "\n", encoding="utf-8")
             put_in_place(made, root, recipe)
     except OSError as error:

@@ -33,7 +33,7 @@ class KnownMetadata(BaseBackend):
         super().apply_metadata({key: value for key, value in (metadata or {}).items() if key in KNOWN})
 
 
-class Network(KnownMetadata):
+class ExportedNetwork(KnownMetadata):
     """A file that is given pictures as its metadata want them."""
 
     def forward(self, im: Tensor) -> Any:
@@ -46,11 +46,11 @@ class Network(KnownMetadata):
         return as_bytes(im, order) if order else im
 
 
-class TorchScriptNetwork(Network, TorchScriptBackend):
+class TorchScriptNetwork(ExportedNetwork, TorchScriptBackend):
     """A TorchScript file."""
 
 
-class OnnxNetwork(Network, ONNXBackend):
+class OnnxNetwork(ExportedNetwork, ONNXBackend):
     """An ONNX file.
 
     Attributes:
@@ -73,7 +73,7 @@ class OnnxNetwork(Network, ONNXBackend):
         return {self.session.get_inputs()[0].name: pictures, **thresholds}
 
 
-class OpenVINONetwork(Network, OpenVINOBackend):
+class OpenVINONetwork(ExportedNetwork, OpenVINOBackend):
     """An OpenVINO folder, on the CPU in float32 as it was proven; with `fp16` on what and in what OpenVINO likes."""
 
     ov_compiled_model: Any
@@ -137,7 +137,7 @@ def open_backend(model: Any, **options: Any) -> Backend:
     return model if isinstance(model, Backend) else Backend(model, **options)
 
 
-def read_options(network: Any, options: Any) -> None:
+def share_options(network: Any, options: Any) -> None:
     """Let a file with NMS read its thresholds from ultralytics' options each time that it runs; leave models alone."""
     if isinstance(network, AutoBackend):
         network.backend.options = options

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from models.errors import UserError, did_you_mean
 
-DEFAULT = ("torchscript", "onnx")  # what is written when nobody says what
+DEFAULT_FORMATS = ("torchscript", "onnx")  # what is written when nobody says what
 
 
 @dataclass(frozen=True)

@@ -15,10 +15,10 @@ from utils.data.samples import make_pictures
 from utils.deploy.randomize import norms_with_statistics, randomize_
 from utils.sizes import other_shape, third_shape
 
-MARGIN = 1.35  # of the variances of fresh weights
+VARIANCE_MARGIN = 1.35  # of the variances of fresh weights
 LEAST_VARIANCE = 3  # of a BatchNorm, in squares of its mean
-CELLS = 4  # of the coarsest map, along a side of a picture
-CELLS_END2END = 6  # so that the smallest picture has as many candidates as a head without NMS gives boxes
+MAP_CELLS = 4  # of the coarsest map, along a side of a picture
+MAP_CELLS_END2END = 6  # so that the smallest picture has as many candidates as a head without NMS gives boxes
 
 
 def fresh_model(cfg: str | Path) -> DetectionModel:
@@ -33,11 +33,11 @@ def fresh_model(cfg: str | Path) -> DetectionModel:
         side = 4 * int(model.stride.max())
         size = model.only_size or (side, side)
         check_levels(model, size)
-        see(model, torch.stack(list(make_pictures(size, model.spec.ch).values())))
+        calibrate_batch_norms(model, torch.stack(list(make_pictures(size, model.spec.ch).values())))
     return model
 
 
-def see(model: nn.Module, images: Tensor) -> None:
+def calibrate_batch_norms(model: nn.Module, images: Tensor) -> None:
     """Set the statistics of all BatchNorms to those of one batch (B, ch, H, W), and leave `model` in eval mode.
 
     Variances are set a little larger than seen: exactly normalized, a deep random network multiplies differences by
@@ -53,7 +53,7 @@ def see(model: nn.Module, images: Tensor) -> None:
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
         if norm.running_var is not None:
-            norm.running_var *= MARGIN
+            norm.running_var *= VARIANCE_MARGIN
     model.eval()
 
 
@@ -66,7 +66,7 @@ def random_model(cfg: str | Path | dict[str, Any], seed: int = 0) -> DetectionMo
     """
     model = create_model(cfg)
     randomize_(model, seed)
-    see(model, torch.stack(list(make_pictures(sizes_for(model)[0], model.spec.ch).values())))
+    calibrate_batch_norms(model, torch.stack(list(make_pictures(sizes_for(model)[0], model.spec.ch).values())))
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for norm in norms_with_statistics(model):
@@ -82,5 +82,5 @@ def sizes_for(model: DetectionModel) -> tuple[tuple[int, int], ...]:
     if model.only_size:
         return (model.only_size,)
     stride = int(model.stride.max())
-    side = stride * (CELLS_END2END if model.end2end else CELLS)
+    side = stride * (MAP_CELLS_END2END if model.end2end else MAP_CELLS)
     return (side, side), other_shape((side, side), stride), third_shape((side, side), stride)

@@ -19,7 +19,7 @@ from utils.deploy.metadata import check_metadata
 from utils.deploy.run import RUN_ERRORS
 from utils.sizes import check_imgsz
 
-Shape = tuple[int | str, ...]  # a word stands for any number
+OutputShape = tuple[int | str, ...]  # a word stands for any number
 UNNAMED = 999  # classes that ultralytics gives to weights without names
 LOAD_ERRORS = (*RUN_ERRORS, TypeError, ValueError, LookupError, AttributeError, OSError, SystemError)
 
@@ -87,7 +87,7 @@ class OpenedWeights:
             what = f"its {len(self.names)} classes need" if self._is_named else f"the task {self.task} needs"
             raise WeightsError(f"{self.path} gives {shapes_text(given)} where {what} {shapes_text(needed)}")
 
-    def _needed(self, given: Sequence[Shape], size: Sequence[int]) -> list[Shape]:
+    def _needed(self, given: Sequence[OutputShape], size: Sequence[int]) -> list[OutputShape]:
         """Return the shapes that the outputs must have, where these were given for a picture of `size`."""
         if self.task == "detect":
             return [self._boxes_needed()]
@@ -95,7 +95,7 @@ class OpenedWeights:
         boxes = self._boxes_needed(masks if isinstance(masks, int) else 0)
         return [boxes, (1, masks, size[0] // 4, size[1] // 4)]
 
-    def _boxes_needed(self, masks: int = 0) -> Shape:
+    def _boxes_needed(self, masks: int = 0) -> OutputShape:
         """Return the shape of the boxes, each with so many mask coefficients."""
         if self.network.end2end:
             return 1, "boxes", 6 + masks
@@ -169,11 +169,11 @@ def check_augment(weights: OpenedWeights) -> None:
         raise UserError(f"--augment joins boxes of several scales by NMS, but {weights.path.name} {what}: leave it out")
 
 
-def fits(given: Shape, needed: Shape) -> bool:
+def fits(given: OutputShape, needed: OutputShape) -> bool:
     """Return whether a shape is one that is needed."""
     return len(given) == len(needed) and all(isinstance(n, str) or n == g for g, n in zip(given, needed, strict=True))
 
 
-def shapes_text(shapes: Sequence[Shape]) -> str:
+def shapes_text(shapes: Sequence[OutputShape]) -> str:
     """Return shapes for a message: `(1, 7, boxes) and (1, 32, 16, 16)`."""
     return " and ".join(f"({', '.join(map(str, shape))})" for shape in shapes) or "nothing"

@@ -27,8 +27,8 @@ from utils.deploy.formats import format_of
 Outputs = tuple[Tensor, ...]  # float32, as models/heads.py says: boxes with scores; of a segmenter the prototypes too
 Runner = Callable[..., Outputs]  # takes (B, ch, H, W) float32 in [0, 1]; an ONNX file's optional inputs by their names
 
-DTYPES = {"tensor(float)": torch.float32, "tensor(float16)": torch.float16, "tensor(uint8)": torch.uint8}
-MAX_YAML = 1_000_000  # bytes of metadata
+INPUT_DTYPES = {"tensor(float)": torch.float32, "tensor(float16)": torch.float16, "tensor(uint8)": torch.uint8}
+MAX_METADATA_YAML = 1_000_000  # bytes of metadata
 RUN_ERRORS = (  # what the runtimes raise for a file that they cannot load, or not run at some size
     RuntimeError,
     ort_errors.Fail,
@@ -70,7 +70,7 @@ def _load_torchscript(path: Path, _: int) -> Runner:
 def _load_onnx(path: Path, threads: int) -> Runner:
     session = open_session(str(path), threads)
     name, kind = session.get_inputs()[0].name, session.get_inputs()[0].type
-    dtype = DTYPES[kind]
+    dtype = INPUT_DTYPES[kind]
 
     def run(images: Tensor, **inputs: np.ndarray) -> Outputs:
         return _as_outputs(session.run(None, {name: images.to(dtype).numpy(), **inputs}))
@@ -219,8 +219,8 @@ def read_metadata(path: Path) -> dict[str, Any]:
 
 
 def _load_yaml(path: Path) -> Any:
-    if path.stat().st_size > MAX_YAML:
-        raise ValueError(f"more than {MAX_YAML} bytes")
+    if path.stat().st_size > MAX_METADATA_YAML:
+        raise ValueError(f"more than {MAX_METADATA_YAML} bytes")
     try:
         return yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:

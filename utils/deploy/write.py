@@ -36,7 +36,7 @@ from models.blocks.riformer import WrittenOut
 from models.errors import UserError
 from models.summary import count_parameters
 from utils.deploy.ends import Nms, Preprocess
-from utils.deploy.files import reserve, size_of
+from utils.deploy.files import digest, reserve, size_of
 from utils.deploy.formats import Format, format_of
 from utils.deploy.onnx_graph import add_nms, add_preprocess
 
@@ -169,6 +169,7 @@ class Written:
     path: Path
     seconds: float  # that writing and checking took
     bytes: int
+    sha256: str  # of a file; of a folder that of the lines which `sha256sum *` prints in it
     opset: int | None = None
 
 
@@ -202,7 +203,7 @@ def write(deploy: DetectionModel, path: Path, options: WriteOptions) -> Written:
         reserve(path.parent, space)  # what fails may have failed because the disk filled up
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise ExportError(f"{kind.title} cannot be written for this model: {reason}") from error
-    return Written(path, time.perf_counter() - start, size_of(path), opset)
+    return Written(path, time.perf_counter() - start, size_of(path), digest(path), opset)
 
 
 def _take(made: Path, path: Path) -> None:

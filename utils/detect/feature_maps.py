@@ -16,8 +16,8 @@ from utils.detect.frame import Finder, Found, Step
 from utils.detect.predictor import Predictor
 from utils.detect.writers import write_image
 
-CHANNELS, COLUMNS = 32, 8  # of a drawing
-SIDE = 96  # pixels of the shorter side of a drawn map, at least
+DRAWN_CHANNELS, DRAWN_COLUMNS = 32, 8  # of a drawing
+DRAWN_SIDE = 96  # pixels of the shorter side of a drawn map, at least
 
 
 class FeatureMaps:
@@ -75,10 +75,10 @@ def level_of(stride: float) -> int:
 
 def draw_maps(maps: np.ndarray) -> np.ndarray:
     """Return the first channels of (C, H, W) side by side, each from its least to its largest number; uint8 BGR."""
-    maps = maps[:CHANNELS]
+    maps = maps[:DRAWN_CHANNELS]
     low, high = (f(maps, axis=(1, 2), keepdims=True) for f in (np.min, np.max))
     grey = (255 * (maps - low) / np.maximum(high - low, 1e-9)).astype(np.uint8)
-    scale = max(1, math.ceil(SIDE / min(grey.shape[1:])))
-    grey = np.pad(grey.repeat(scale, 1).repeat(scale, 2), ((0, -len(grey) % COLUMNS), (1, 1), (1, 1)))
-    rows = [np.concatenate(list(grey[i : i + COLUMNS]), 1) for i in range(0, len(grey), COLUMNS)]
+    scale = max(1, math.ceil(DRAWN_SIDE / min(grey.shape[1:])))
+    grey = np.pad(grey.repeat(scale, 1).repeat(scale, 2), ((0, -len(grey) % DRAWN_COLUMNS), (1, 1), (1, 1)))
+    rows = [np.concatenate(list(grey[i : i + DRAWN_COLUMNS]), 1) for i in range(0, len(grey), DRAWN_COLUMNS)]
     return cv2.applyColorMap(np.concatenate(rows), cv2.COLORMAP_VIRIDIS)

@@ -21,7 +21,7 @@ from ultralytics.utils import LOGGER
 
 from utils.detect.frame import Finder, Found, Frame, Step
 from utils.detect.sources import AnySource, prefetch
-from utils.detect.writers import Outputs, draw
+from utils.detect.writers import Writers, draw
 from utils.latency import torch_threads
 from utils.text import printable
 
@@ -103,7 +103,7 @@ def in_order(function: Callable[[T], R], items: Iterable[T], workers: int) -> Ge
 
 
 def predict(
-    finder: Finder, source: AnySource, outputs: Outputs, show: bool = False, steps: Sequence[Step] = ()
+    finder: Finder, source: AnySource, outputs: Writers, show: bool = False, steps: Sequence[Step] = ()
 ) -> Speed:
     """Detect in every frame of a source, print a line for each and write what `outputs` wants.
 

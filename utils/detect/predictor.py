@@ -16,7 +16,7 @@ from ultralytics.utils import LOGGER, ops
 
 from models.environment import cpu_cores
 from models.errors import UserError
-from utils.deploy.backends import read_options
+from utils.deploy.backends import share_options
 from utils.deploy.opened import OpenedWeights, check_augment, open_weights
 from utils.detect.frame import Found, Frame
 
@@ -103,7 +103,7 @@ class Predictor(DetectionPredictor):
         self.weights, self.names = weights, weights.names
         self.model, self.device = weights.network, weights.network.device
         self.imgsz = weights.choose_imgsz(options.imgsz)
-        read_options(self.model, self.args)
+        share_options(self.model, self.args)
         weights.check_runs(self.imgsz)
         if weights.model is not None and weights.model.end2end:
             most = max(options.max_det, LEAST_END2END)

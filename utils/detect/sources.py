@@ -68,11 +68,11 @@ class Files:
     def _find(self, source: Path) -> list[Path]:
         """Return the files that `source` names; those on a list that are missing count as unreadable."""
         if source.suffix.lower() != ".txt" or not source.is_file():
-            return expand(source)
+            return expand_source(source)
         files = []
-        for name in read_list(source):
+        for name in read_source_list(source):
             try:
-                files += expand(name)
+                files += expand_source(name)
             except UserError:
                 self.unreadable[name] = "does not exist"
         return files
@@ -96,7 +96,7 @@ class Files:
             raise Unreadable(f"broken video: {grabbed} of {total or 'an unknown number of'} frames could be read")
 
 
-def expand(name: Path) -> list[Path]:
+def expand_source(name: Path) -> list[Path]:
     """Return the files that a path, a folder (its own files only) or a pattern with * stands for, sorted."""
     path = name.absolute()
     if "*" in str(path):
@@ -109,7 +109,7 @@ def expand(name: Path) -> list[Path]:
     raise UserError(f"the source {name} does not exist{near}")
 
 
-def read_list(path: Path) -> list[Path]:
+def read_source_list(path: Path) -> list[Path]:
     """Return the names on a list file, one on each line; relative ones are below the current folder or the list's."""
     text = path.read_bytes().decode("utf-8-sig", errors="surrogateescape")
     names = sorted({Path(line.strip()) for line in text.splitlines() if line.strip()})
@@ -118,7 +118,7 @@ def read_list(path: Path) -> list[Path]:
 
 def has_pictures(folder: Path) -> bool:
     """Whether a folder holds a picture or a video."""
-    return folder.is_dir() and any(is_picture(path) or is_video(path) for path in expand(folder))
+    return folder.is_dir() and any(is_picture(path) or is_video(path) for path in expand_source(folder))
 
 
 def is_video(path: Path) -> bool:

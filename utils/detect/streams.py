@@ -31,7 +31,7 @@ YOUTUBE = ("youtube.com", "www.youtube.com", "m.youtube.com", "youtu.be")
 PATIENCE = 300.0  # seconds for which a lost stream is connected to again
 PAUSES = (1.0, 2.0, 4.0, 8.0, 16.0, 30.0)  # seconds between the tries; the last one from then on
 SILENCE = 10_000  # milliseconds without an answer or a frame, after which a stream counts as lost
-MAX_NAME = 100  # characters of a stream's files
+MAX_STREAM_NAME = 100  # characters of a stream's files
 
 
 class Stream:
@@ -335,7 +335,7 @@ def connect(address: str) -> cv2.VideoCapture:
 
 def stream_name(address: str) -> str:
     """Return an address as the start of its files' names: only what every system accepts."""
-    return re.sub(r"[^\w.@-]+", "_", address).strip("_.")[:MAX_NAME] or "stream"
+    return re.sub(r"[^\w.@-]+", "_", address).strip("_.")[:MAX_STREAM_NAME] or "stream"
 
 
 def without_password(address: str) -> str:

@@ -19,7 +19,7 @@ from models.errors import UserError
 from utils.detect.frame import Found
 
 TRACKERS = {"bytetrack": "BYTETracker", "botsort": "BOTSORT"}  # by their names in ultralytics.trackers
-LOW = 0.1  # least confidence of a box that goes on with a track
+LOW_CONF = 0.1  # least confidence of a box that goes on with a track
 
 
 class Tracking:
@@ -40,7 +40,7 @@ class Tracking:
 
         self._class = getattr(trackers, TRACKERS[kind])
         options = YAML.load(check_yaml(f"{kind}.yaml"))
-        options |= {"track_high_thresh": conf_thres, "new_track_thresh": conf_thres, "track_low_thresh": LOW}
+        options |= {"track_high_thresh": conf_thres, "new_track_thresh": conf_thres, "track_low_thresh": LOW_CONF}
         self._options = IterableSimpleNamespace(**options)
         self._trackers: dict[Path, Any] = {}  # of the videos and streams that run
 

@@ -27,7 +27,7 @@ from utils.detect.frame import Frame
 JPEG_SIDE = 65500  # pixels; a JPEG cannot be wider or higher
 CSV_HEADER = ("Image Name", "Prediction", "Confidence")
 TRACK_HEADER = ("Frame", "Track")
-RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)  # no file names on Windows
+WINDOWS_NAMES = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)  # no file names on Windows
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Wanted:
         return self.pictures or self.labels or self.crops or self.table or self.features
 
 
-class Outputs:
+class Writers:
     """The files of one run; a context manager that finishes the videos and the table.
 
     Files of an earlier run in the same folder are replaced, never appended to.
@@ -71,7 +71,7 @@ class Outputs:
         self._videos: dict[str, Video] = {}
         self._table: Table | None = None
 
-    def __enter__(self) -> Outputs:
+    def __enter__(self) -> Writers:
         if self.wanted.table:
             self._table = Table(self.folder / "predictions.csv", self.wanted.tracks)
         return self
@@ -276,7 +276,7 @@ def safe_name(text: str) -> str:
     name = unicodedata.normalize("NFC", text)
     name = "".join(c if c.isprintable() and c not in '<>:"/\\|?*' else "_" for c in name).strip(" .")
     name = name.encode()[:120].decode(errors="ignore")
-    return f"_{name}" if not name or RESERVED.fullmatch(name) else name
+    return f"_{name}" if not name or WINDOWS_NAMES.fullmatch(name) else name
 
 
 def safe_cell(text: str) -> str:

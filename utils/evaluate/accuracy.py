@@ -26,7 +26,7 @@ from utils.evaluate.validator import SegmentationValidator, Validator
 
 Observe = Callable[[Sequence[str], Tensor, Mapping[str, Outputs]], None]  # file names, (B, ch, H, W), network → outputs
 
-CONF, IOU, MAX_DET = 0.001, 0.6, 300  # val.py's defaults
+VAL_CONF, VAL_IOU, VAL_MAX_DET = 0.001, 0.6, 300  # val.py's defaults
 
 
 @dataclass(frozen=True)
@@ -182,7 +182,14 @@ COMPARISONS = {"detect": ComparisonValidator, "segment": SegmentationComparisonV
 def _options(task: str, folder: Path, side: int, batch: int) -> dict[str, Any]:
     """Return ultralytics' options of this validation."""
     options: dict[str, Any] = {"mode": "val", "task": task, "data": str(folder / "data.yaml"), "split": "val"}
-    options |= {"batch": batch, "imgsz": side, "conf": CONF, "iou": IOU, "max_det": MAX_DET, "device": "cpu"}
+    options |= {
+        "batch": batch,
+        "imgsz": side,
+        "conf": VAL_CONF,
+        "iou": VAL_IOU,
+        "max_det": VAL_MAX_DET,
+        "device": "cpu",
+    }
     return options | {"workers": 0, "plots": False, "rect": False}
 
 

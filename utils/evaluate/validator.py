@@ -9,7 +9,7 @@ from ultralytics.models.yolo.detect import DetectionValidator
 
 from models.errors import UserError
 from utils.data.dataset import build_dataset
-from utils.deploy.backends import Backend, read_options
+from utils.deploy.backends import Backend, share_options
 
 
 class Validator(DetectionValidator):
@@ -33,7 +33,7 @@ class Validator(DetectionValidator):
                 f"trained on, or treat all classes as one with --single-cls"
             )
         super().init_metrics(model)
-        read_options(model, self.args)
+        share_options(model, self.args)
 
 
 class SegmentationValidator(Validator, segment.SegmentationValidator):

@@ -21,15 +21,15 @@ from utils.deploy.run import load_runner
 from utils.deploy.write import Written, quiet, write
 from utils.detect.writers import write_bytes, write_image
 from utils.export.options import Options
-from utils.export.report import ROUNDS, Report, to_json
+from utils.export.report import LATENCY_ROUNDS, Report, to_json
 from utils.int8.search import Int8, Quantization, draw_curves, quantize
 from utils.latency import Latency, measure
-from utils.prove.at_scale import HALF_MAX_DROP, MAX_DROP, Material, survey
+from utils.prove.at_scale import HALF_MAX_DROP, MAX_DROP, ProofPictures, compare_at_scale
 from utils.prove.compare import HALF_TOLERANCE, Tolerance
 from utils.prove.divergence import explain
 from utils.prove.reference import TEMPORARY, Reference
 from utils.prove.report import Proof, name_of
-from utils.prove.side_by_side import draw_exhibit
+from utils.prove.side_by_side import draw_side_by_side
 from utils.sizes import other_shape, third_shape
 
 DYNAMIC_BATCH = 2  # that a file with dynamic shapes is proven with
@@ -61,8 +61,8 @@ def export(model: DetectionModel, folder: Path, stem: str, weights: str, options
         with quiet(options.verbose):
             proofs = {name: prove(reference, deploy, file.path, options) for name, file in written.items()}
         report = Report(weights, model, deploy, options, written, proofs, latency={})
-        if report.ok and options.material:
-            prove_at_scale(reference, report, options.material)
+        if report.ok and options.proof_pictures:
+            prove_at_scale(reference, report, options.proof_pictures)
         if report.ok and options.int8:
             report.quantized = _quantize(deploy, written, temporary / "int8", options, options.int8)
         if report.ok:
@@ -124,14 +124,16 @@ def prove(reference: Reference, deploy: DetectionModel, path: Path, options: Opt
     return proof
 
 
-def prove_at_scale(reference: Reference, report: Report, material: Material) -> None:
+def prove_at_scale(reference: Reference, report: Report, proof_pictures: ProofPictures) -> None:
     """Compare the files of a report with the reference on many pictures, as `utils/prove/at_scale.py` does."""
     o = report.options
     runs_here = {name: file.path for name, file in report.written.items() if not FORMATS[name].not_run}
     files = {name: (path.name, load_runner(path)) for name, path in runs_here.items()}
     tolerance, most_drop = (HALF_TOLERANCE, HALF_MAX_DROP) if o.half else (Tolerance(), MAX_DROP)
-    report.surveys = survey(reference, files, material, o.size, o.batch, tolerance, most_drop, o.nms)
-    for name, found in report.surveys.items():
+    report.scale_proofs = compare_at_scale(
+        reference, files, proof_pictures, o.size, o.batch, tolerance, most_drop, o.nms
+    )
+    for name, found in report.scale_proofs.items():
         worst = [found.worst] if found.worst else []
         report.proofs[name].divergence = explain(reference, report.deploy, runs_here[name], worst, tolerance)
 
@@ -147,7 +149,7 @@ def leave_evidence(reference: Reference, report: Report, folder: Path, stem: str
     )
     picture, summary = success if report.ok else failure
     made = []
-    cases = [(name, found.worst) for name, found in report.surveys.items()]
+    cases = [(name, found.worst) for name, found in report.scale_proofs.items()]
     if not report.ok:
         cases += [(name, case) for name, proof in report.proofs.items() for case in proof.cases]
         write_bytes(summary, to_json(report).encode())
@@ -155,7 +157,7 @@ def leave_evidence(reference: Reference, report: Report, folder: Path, stem: str
     shown = [(case.excess, name, case) for name, case in cases if case and case.evidence]
     if shown:
         _, name, worst = max(shown, key=lambda entry: entry[0])
-        write_image(picture, draw_exhibit(reference, worst, name_of(worst, name)))
+        write_image(picture, draw_side_by_side(reference, worst, name_of(worst, name)))
         made.append(picture)
     for path in {picture, *(failure if report.ok else ())}.difference(made):
         path.unlink(missing_ok=True)
@@ -172,7 +174,7 @@ def compare_latency(
     for name, file in written.items():
         if not FORMATS[name].not_run:
             runs[name] = partial(load_runner(file.path), images)
-    return measure(runs, ROUNDS)
+    return measure(runs, LATENCY_ROUNDS)
 
 
 def _publish(report: Report, temporary: Path, folder: Path, stem: str) -> list[Path]:
@@ -182,4 +184,7 @@ def _publish(report: Report, temporary: Path, folder: Path, stem: str) -> list[P
         quantized.append(draw_curves(list(report.quantized.values()), temporary / f"{stem}.int8.png"))
     summary = temporary / f"{stem}.export.json"
     summary.write_text(to_json(report), encoding="utf-8")
-    return publish([*(written.path for written in report.written.values()), *quantized, summary], temporary, folder)
+    files = publish([*(written.path for written in report.written.values()), *quantized, summary], temporary, folder)
+    for found in report.quantized.values():
+        found.file = folder / f"{stem}-int8{found.format.ending}"
+    return files

@@ -18,17 +18,16 @@ import ultralytics
 
 from models import DetectionModel
 from models.summary import count_parameters
-from utils.deploy.files import digest
 from utils.deploy.formats import FORMATS
 from utils.deploy.write import Written
 from utils.export.options import Options
 from utils.int8.search import Quantization
 from utils.latency import Latency
-from utils.prove.at_scale import Survey
+from utils.prove.at_scale import ScaleProof
 from utils.prove.compare import HALF_TOLERANCE, Tolerance
 from utils.prove.report import Proof
 
-ROUNDS = 5  # of measuring how long the networks take
+LATENCY_ROUNDS = 5  # of measuring how long the networks take
 
 
 @dataclass
@@ -44,14 +43,14 @@ class Report:
     latency: dict[str, Latency]
     quantized: dict[str, Quantization] = dataclasses.field(default_factory=dict)
     files: list[Path] = dataclasses.field(default_factory=list)  # in their final place; empty when not ok
-    surveys: dict[str, Survey] = dataclasses.field(default_factory=dict)  # of many pictures
+    scale_proofs: dict[str, ScaleProof] = dataclasses.field(default_factory=dict)  # of many pictures
     evidence: list[Path] = dataclasses.field(default_factory=list)  # what shows the worst case
 
     @property
     def ok(self) -> bool:
         """Whether every file that can be run here agrees with the unfused model, and quantized ones are good enough."""
         proven = all(proof.ok or proof.not_run for proof in self.proofs.values())
-        judged = all(found.ok for found in self.surveys.values())
+        judged = all(found.ok for found in self.scale_proofs.values())
         return proven and judged and all(found.ok for found in self.quantized.values())
 
     def as_dict(self) -> dict[str, Any]:
@@ -71,7 +70,7 @@ class Report:
             "params": {"train": count_parameters(self.model), "deploy": count_parameters(self.deploy)},
             "formats": {name: self._format(name) for name in self.written},
             "tolerance": dataclasses.asdict(self._tolerance),
-            "latency": {"of": "medians on the CPU", "threads": torch.get_num_threads(), "rounds": ROUNDS},
+            "latency": {"of": "medians on the CPU", "threads": torch.get_num_threads(), "rounds": LATENCY_ROUNDS},
             "int8": {name: found.as_dict() for name, found in self.quantized.items()},
             "versions": versions(o.formats),
             "ok": self.ok,
@@ -89,9 +88,9 @@ class Report:
             "file": written.path.name,
             **found,
             "bytes": written.bytes,
-            "sha256": digest(written.path),
+            "sha256": written.sha256,
             **self.proofs[name].as_dict(),
-            **({"survey": self.surveys[name].as_dict()} if name in self.surveys else {}),
+            **({"survey": self.scale_proofs[name].as_dict()} if name in self.scale_proofs else {}),
             "latency_ms": {key: round(self.latency[of].median, 3) for key, of in names.items() if of in self.latency},
             "latency_min_ms": {
                 key: round(self.latency[of].minimum, 3) for key, of in names.items() if of in self.latency

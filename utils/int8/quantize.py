@@ -36,9 +36,9 @@ from torch import Tensor
 
 from models.errors import UserError
 
-LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")  # that have a weight
-ACTIVATIONS = ("Relu", "Clip", "LeakyRelu", "Sigmoid", "HardSigmoid", "Mul")  # SiLU is a Sigmoid and a Mul
-OTHERS = ("Add", "Concat", "MaxPool", "AveragePool", "GlobalAveragePool", "Resize")
+LAYER_OPS = ("Conv", "ConvTranspose", "Gemm", "MatMul")  # that have a weight
+ACTIVATION_OPS = ("Relu", "Clip", "LeakyRelu", "Sigmoid", "HardSigmoid", "Mul")  # SiLU is a Sigmoid and a Mul
+OTHER_OPS = ("Add", "Concat", "MaxPool", "AveragePool", "GlobalAveragePool", "Resize")
 FIXED = ".dfl.conv.weight"  # the bins of ultralytics' head, which are part of decoding
 ALONE = "alone/"  # begins the names of what is computed from float inputs
 MIN_OPSET = 13  # from which on scales may differ from channel to channel
@@ -47,7 +47,7 @@ Ranges = Mapping[str, tuple[float, float]]  # layer → least and largest input
 
 
 @dataclass(frozen=True)
-class Layer:
+class LayerNoise:
     """What quantization does to one convolution or linear layer."""
 
     name: str  # path of the module
@@ -94,14 +94,14 @@ class FloatGraph:
         for node in self.model.graph.node:  # in the order of computation
             writers = [self.writers[name] for name in node.input if name in self.writers]
             inside = writers and all(writer.name in chosen or writer.op_type == "Constant" for writer in writers)
-            follows = node.op_type in (*ACTIVATIONS, *OTHERS) and inside
+            follows = node.op_type in (*ACTIVATION_OPS, *OTHER_OPS) and inside
             if node.name in candidates and (self._is_layer(node) or follows):
                 chosen.add(node.name)
         return chosen
 
     def _is_layer(self, node: onnx.NodeProto) -> bool:
         """Return whether a node has a weight; a stack of matrices has no INT8 kernel."""
-        weight = self.weights.get(node.input[1]) if node.op_type in LAYERS else None
+        weight = self.weights.get(node.input[1]) if node.op_type in LAYER_OPS else None
         if weight is None or weight.name.endswith(FIXED):
             return False
         return node.op_type not in ("Gemm", "MatMul") or len(weight.dims) == 2
@@ -144,7 +144,7 @@ class FloatGraph:
         while waiting:
             for reader in self.readers[waiting.pop()]:
                 whole = all(tensor in inside for tensor in reader.input if tensor in self.writers)
-                if reader.op_type in ACTIVATIONS and reader.name not in found and whole:
+                if reader.op_type in ACTIVATION_OPS and reader.name not in found and whole:
                     found.add(reader.name)
                     inside.update(reader.output)
                     waiting += [*inside]
@@ -153,7 +153,9 @@ class FloatGraph:
     def calibrate(self, batches: Iterable[Tensor], folder: Path, learned: Ranges) -> TensorsData:
         """Return the range of every tensor over some inputs; those of `learned` layers' inputs are as given."""
         name = self.model.graph.input[0].name
-        calibrator = create_calibrator(self.path, [*LAYERS, *ACTIVATIONS, *OTHERS], str(folder / "ranges.onnx"))
+        calibrator = create_calibrator(
+            self.path, [*LAYER_OPS, *ACTIVATION_OPS, *OTHER_OPS], str(folder / "ranges.onnx")
+        )
         calibrator.collect_data(_Reader({name: images.numpy()} for images in batches))
         ranges = calibrator.compute_data()
         for layer in learned.keys() & self.layers.keys():
@@ -179,7 +181,7 @@ class FloatGraph:
             tensors_range=ranges,
             nodes_to_quantize=sorted(self.body - kept),
             nodes_to_exclude=[],
-            op_types_to_quantize=[*LAYERS, *ACTIVATIONS, *OTHERS],
+            op_types_to_quantize=[*LAYER_OPS, *ACTIVATION_OPS, *OTHER_OPS],
             extra_options={},
         )
         quantizer.quantize_model()
@@ -211,7 +213,7 @@ class FloatGraph:
         graph.node.insert(list(graph.node).index(layer), node)
         layer.input[0] = own
 
-    def survey(self, quantized: Any, batches: Iterable[Tensor]) -> list[Layer]:
+    def measure_noise(self, quantized: Any, batches: Iterable[Tensor]) -> list[LayerNoise]:
         """Return what quantization does to each layer, worst signal-to-noise ratio first.
 
         Args:
@@ -233,7 +235,7 @@ class FloatGraph:
             weight = self.weight(layer)
             spread = weight.std(1)
             ranges = (np.abs(weight).max(1) / np.where(spread > 0, spread, 1)).tolist()
-            found.append(Layer(layer, max(ranges), float(np.median(ranges)), ratio))
+            found.append(LayerNoise(layer, max(ranges), float(np.median(ranges)), ratio))
         return sorted(found, key=lambda layer: layer.sqnr)
 
     def _alone(self, quantized: Any) -> Any:

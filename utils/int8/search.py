@@ -21,14 +21,14 @@ from utils.deploy.formats import FORMATS, Format
 from utils.deploy.run import load_runner
 from utils.evaluate.accuracy import Accuracy, measure_file
 from utils.int8.calibration import batches
-from utils.int8.quantize import MIN_OPSET, FloatGraph, Layer, import_nncf, quantize_openvino
+from utils.int8.quantize import MIN_OPSET, FloatGraph, LayerNoise, import_nncf, quantize_openvino
 from utils.latency import Latency, measure
 
 FORMATS_WITH_INT8 = ("onnx", "openvino")
-MOST = 0.5  # of the layers may stay in float; the rest would hardly be an INT8 file
-MAX_DROP = 100.0  # points
-SURVEY = 16  # pictures that signal-to-noise ratios are measured on
-ROUNDS = 5  # of measuring latency
+MOST_IN_FLOAT = 0.5  # of the layers may stay in float; the rest would hardly be an INT8 file
+LARGEST_MAX_DROP = 100.0  # points
+NOISE_PICTURES = 16  # pictures that signal-to-noise ratios are measured on
+INT8_ROUNDS = 5  # of measuring latency
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Quantization:
     """The search for one format; `path` is the file with the fewest layers in float that drops no more than allowed."""
 
     format: Format
-    layers: list[Layer]  # worst first
+    layers: list[LayerNoise]  # worst first
     points: list[Point]  # in the order of `floats`; the last one is the float file
     max_drop: float
     pictures: int  # it was calibrated on
@@ -128,8 +128,10 @@ def check_int8(
     """Raise UserError for options of an export that do not go with `--int8`."""
     if half:
         raise UserError("--int8 and --half are two precisions: choose one")
-    if not 0 <= max_drop <= MAX_DROP:
-        raise UserError(f"--max-drop is a number of points of mAP50-95 from 0 to {MAX_DROP:g}, not {max_drop:g}")
+    if not 0 <= max_drop <= LARGEST_MAX_DROP:
+        raise UserError(
+            f"--max-drop is a number of points of mAP50-95 from 0 to {LARGEST_MAX_DROP:g}, not {max_drop:g}"
+        )
     if not set(formats) & set(FORMATS_WITH_INT8):
         raise UserError(f"--int8 is for {' and '.join(FORMATS_WITH_INT8)}, of which --include names none")
     if opset < MIN_OPSET:
@@ -160,7 +162,9 @@ def quantize(
     graph, folder = FloatGraph(graph_file), graph_file.parent
     ranges = graph.calibrate(batches(options.pictures, shape, "INT8: calibrating"), folder, model.ranges)
     whole = graph.quantized(ranges, reduce_range=options.reduce_range)
-    layers = graph.survey(whole, batches(options.pictures[:SURVEY], shape, "INT8: signal-to-noise ratios"))
+    layers = graph.measure_noise(
+        whole, batches(options.pictures[:NOISE_PICTURES], shape, "INT8: signal-to-noise ratios")
+    )
 
     def write_onnx(path: Path, floats: Collection[str]) -> None:
         onnx.save(graph.quantized(ranges, floats, options.reduce_range), str(path))
@@ -185,7 +189,7 @@ def quantize(
         found[name] = Quantization(
             FORMATS[name], layers, points, options.max_drop, len(options.pictures), options.data["yaml_file"]
         )
-        found[name].latency = compare_latency(points, image)
+        found[name].latency = measure_points(points, image)
     return found
 
 
@@ -199,7 +203,7 @@ def _write(writer: Callable[[Path, Collection[str]], None], folder: Path, ending
 # The search -----------------------------------------------------------------------------------------------------------
 def search(
     kind: Format,
-    layers: list[Layer],
+    layers: list[LayerNoise],
     write: Callable[[Collection[str]], Path],
     reference: Path,
     evaluate: Callable[[Path], Accuracy],
@@ -232,7 +236,7 @@ def search(
         _log_point(kind, found[floats], len(layers))
         return found[floats].drop <= max_drop
 
-    most = int(MOST * len(layers))
+    most = int(MOST_IN_FLOAT * len(layers))
     steps = [0, *(2**i for i in range(most.bit_length()) if 2**i <= most)]
     bad = -1
     for floats in steps:
@@ -251,13 +255,13 @@ def _log_point(kind: Format, point: Point, layers: int) -> None:
     LOGGER.info(f"INT8 {kind.title}: {what}: {accuracy}, drop {point.drop:.2f}")
 
 
-def compare_latency(points: Sequence[Point], images: Tensor) -> dict[int, Latency]:
+def measure_points(points: Sequence[Point], images: Tensor) -> dict[int, Latency]:
     """Return how long each file takes for one batch, in turns: number of layers in float → latency."""
-    return measure({point.floats: partial(load_runner(point.path), images) for point in points}, ROUNDS)
+    return measure({point.floats: partial(load_runner(point.path), images) for point in points}, INT8_ROUNDS)
 
 
 # Telling --------------------------------------------------------------------------------------------------------------
-def layer_table(layers: Sequence[Layer], count: int = 10) -> str:
+def layer_table(layers: Sequence[LayerNoise], count: int = 10) -> str:
     """Return the `count` worst layers as text."""
     shown = layers[:count]
     width = max(len("layer"), *(len(layer.name) for layer in shown)) + 2

@@ -37,11 +37,11 @@ HALF_MAX_DROP = 0.5  # in float16
 QUANTILES = {"median": 0.5, "p95": 0.95, "p99": 0.99}
 BINS = 2**15  # sign, exponent and 7 bits of a float32's fraction: neighbours are 0.8 % apart
 MAX_REMARKS = 5  # pictures named of those that fail
-UNFUSED = "unfused"
+UNFUSED_MODEL = "unfused"
 
 
 @dataclass(frozen=True)
-class Material:
+class ProofPictures:
     """What files are proven on at scale.
 
     Attributes:
@@ -87,7 +87,7 @@ class Distribution:
 
 
 @dataclass
-class Survey:
+class ScaleProof:
     """What comparing one file with the unfused model on many pictures has shown so far."""
 
     file: str
@@ -154,22 +154,22 @@ class Survey:
         }
 
 
-def survey(
+def compare_at_scale(
     reference: Reference,
     files: Mapping[str, tuple[str, Runner]],
-    material: Material,
+    proof_pictures: ProofPictures,
     size: tuple[int, int],
     batch: int,
     tolerance: Tolerance,
     most_drop: float = MAX_DROP,
     nms: Nms | None = None,
-) -> dict[str, Survey]:
+) -> dict[str, ScaleProof]:
     """Compare files with the unfused model on many pictures.
 
     Args:
         reference: the unfused model.
         files: format → what the report calls its file, and what runs it.
-        material: the pictures.
+        proof_pictures: the pictures.
         size: height and width that the files take.
         batch: how many pictures they take at a time.
         tolerance: the largest errors that need no explanation.
@@ -179,31 +179,33 @@ def survey(
     Raises:
         UserError: the labels cannot be used for this model.
     """
-    surveys = {kind: Survey(name, most_drop) for kind, (name, _) in files.items()}
-    networks: dict[str, Runner] = {UNFUSED: reference}
+    scale_proofs = {kind: ScaleProof(name, most_drop) for kind, (name, _) in files.items()}
+    networks: dict[str, Runner] = {UNFUSED_MODEL: reference}
     networks |= {kind: _filling(run, batch) for kind, (_, run) in files.items()}
 
     def observe(names: Sequence[str], images: Tensor, outputs: Mapping[str, Outputs]) -> None:
-        for kind, found in surveys.items():
-            singles = Evidence(images, outputs[UNFUSED], outputs[kind], nms).singles()
+        for kind, found in scale_proofs.items():
+            singles = Evidence(images, outputs[UNFUSED_MODEL], outputs[kind], nms).singles()
             for picture, single in zip(names, singles, strict=True):
                 found.add(*reference.judge(found.file, Path(picture).name, single, tolerance))
 
     if not files:
-        return surveys
-    if material.data and not nms:
-        measured = measure_accuracy(networks, reference.model, material.data, size, batch, material.most, observe)
-        for kind, found in surveys.items():
-            found.unfused, found.accuracy = measured[UNFUSED], measured[kind]
-    chosen = evenly(material.files, material.most)
-    if material.data and nms:
-        split = list_images(material.data["val"], material.data["path"])
-        chosen = [*map(Path, evenly(split, material.most)), *chosen]
+        return scale_proofs
+    if proof_pictures.data and not nms:
+        measured = measure_accuracy(
+            networks, reference.model, proof_pictures.data, size, batch, proof_pictures.most, observe
+        )
+        for kind, found in scale_proofs.items():
+            found.unfused, found.accuracy = measured[UNFUSED_MODEL], measured[kind]
+    chosen = evenly(proof_pictures.files, proof_pictures.most)
+    if proof_pictures.data and nms:
+        split = list_images(proof_pictures.data["val"], proof_pictures.data["path"])
+        chosen = [*map(Path, evenly(split, proof_pictures.most)), *chosen]
     bar = TQDM(chosen, desc="comparing pictures") if chosen else chosen
     for group in _batched(prefetch(_loaded(bar, size, reference.channels)), batch):
         images = torch.stack([image for _, image in group])
         observe([name for name, _ in group], images, {side: run(images) for side, run in networks.items()})
-    return surveys
+    return scale_proofs
 
 
 def _loaded(files: Iterable[Path], size: tuple[int, int], channels: int) -> Iterator[tuple[str, Tensor]]:
@@ -233,25 +235,25 @@ def _filling(run: Runner, batch: int) -> Runner:
 
 
 # Telling --------------------------------------------------------------------------------------------------------------
-def survey_table(surveys: Mapping[str, Survey], material: Material, size: tuple[int, int]) -> str:
-    """Return the surveys as text: the distribution of the errors, then detections and mAP, then what fails."""
-    pictures = max(found.pictures for found in surveys.values())
-    width = max(len(found.file) for found in surveys.values()) + 2
+def scale_table(scale_proofs: Mapping[str, ScaleProof], proof_pictures: ProofPictures, size: tuple[int, int]) -> str:
+    """Return the scale_proofs as text: the distribution of the errors, then detections and mAP, then what fails."""
+    pictures = max(found.pictures for found in scale_proofs.values())
+    width = max(len(found.file) for found in scale_proofs.values()) + 2
     shape = "x".join(map(str, size))
-    lines = [f"On {pictures} pictures of {material.name} at {shape}, errors of all numbers:"]
+    lines = [f"On {pictures} pictures of {proof_pictures.name} at {shape}, errors of all numbers:"]
     lines.append(f"{'file':<{width}}{'output':<10}{'median':>10}{'95 %':>10}{'99 %':>10}{'max':>10}")
-    for found in surveys.values():
+    for found in scale_proofs.values():
         parts = {"box, px": found.box, "score": found.score, "mask": found.mask}
         for name, part in parts.items():
             if part.counts.any():
                 numbers = "".join(f"{value:>10.1e}" for value in part.as_dict().values())
                 lines.append(f"{found.file:<{width}}{name:<10}{numbers}")
-    first = next(iter(surveys.values()))
+    first = next(iter(scale_proofs.values()))
     accuracy = f"{'mAP50':>10}{'mAP50-95':>10}{'drop, points':>14}" if first.unfused else ""
     lines += ["", f"{'file':<{width}}{'same boxes':>16}{'least IoU':>12}{accuracy}"]
     if first.unfused:
-        lines.append(f"{UNFUSED:<{width}}{'':>28}{first.unfused.map50:>10.4f}{first.unfused.map:>10.4f}")
-    for found in surveys.values():
+        lines.append(f"{UNFUSED_MODEL:<{width}}{'':>28}{first.unfused.map50:>10.4f}{first.unfused.map:>10.4f}")
+    for found in scale_proofs.values():
         same = f"{found.matched}/{found.reference}"
         accuracy = ""
         if found.accuracy and found.drop is not None:
@@ -261,7 +263,7 @@ def survey_table(surveys: Mapping[str, Survey], material: Material, size: tuple[
     return "\n".join(lines)
 
 
-def _remarks(found: Survey) -> Iterator[str]:
+def _remarks(found: ScaleProof) -> Iterator[str]:
     """Yield what is to be said about a file beside its numbers."""
     if found.explained:
         yield f"≈ {found.explained} pictures needed more than the tolerance: float32 alone is as far off there"

@@ -74,11 +74,11 @@ class Errors(NamedTuple):
 
 
 def compare(expected: Outputs, got: Outputs, nc: int, end2end: bool, tolerance: Tolerance = Tolerance()) -> Difference:
-    """Compare the outputs of two models; arguments are those of `measure`."""
-    return measure(expected, got, nc, end2end, tolerance)[0]
+    """Compare the outputs of two models; arguments are those of `measure_errors`."""
+    return measure_errors(expected, got, nc, end2end, tolerance)[0]
 
 
-def measure(
+def measure_errors(
     expected: Outputs, got: Outputs, nc: int, end2end: bool, tolerance: Tolerance = Tolerance()
 ) -> tuple[Difference, Errors]:
     """Return how far the outputs of two models are apart, and the error of each number; none where there is a problem.
@@ -161,7 +161,7 @@ def _box_errors(expected: Tensor, got: Tensor, nc: int) -> Errors:
 def measure_nms(
     expected: Outputs, got: Outputs, nc: int, nms: Nms, tolerance: Tolerance = Tolerance()
 ) -> tuple[Difference, Errors]:
-    """Return how far a file with NMS is from our own NMS on the outputs of the unfused model, as `measure` does.
+    """Return how far a file with NMS is from our own NMS on the outputs of the unfused model, as `measure_errors` does.
 
     Each box of the file must be one of the model's candidates, its best class, above the threshold, and no two of a
     class may overlap by more than they may. What NMS leaves of the model must be there, but where more boxes are left

@@ -28,13 +28,15 @@ from models.blocks.reparam import Reparameterizable
 from utils.deploy.formats import format_of
 from utils.deploy.run import RUN_ERRORS, Outputs
 from utils.prove.compare import HALF_TOLERANCE, Tolerance
-from utils.prove.inside import Shape, Visit, Watch, watch
+from utils.prove.inside import TensorShape, Visit, Watch, watch
 from utils.prove.reference import ROUNDING, Case, Evidence, Reference, run_eager
 
 FLOOR = 3e-6  # relative error that float32 explains anywhere
 HALF_FLOOR = 2e-2  # and float16
 LOOK_ERRORS = (*RUN_ERRORS, onnx.shape_inference.InferenceError, ValueError, TypeError, KeyError)
-Look = Callable[[Collection[Shape], Visit], Outputs | None]  # shows the inner tensors of the side that is in question
+Look = Callable[
+    [Collection[TensorShape], Visit], Outputs | None
+]  # shows the inner tensors of the side that is in question
 
 
 @dataclass(frozen=True)
@@ -182,7 +184,7 @@ def _locate(
 
 def _has_outputs(original: Original, path: Path, floor: float) -> bool:
     """Return whether what the model puts out is found in a file, which may do something else with it."""
-    site = Site("outputs")
+    site = ModuleOutputs("outputs")
     exact = run_eager(original.exact, original.images.double())
     for output, right in zip(run_eager(original.model, original.images), exact, strict=True):
         site.add(output)
@@ -207,7 +209,7 @@ def _first_difference(model: DetectionModel, sound: Sequence[bool]) -> int:
 
 # Sites ----------------------------------------------------------------------------------------------------------------
 @dataclass
-class Site:
+class ModuleOutputs:
     """The outputs of one module, how far float32 is off in each, and the smallest error found so far for each."""
 
     name: str
@@ -233,14 +235,14 @@ class Site:
 class Search:
     """Called with tensor after tensor, keeps for every output of some sites how near the nearest one came."""
 
-    def __init__(self, sites: Sequence[Site]) -> None:
-        self.wanted: dict[Shape, list[tuple[Site, int]]] = {}
+    def __init__(self, sites: Sequence[ModuleOutputs]) -> None:
+        self.wanted: dict[TensorShape, list[tuple[ModuleOutputs, int]]] = {}
         for site in sites:
             for i, tensor in enumerate(site.tensors):
                 self.wanted.setdefault(tuple(tensor.shape), []).append((site, i))
 
     @property
-    def shapes(self) -> Collection[Shape]:
+    def shapes(self) -> Collection[TensorShape]:
         """Those of the outputs."""
         return self.wanted.keys()
 
@@ -256,17 +258,17 @@ def _distance(expected: Tensor, got: Tensor) -> float:
     return error if math.isfinite(error) else math.inf
 
 
-def _observe(original: Original, names: Sequence[str]) -> list[Site]:
+def _observe(original: Original, names: Sequence[str]) -> list[ModuleOutputs]:
     """Run a model and return what the named modules put out, in the order in which they end.
 
     A module that runs more than once, as an activation that many layers share does, is left out.
     """
-    sites: dict[str, Site] = {}
+    sites: dict[str, ModuleOutputs] = {}
     calls: Counter[str] = Counter()
 
     def keep(name: str, tensors: list[Tensor]) -> None:
         calls[name] += 1
-        site = sites.setdefault(name, Site(name))
+        site = sites.setdefault(name, ModuleOutputs(name))
         for tensor in tensors:
             site.add(tensor)
 
@@ -297,7 +299,7 @@ def _hooks(model: nn.Module, names: Sequence[str], see: Callable[[str, list[Tens
             handle.remove()
 
 
-def _watch_eager(model: nn.Module, images: Tensor, shapes: Collection[Shape], visit: Visit) -> Outputs:  # noqa: ARG001
+def _watch_eager(model: nn.Module, images: Tensor, shapes: Collection[TensorShape], visit: Visit) -> Outputs:  # noqa: ARG001
     with Watch(visit):
         return run_eager(model, images)
 

@@ -23,7 +23,7 @@ from torch.utils._pytree import tree_leaves
 from utils.deploy.formats import format_of
 from utils.deploy.run import Outputs, load_runner
 
-Shape = tuple[int, ...]
+TensorShape = tuple[int, ...]
 Visit = Callable[[Tensor], None]
 T = TypeVar("T")
 
@@ -46,7 +46,7 @@ class Watch(TorchDispatchMode):
         return result
 
 
-def watch(path: Path, images: Tensor, shapes: Collection[Shape], visit: Visit) -> Outputs | None:
+def watch(path: Path, images: Tensor, shapes: Collection[TensorShape], visit: Visit) -> Outputs | None:
     """Run a file and show `visit` its inner tensors and its outputs, in float32, in any order.
 
     Args:
@@ -65,13 +65,13 @@ def watch(path: Path, images: Tensor, shapes: Collection[Shape], visit: Visit) -
     return look(path, images, shapes, visit) if look else None
 
 
-def _look_torchscript(path: Path, images: Tensor, shapes: Collection[Shape], visit: Visit) -> Outputs:  # noqa: ARG001
+def _look_torchscript(path: Path, images: Tensor, shapes: Collection[TensorShape], visit: Visit) -> Outputs:  # noqa: ARG001
     run = load_runner(path)
     with torch.inference_mode(), Watch(visit):
         return run(images)
 
 
-def _look_onnx(path: Path, images: Tensor, shapes: Collection[Shape], visit: Visit) -> Outputs:
+def _look_onnx(path: Path, images: Tensor, shapes: Collection[TensorShape], visit: Visit) -> Outputs:
     model = onnx.load(path)
     outputs: Outputs = ()
     for group in _groups(_inner_values(model, tuple(images.shape), shapes), _shape):
@@ -87,7 +87,9 @@ def _look_onnx(path: Path, images: Tensor, shapes: Collection[Shape], visit: Vis
     return outputs
 
 
-def _inner_values(model: onnx.ModelProto, size: Shape, shapes: Collection[Shape]) -> Iterator[onnx.ValueInfoProto]:
+def _inner_values(
+    model: onnx.ModelProto, size: TensorShape, shapes: Collection[TensorShape]
+) -> Iterator[onnx.ValueInfoProto]:
     """Yield the inner float tensors of a graph that have one of the shapes, or one that is not known beforehand."""
     sized = onnx.ModelProto()
     sized.CopyFrom(model)
@@ -105,14 +107,14 @@ def _inner_values(model: onnx.ModelProto, size: Shape, shapes: Collection[Shape]
             yield value
 
 
-def _shape(value: onnx.ValueInfoProto) -> Shape | None:
+def _shape(value: onnx.ValueInfoProto) -> TensorShape | None:
     """Return the shape of a tensor, None where not all of it is known."""
     sides = value.type.tensor_type.shape.dim
     known = value.type.tensor_type.HasField("shape") and all(side.HasField("dim_value") for side in sides)
     return tuple(side.dim_value for side in sides) if known else None
 
 
-def _look_openvino(path: Path, images: Tensor, shapes: Collection[Shape], visit: Visit) -> Outputs:
+def _look_openvino(path: Path, images: Tensor, shapes: Collection[TensorShape], visit: Visit) -> Outputs:
     import openvino  # noqa: PLC0415 (slow, and only its files need it)
 
     source = next(path.glob("*.xml"))
@@ -141,7 +143,7 @@ def _look_openvino(path: Path, images: Tensor, shapes: Collection[Shape], visit:
     return outputs
 
 
-def _groups(values: Iterable[T], shape_of: Callable[[T], Shape | None]) -> Iterator[list[T]]:
+def _groups(values: Iterable[T], shape_of: Callable[[T], TensorShape | None]) -> Iterator[list[T]]:
     """Yield the values in groups whose tensors together take no more than BUDGET, each group at least one."""
     group: list[T] = []
     taken = 0

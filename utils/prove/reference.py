@@ -31,7 +31,7 @@ from models import DetectionModel
 from utils.data.samples import PHOTOS, make_pictures
 from utils.deploy.ends import Nms, nms_of, threshold_inputs
 from utils.deploy.run import RUN_ERRORS, Outputs, load_runner, read_metadata
-from utils.prove.compare import Difference, Errors, Tolerance, compare, confidence, measure, measure_nms
+from utils.prove.compare import Difference, Errors, Tolerance, compare, confidence, measure_errors, measure_nms
 
 THRESHOLDS = ((1, 0.45), (1, 0.7), (2, 0.3))  # of files with NMS: share of the confidence, IoU
 TEMPORARY = "temporary"  # what the report calls a file that was made for the proof only
@@ -163,17 +163,17 @@ class Reference:
         try:
             run = load_runner(path)
         except RUN_ERRORS as error:
-            problem = f"cannot be loaded: {_first_line(error)}"
+            problem = f"cannot be loaded: {_last_line(error)}"
             yield Case(name, size, batch, "none", Difference(problem=problem), tolerance)
             return
         for picture, images, expected in self.batches(size, batch):
-            for nms, inputs in _told(file_nms, expected[0], self.model.nc):
+            for nms, inputs in _threshold_cases(file_nms, expected[0], self.model.nc):
                 where = f"{picture}, conf {nms.conf_thres:.2g}, IoU {nms.iou_thres}" if nms else picture
                 try:
                     with torch.inference_mode():
                         got = run(images, **inputs)
                 except RUN_ERRORS as error:
-                    problem = f"does not run: {_first_line(error)}"
+                    problem = f"does not run: {_last_line(error)}"
                     yield Case(name, size, batch, where, Difference(problem=problem), tolerance)
                     continue
                 yield self.judge(name, where, Evidence(images, expected, got, nms), tolerance)[0]
@@ -202,10 +202,10 @@ class Reference:
         outputs = evidence.expected, evidence.got, self.model.nc
         if evidence.nms:
             return measure_nms(*outputs, evidence.nms, tolerance)
-        return measure(*outputs, self.model.end2end, tolerance)
+        return measure_errors(*outputs, self.model.end2end, tolerance)
 
 
-def _told(nms: Nms | None, candidates: Tensor, nc: int) -> list[tuple[Nms | None, dict[str, Any]]]:
+def _threshold_cases(nms: Nms | None, candidates: Tensor, nc: int) -> list[tuple[Nms | None, dict[str, Any]]]:
     """Return what to tell a file in turn: its NMS, none where it has none, with the inputs that make it so."""
     if nms is None:
         return [(None, {})]
@@ -226,6 +226,6 @@ def _times(factor: float, difference: Difference) -> tuple[float, float, float]:
     return factor * difference.box_px, factor * difference.score, factor * difference.mask
 
 
-def _first_line(error: BaseException) -> str:
+def _last_line(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return (lines[-1] if lines else type(error).__name__)[:200]

@@ -16,13 +16,13 @@ from utils.deploy.run import Outputs
 from utils.prove.compare import detections
 from utils.prove.reference import Case, Evidence, Reference
 
-SIDE = 640  # pixels that the longer side of each picture has at least
+PICTURE_SIDE = 640  # pixels that the longer side of each picture has at least
 MARGIN, FONT = 10, 18  # pixels
-MOST = 20  # boxes drawn where the model sees nothing and the best of the background were compared
-INK, PAPER, GREY = (20, 20, 20), (250, 250, 250), (110, 110, 110)
+MOST_BOXES = 20  # boxes drawn where the model sees nothing and the best of the background were compared
+BLACK, PAPER, GREY = (20, 20, 20), (250, 250, 250), (110, 110, 110)
 
 
-def draw_exhibit(reference: Reference, case: Case, title: str) -> np.ndarray:
+def draw_side_by_side(reference: Reference, case: Case, title: str) -> np.ndarray:
     """Return what was compared in a case as one picture, (H, W, 3) uint8 in BGR.
 
     Left are the boxes, and masks, of the unfused model, right those of the file; above, whose they are and how far
@@ -47,8 +47,8 @@ def draw_exhibit(reference: Reference, case: Case, title: str) -> np.ndarray:
     for i, (name, side) in enumerate(zip(("unfused PyTorch", title), sides, strict=True)):
         left = MARGIN + i * (width + MARGIN)
         sheet.paste(Image.fromarray(side[..., ::-1]), (left, 3 * line + MARGIN))
-        _write(sheet, (left, 2 * line + MARGIN), name, INK)
-    for i, (text, colour) in enumerate(zip(_caption(case), (INK, GREY), strict=True)):
+        _write(sheet, (left, 2 * line + MARGIN), name, BLACK)
+    for i, (text, colour) in enumerate(zip(_caption(case), (BLACK, GREY), strict=True)):
         _write(sheet, (MARGIN, i * line + MARGIN), text, colour)
     return np.ascontiguousarray(np.asarray(sheet)[..., ::-1])
 
@@ -88,7 +88,7 @@ def _worst_of(reference: Reference, case: Case, evidence: Evidence) -> Evidence:
 def _draw(reference: Reference, image: Tensor, rows: Tensor, protos: Outputs) -> np.ndarray:
     """Return a picture (ch, H, W) in [0, 1] with detections, enlarged, as (H, W, 3) uint8 BGR."""
     rgb = image[[i % len(image) for i in range(3)]].permute(1, 2, 0).mul(255).round().byte().numpy()
-    scale = max(1, round(SIDE / max(rgb.shape)))
+    scale = max(1, round(PICTURE_SIDE / max(rgb.shape)))
     masks = None
     if protos and len(rows):
         masks = ops.process_mask(protos[0][0], rows[:, 6:], rows[:, :4], rgb.shape[:2], upsample=True)
@@ -116,4 +116,4 @@ def _rows(reference: Reference, outputs: Outputs, ranked: bool, conf: float, tol
         rows = detections(outputs[0], reference.model.nc, ranked, conf, **told)[0]
     except (RuntimeError, IndexError, AssertionError):
         return torch.zeros(0, 6)
-    return rows[rows.isfinite().all(1)][: MOST if conf < 0.25 else None]
+    return rows[rows.isfinite().all(1)][: MOST_BOXES if conf < 0.25 else None]

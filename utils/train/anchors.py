@@ -15,7 +15,7 @@ from ultralytics.data.dataset import YOLODataset
 from ultralytics.utils import LOGGER, TQDM, colorstr
 
 GOOD_RECALL = 0.98  # of the labels have an anchor that fits: good enough
-MIN_SIDE = 2.0  # pixels; of an anchor, and of the longer side of the labels that anchors are made for
+MIN_ANCHOR_SIDE = 2.0  # pixels; of an anchor, and of the longer side of the labels that anchors are made for
 SMALL_SIDE = 3.0  # pixels; labels with a shorter side are hardly ever found
 MAX_LABELS = 20_000  # that anchors are made from; more of them make much the same anchors more slowly
 JITTER = 0.1  # pictures are sized at random by +/- this fraction
@@ -122,7 +122,7 @@ def kmeans_anchors(wh: Tensor, n: int, imgsz: int, thr: float = 4.0, generations
         LOGGER.warning(
             f"{PREFIX}{small} of {len(wh)} labels are less than {SMALL_SIDE:g} pixels wide or high at {imgsz} pixels"
         )
-    wh = wh[(wh >= MIN_SIDE).any(1)]
+    wh = wh[(wh >= MIN_ANCHOR_SIDE).any(1)]
     kinds = len(wh.round().unique(dim=0))
     if kinds < n:
         LOGGER.warning(
@@ -132,14 +132,14 @@ def kmeans_anchors(wh: Tensor, n: int, imgsz: int, thr: float = 4.0, generations
         return spread_anchors(n, imgsz)
     if len(wh) > MAX_LABELS:
         wh = wh[torch.randperm(len(wh), generator=random)[:MAX_LABELS]]
-    anchors = evolve(kmeans(wh, n, random).clamp(min=MIN_SIDE), wh, thr, generations, random)
+    anchors = evolve(kmeans(wh, n, random).clamp(min=MIN_ANCHOR_SIDE), wh, thr, generations, random)
     return anchors[anchors.prod(1).argsort()]
 
 
 def spread_anchors(n: int, imgsz: int) -> Tensor:
     """Return `n` square anchors (n, 2) whose sides grow evenly, by factors, from 1/64 to 1/2 of the picture."""
     sides = imgsz / 64 * 32 ** torch.linspace(0, 1, n)
-    return sides.clamp(min=MIN_SIDE)[:, None].repeat(1, 2)
+    return sides.clamp(min=MIN_ANCHOR_SIDE)[:, None].repeat(1, 2)
 
 
 def kmeans(wh: Tensor, n: int, random: torch.Generator) -> Tensor:
@@ -179,7 +179,7 @@ def evolve(anchors: Tensor, wh: Tensor, thr: float, generations: int, random: to
         strength = torch.rand(1, generator=random) * MUTATION
         changed = torch.rand(anchors.shape, generator=random) < MUTATED
         factors = (1 + changed * strength * torch.randn(anchors.shape, generator=random)).clamp(0.3, 3.0)
-        mutant = (anchors * factors).clamp(min=MIN_SIDE)
+        mutant = (anchors * factors).clamp(min=MIN_ANCHOR_SIDE)
         fit = fitness(mutant, wh, thr)
         if fit > best:
             anchors, best = mutant, fit

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from ultralytics.nn.modules import Conv
 
 from models import DetectionModel
-from utils.checkpoint.file import HIGH, LOW
+from utils.checkpoint.file import RANGE_HIGH, RANGE_LOW
 
 MOMENTUM = 0.01  # of the ranges
-LEVELS, LARGEST = 255, 127  # of an activation, of a weight
+ACTIVATION_LEVELS, LARGEST_WEIGHT = 255, 127  # of an activation, of a weight
 TINY = 1e-12  # the least scale, for channels of zeros
 
 
@@ -40,18 +40,18 @@ class RoundingConv(nn.Conv2d):
             padding_mode=conv.padding_mode,
         )
         self.weight, self.bias = conv.weight, conv.bias
-        self.register_buffer(LOW, conv.weight.new_tensor(low))
-        self.register_buffer(HIGH, conv.weight.new_tensor(high))
+        self.register_buffer(RANGE_LOW, conv.weight.new_tensor(low))
+        self.register_buffer(RANGE_HIGH, conv.weight.new_tensor(high))
 
     def forward(self, x: Tensor) -> Tensor:
         if self.training:
             self.observe(x.detach(), MOMENTUM)
-        scale = ((self.input_high - self.input_low) / LEVELS).clamp(min=TINY)
-        zero = (-self.input_low / scale).round().clamp(0, LEVELS).int()
-        seen = torch.fake_quantize_per_tensor_affine(x, scale, zero, 0, LEVELS)
-        steps = (self.weight.detach().abs().flatten(1).amax(1) / LARGEST).clamp(min=TINY)
+        scale = ((self.input_high - self.input_low) / ACTIVATION_LEVELS).clamp(min=TINY)
+        zero = (-self.input_low / scale).round().clamp(0, ACTIVATION_LEVELS).int()
+        seen = torch.fake_quantize_per_tensor_affine(x, scale, zero, 0, ACTIVATION_LEVELS)
+        steps = (self.weight.detach().abs().flatten(1).amax(1) / LARGEST_WEIGHT).clamp(min=TINY)
         zeros = torch.zeros_like(steps, dtype=torch.int32)
-        weight = torch.fake_quantize_per_channel_affine(self.weight, steps, zeros, 0, -LARGEST, LARGEST)
+        weight = torch.fake_quantize_per_channel_affine(self.weight, steps, zeros, 0, -LARGEST_WEIGHT, LARGEST_WEIGHT)
         return self._conv_forward(seen, weight, self.bias)
 
     @torch.no_grad()
