@@ -111,7 +111,7 @@ def main(args: argparse.Namespace) -> int:
 
 
 def benchmark(args: argparse.Namespace) -> list[BenchmarkRow]:
-    """Build and export every model, run all forms in turns, and tell."""
+    """Build and export every model, run all forms in turns, and report."""
     cli.log_options("benchmark", args)
     load_plugins(args.plugins)
     check_imgsz(args.imgsz, 1)
@@ -305,7 +305,7 @@ def split(entries: Sequence[Entry], most: float) -> list[list[Entry]]:
     return groups
 
 
-# Telling --------------------------------------------------------------------------------------------------------------
+# Output ---------------------------------------------------------------------------------------------------------------
 def about(args: argparse.Namespace) -> dict[str, Any]:
     """Return what was measured, where and with what."""
     return {

@@ -117,7 +117,7 @@ def run(**options: object) -> int:
 
 
 def main(args: argparse.Namespace) -> int:
-    """Load, write, prove and tell; return the exit code."""
+    """Load, write, prove and report; return the exit code."""
     start = time.perf_counter()
     cli.log_options("export", args)
     load_plugins(args.plugins)

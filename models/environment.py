@@ -61,7 +61,7 @@ def provide_fonts(folder: Path) -> None:
 
 
 def prepare_environment() -> None:
-    """Set the switches. A host program that imported ultralytics first keeps its own choice, and is told so."""
+    """Set the switches. A host program that imported ultralytics first keeps its own choice, with a warning."""
     if "ultralytics" in sys.modules:
         print("WARNING ⚠️ ultralytics was imported before RepYOLO: its network use stays as it was", file=sys.stderr)
         return

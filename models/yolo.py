@@ -1,4 +1,4 @@
-"""The heart: a detection model that runs the rows of a YAML in order.
+"""The detection model, which runs the rows of a YAML in order.
 
     model = DetectionModel("riformer-yolo.yaml", nc=4)
     deploy = switch_to_deploy(model)

@@ -223,8 +223,8 @@ def test_weights_that_do_not_fit_are_one_sentence(files, data, bad, file, messag
         ({"arch": "RIFormer/s13"}, "RIFormer has no architecture 's13'"),
         ({"arch": "RIFormer/m36"}, "is it of another architecture?"),
         ({"data": "no-such-folder"}, "there is no folder no-such-folder"),
-        ({"num_classes": 5}, "has 3 folders of classes, but the network tells 5 classes apart"),
-        ({"num_classes": 2 * 10**9}, "the network tells 2000000000 classes apart"),
+        ({"num_classes": 5}, "has 3 folders of classes, but the network has 5 classes"),
+        ({"num_classes": 2 * 10**9}, "the network has 2000000000 classes"),
         ({"imgsz": 20000}, "expected a whole number of pixels from 1 to 8192, not '20000'"),
         ({"crop_pct": 1e-3}, "would scale pictures to more than 8192 pixels a side"),
         ({"crop_pct": 2}, "expected a number from 0 to 1, not '2'"),
@@ -252,7 +252,7 @@ def test_folders_must_be_as_many_as_classes(files, data, tmp_path, capsys):
     assert "the 1 folders in" in capsys.readouterr().err
     (tmp_path / "one" / "a.png").write_bytes((data / "ant" / "0.png").read_bytes())
     assert command(files, tmp_path) == 2
-    assert "has 1 folders of classes, but the network tells 3 classes apart" in capsys.readouterr().err
+    assert "has 1 folders of classes, but the network has 3 classes" in capsys.readouterr().err
 
 
 def test_a_folder_without_folders_or_readable_pictures(files, tmp_path, capsys):

@@ -180,12 +180,12 @@ def run(**options: Any) -> Result:
 
 
 def main(args: argparse.Namespace) -> int:
-    """Check, tell, write; return the exit code: 1 if forms disagree or a picture could not be read."""
+    """Check, report, write; return the exit code: 1 if forms disagree or a picture could not be read."""
     return 0 if check(args).ok else 1
 
 
 def check(args: argparse.Namespace) -> Result:
-    """Run the network on all pictures and tell what came out."""
+    """Run the network on all pictures and report what came out."""
     check_arguments(args)
     cli.log_options("check", args)
     load_plugins(args.plugins)
@@ -207,9 +207,9 @@ def check(args: argparse.Namespace) -> Result:
 
 
 def check_class_count(logits: int, folders: int, data: str) -> None:
-    """Raise UserError where the network tells another number of classes apart than there are folders."""
+    """Raise UserError where the network has another number of classes than there are folders."""
     if logits != folders:
-        raise UserError(f"{data} has {folders} folders of classes, but the network tells {logits} classes apart")
+        raise UserError(f"{data} has {folders} folders of classes, but the network has {logits} classes")
 
 
 def check_arguments(args: argparse.Namespace) -> None:
@@ -245,7 +245,7 @@ def load_classifier(args: argparse.Namespace) -> Any:
 
 
 def count_classes(kind: str, weights: str) -> int:
-    """Return how many classes the head in a file tells apart; 1000 where no head is found.
+    """Return how many classes the head in a file has; 1000 where no head is found.
 
     Raises:
         WeightsError: no such file, or not one that holds tensors only.
@@ -412,7 +412,7 @@ def timed(network: nn.Module, pictures: Tensor) -> tuple[Tensor, float]:
     return logits, time.perf_counter() - start
 
 
-# Telling --------------------------------------------------------------------------------------------------------------
+# Output ---------------------------------------------------------------------------------------------------------------
 def result_lines(result: Result) -> Iterator[str]:
     """Yield what came out, a line each."""
     yield f"weights: {result.weights}"

@@ -94,7 +94,7 @@ def main(args: argparse.Namespace) -> None:
 
 
 def describe_all(args: argparse.Namespace) -> list[Description]:
-    """Describe one model, or all that ship, and tell."""
+    """Describe one model, or all that ship, and log the result."""
     if bool(args.cfg) == args.test:
         raise UserError("name a model YAML, such as --cfg riformer-yolo.yaml, or --test all of models/configs")
     load_plugins(args.plugins)

@@ -182,7 +182,7 @@ def run(name: str = "", **options: Any) -> Inspection | list[str]:
 
 
 def main(args: argparse.Namespace) -> None:
-    """Look at what `args` name and tell, as text or as JSON."""
+    """Inspect what `args` name and print it, as text or as JSON."""
     with tell_on_stderr() if args.json else contextlib.nullcontext():
         found = look(args)
     if args.json:

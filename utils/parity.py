@@ -6,7 +6,7 @@
 Every number of a network is random, statistics of BatchNorms and layer scales among them, so that nothing that fusing
 or writing forgets can hide. Each model is fused, written and compared with itself as it was, on two photographs, noise
 and a checkerboard: static files at two sizes, one of them not square, with batches of 1 and of 3, and a file with
-dynamic shapes at three sizes, each with batches of 1 and of 3. The table tells the largest errors of all boxes and
+dynamic shapes at three sizes, each with batches of 1 and of 3. The table shows the largest errors of all boxes and
 scores, and what float32 itself does to the unfused model: how far that is from its float64.
 
 Written to runs/parity/exp: parity.md, the table, and parity.json, each comparison.
@@ -150,7 +150,7 @@ def measure_model(cfg: str | Path, variants: list[Variant], seed: int = 0) -> Pa
     return row
 
 
-# Telling --------------------------------------------------------------------------------------------------------------
+# Output ---------------------------------------------------------------------------------------------------------------
 def parity_table(rows: list[ParityRow], variants: list[Variant], markdown: bool = False) -> str:
     """Return the rows as text, or as Markdown."""
     header = ["model", "parameters", "float32 itself", *(variant.title for variant in variants)]
@@ -206,7 +206,7 @@ def make_parser() -> cli.Parser:
 
 
 def main(args: argparse.Namespace) -> int:
-    """Measure, tell, write, and return the exit code."""
+    """Measure, log, write, and return the exit code."""
     start = time.perf_counter()
     load_plugins(args.plugins)
     formats = check_formats(args.include)

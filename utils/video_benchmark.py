@@ -66,16 +66,16 @@ def benchmark_frames(frames: int) -> Iterator[np.ndarray]:
     photo = cv2.resize(load_photos()[1], None, fx=1.5, fy=1.5, interpolation=cv2.INTER_CUBIC)
     columns, rows = GRID
     cell = width / columns
-    cast = []
+    objects = []
     for i in range(columns * rows):
         red, green, blue = PALETTE[rng.integers(len(PALETTE))]
         x, y, size = i % columns * cell, i // columns * height / rows, cell * rng.uniform(0.5, 0.75)
-        cast.append((Shape(i % len(NAMES), x, y, size, 0, (blue, green, red)), rng.uniform(1, 5, 2)))
+        objects.append((Shape(i % len(NAMES), x, y, size, 0, (blue, green, red)), rng.uniform(1, 5, 2)))
     for moment in range(frames):
         left = int(bounce(0, 2, 0, photo.shape[1] - width, moment))
         top = int(bounce(0, 1, 0, photo.shape[0] - height, moment))
         canvas = photo[top : top + height, left : left + width].copy()
-        for shape, speed in cast:
+        for shape, speed in objects:
             room = cell - shape.size, height / rows - shape.size
             x, y = (bounce(0, v, 0, r, moment) + shape.size / 2 for v, r in zip(speed, room, strict=True))
             draw_shape(canvas, replace(shape, x=shape.x + x, y=shape.y + y, angle=0.05 * math.sin(moment / 15)))

@@ -279,7 +279,7 @@ def probe_layout(arch: str, in_channels: int, options: dict[str, Any]) -> Layout
                 return LAYOUTS.setdefault(key, _probe(arch, in_channels, candidate))
             except UserError as e:
                 reasons.append(e)
-    raise min(reversed(reasons), key=_is_unknown_option)  # one that tells of more than an option tried in vain
+    raise min(reversed(reasons), key=_is_unknown_option)  # a more specific one than an unknown option
 
 
 def _candidates(arch: str, options: dict[str, Any]) -> Iterator[dict[str, Any]]:

@@ -36,7 +36,7 @@ def peak_memory(load: Callable[[], Callable[[Tensor], object]], shape: tuple[int
         threads: that torch computes on.
 
     Returns:
-        None where the system does not tell (Linux does), or the network ran out of memory or time.
+        None where the system does not report it (Linux does), or the network ran out of memory or time.
     """
     if not STATUS.exists():
         return None

@@ -1,4 +1,4 @@
-"""What benchmark.py found: its rows, and the ways to tell them: a table, remarks, JSON, CSV and a page.
+"""What benchmark.py found: its rows, and their output: a table, remarks, JSON, CSV and a page.
 
 The page is one HTML file that loads nothing from anywhere: benchmark.html beside this file with the table and the rows
 as JSON put in. The script in it draws the plot; without scripts the table still says everything.
@@ -161,7 +161,7 @@ def _number(row: BenchmarkRow, column: Column) -> str:
 
 
 def processor() -> str:
-    """Return the name of the CPU, as Linux tells it, else what Python knows."""
+    """Return the name of the CPU, as Linux reports it, else what Python knows."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:

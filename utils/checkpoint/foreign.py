@@ -275,7 +275,7 @@ def differences(model: nn.Module, modules: Mapping[str, Inert]) -> list[str]:
     """Return where a module of `model` computes something else than its counterpart in a file with equal tensors.
 
     Settings such as strides, epsilons and residual connections are compared, and where ours are torch's own modules the
-    names of the classes, which tells activations apart.
+    names of the classes, by which activations differ.
     """
     found = []
     for path, module in model.named_modules(remove_duplicate=False):  # one activation may stand in many places

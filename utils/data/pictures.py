@@ -68,7 +68,7 @@ def read_header(path: Path) -> Header:
     """Return a picture's header.
 
     Raises:
-        Unreadable: it is none of a picture's, or tells of more than MAX_PIXELS pixels.
+        Unreadable: it is none of a picture's, or says more than MAX_PIXELS pixels.
     """
     limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None  # this function is the stricter check
     kind = suffix(path)

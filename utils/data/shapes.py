@@ -227,24 +227,24 @@ def bounce(start: float, speed: float, low: float, high: float, moment: int) -> 
 
 
 def video_frames(photos: list[np.ndarray], recipe: Recipe) -> Iterator[np.ndarray]:
-    """Yield the frames of the film, (side, side, 3) uint8 BGR: one object of each class, each in its own quarter.
+    """Yield the frames of the video, (side, side, 3) uint8 BGR: one object of each class, each in its own quarter.
 
     They are as large a part of the frame as those that the network learns from.
     """
     rng = np.random.default_rng([recipe.seed, len(SPLITS)])
     side, quarter = recipe.film_side, recipe.film_side / 2
     colours = rng.permutation(PALETTE)[: len(NAMES), ::-1].tolist()
-    cast = [
+    objects = [
         Shape(kind, kind % 2 * quarter, kind // 2 * quarter, quarter * rng.uniform(0.65, 0.8), 0, bgr, outline)
         for kind, (bgr, outline) in enumerate(zip(colours, (None, WHITE, INK, WHITE), strict=True))
     ]
-    speeds = rng.uniform(0.3, 1.2, (len(cast), 2))
+    speeds = rng.uniform(0.3, 1.2, (len(objects), 2))
     photo = cv2.resize(photos[1], None, fx=0.6, fy=0.6, interpolation=cv2.INTER_AREA)
     height, width = photo.shape[:2]
     for moment in range(recipe.film_frames):
         left = int(bounce(0, 1, 0, width - side, moment))
         canvas = photo[(height - side) // 2 :, left : left + side][:side].copy()
-        for shape, speed in zip(cast, speeds, strict=True):
+        for shape, speed in zip(objects, speeds, strict=True):
             low, high = shape.size / 2, quarter - shape.size / 2
             x, y = (bounce(low, pixels, low, high, moment) for pixels in speed)
             angle = 0.05 * math.sin(shape.kind + moment / 15)
@@ -270,7 +270,7 @@ def write_pictures(root: Path, recipe: Recipe, photos: list[np.ndarray], bar: TQ
 
 
 def write_video(path: Path, recipe: Recipe, photos: list[np.ndarray], bar: TQDM) -> None:
-    """Write the film as MPEG-4 part 2, which OpenCV's wheels can write and read everywhere."""
+    """Write the video as MPEG-4 part 2, which OpenCV's wheels can write and read everywhere."""
     writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"mp4v"), 30, (recipe.film_side, recipe.film_side))
     try:
         if not writer.isOpened():

@@ -1,7 +1,7 @@
 """Running an exported file on the CPU in float32: one loader for each format, all giving a function on a batch.
 
-Some runtimes compute in bfloat16 or float16 where the processor can, unless they are told not to: OpenVINO with AMX,
-NCNN and MNN on ARM. They are told here, since the proof is about the file; `--half` of detect.py lets OpenVINO choose.
+Some runtimes compute in bfloat16 or float16 where the processor can, unless an option forbids it: OpenVINO with AMX,
+NCNN and MNN on ARM. It is forbidden here, since the proof is about the file; `detect.py --half` lets OpenVINO choose.
 """
 
 from __future__ import annotations

@@ -112,8 +112,8 @@ def check_opset(opset: int, exporter: str) -> int:
     """Return the ONNX opset; UserError for one that the exporter does not write."""
     able = OPSETS[exporter]
     if opset not in able:
-        told = "" if exporter == "torchscript" else f" with --exporter {exporter}"
-        raise UserError(f"--opset goes from {able[0]} to {able[-1]}{told}, not {opset}")
+        chosen = "" if exporter == "torchscript" else f" with --exporter {exporter}"
+        raise UserError(f"--opset goes from {able[0]} to {able[-1]}{chosen}, not {opset}")
     return opset
 
 

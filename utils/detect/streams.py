@@ -44,7 +44,7 @@ class Stream:
         title: of its frames.
         vid_stride: take every n-th frame.
         patience: seconds for which it is connected to again when it is lost; 0 takes that for its end.
-        news: is told of new frames and of the end; shared by the streams that are read side by side.
+        news: notified of new frames and of the end; shared by the streams that are read side by side.
 
     Attributes:
         number: how many frames were taken, all of them counted and the newest of which is `frame`.

@@ -169,7 +169,7 @@ class ComparisonValidator(Validator):
         return "comparing pictures of the val split"
 
     def print_results(self) -> None:
-        """Print nothing: what was found is told in a table of all networks."""
+        """Print nothing: one table reports on all networks."""
 
 
 class SegmentationComparisonValidator(ComparisonValidator, SegmentationValidator):
@@ -200,7 +200,7 @@ def _accuracy(stats: dict[str, float]) -> Accuracy:
 
 @contextmanager
 def _without_talk() -> Iterator[None]:
-    """Keep what ultralytics tells about a validation to itself; its warnings and its bar stay."""
+    """Keep ultralytics from logging a validation; its warnings and its progress bar stay."""
 
     def is_worth_saying(record: Any) -> bool:
         return record.levelno > LOGGER.level

@@ -98,7 +98,7 @@ def _quantize(
 
 
 def prove(reference: Reference, deploy: DetectionModel, path: Path, options: Options) -> Proof:
-    """Compare the file at `path` with the reference, and what the module `utils.prove` says besides."""
+    """Compare the file at `path` with the reference, at the sizes that `utils/prove/reference.py` describes."""
     kind = format_of(path)
     if kind and kind.not_run:
         return Proof(not_run=kind.not_run)
@@ -139,7 +139,7 @@ def prove_at_scale(reference: Reference, report: Report, proof_pictures: ProofPi
 
 
 def leave_evidence(reference: Reference, report: Report, folder: Path, stem: str) -> list[Path]:
-    """Write the picture of the worst case beside the report, and remove those that tell of an earlier export.
+    """Write the picture of the worst case beside the report, and remove those of an earlier export.
 
     Of files that were refused the picture and the report are called `stem`.export-failed, and stay until a success.
     Those that were proven on a few pictures only need no picture.

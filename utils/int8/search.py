@@ -260,7 +260,7 @@ def measure_points(points: Sequence[Point], images: Tensor) -> dict[int, Latency
     return measure({point.floats: partial(load_runner(point.path), images) for point in points}, INT8_ROUNDS)
 
 
-# Telling --------------------------------------------------------------------------------------------------------------
+# Output ---------------------------------------------------------------------------------------------------------------
 def layer_table(layers: Sequence[LayerNoise], count: int = 10) -> str:
     """Return the `count` worst layers as text."""
     shown = layers[:count]

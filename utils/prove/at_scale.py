@@ -209,7 +209,7 @@ def compare_at_scale(
 
 
 def _loaded(files: Iterable[Path], size: tuple[int, int], channels: int) -> Iterator[tuple[str, Tensor]]:
-    """Yield the name and the pixels of each file that can be read, and tell of the others."""
+    """Yield the name and the pixels of each file that can be read, and warn of the others."""
     for path in files:
         try:
             yield path.name, load_picture(path, size, channels)
@@ -234,7 +234,7 @@ def _filling(run: Runner, batch: int) -> Runner:
     return filled
 
 
-# Telling --------------------------------------------------------------------------------------------------------------
+# Output ---------------------------------------------------------------------------------------------------------------
 def scale_table(scale_proofs: Mapping[str, ScaleProof], proof_pictures: ProofPictures, size: tuple[int, int]) -> str:
     """Return the scale_proofs as text: the distribution of the errors, then detections and mAP, then what fails."""
     pictures = max(found.pictures for found in scale_proofs.values())

@@ -171,7 +171,7 @@ def measure_nms(
         expected: of the unfused model, candidates (B, 4 + nc + nm, N), and prototypes of a segmenter.
         got: of the file, (B, max_det, 6 + nm): x1 y1 x2 y2 in pixels, score, class; and prototypes.
         nc: number of classes.
-        nms: what the file was told.
+        nms: with the thresholds that the file was run with.
         tolerance: what may be lacking in the score of a detection that counts as the same.
     """
     candidates, boxes = expected[0], got[0]
@@ -251,8 +251,8 @@ def confidence(output: Tensor) -> float:
 def _best_overlap(reference: Tensor, found: Tensor, tolerance: Tolerance, iou: float) -> Tensor:
     """Return for each detection (x1, y1, x2, y2, score, class) the IoU with the nearest one of its class, else 0.
 
-    Of two candidates that overlap by more than `iou`, and whose scores rounding cannot tell apart, NMS may keep either:
-    they count as the same.
+    Of two candidates that overlap by more than `iou`, and whose scores differ by less than rounding, NMS may keep
+    either: they count as the same.
     """
     if not len(reference) or not len(found):
         return reference.new_zeros(len(reference))

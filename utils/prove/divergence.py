@@ -46,9 +46,9 @@ class Divergence:
     Attributes:
         by: "fusing", or "file" where the fused model still agrees with the unfused one.
         title: of the file's format.
-        row: number in the YAML of the first row that differs; None where it cannot be told.
+        row: number in the YAML of the first row that differs; None where it is not known.
         word: its module, as in the YAML.
-        module: the first module of the row that differs, by its name in the model; empty where it cannot be told.
+        module: the first module of the row that differs, by its name in the model; empty where it is not known.
         error: of the row's output, relative to its largest number; infinite where there is nothing of its shape.
         before: the largest error of the sound rows.
         note: why no row is named.

@@ -46,7 +46,7 @@ class Evidence:
     images: Tensor
     expected: Outputs
     got: Outputs
-    nms: Nms | None = None  # of the file, as it was told
+    nms: Nms | None = None  # of the file, with the thresholds that it was run with
 
     def singles(self) -> list[Evidence]:
         """Return the evidence for each picture of the batch."""
@@ -206,7 +206,7 @@ class Reference:
 
 
 def _threshold_cases(nms: Nms | None, candidates: Tensor, nc: int) -> list[tuple[Nms | None, dict[str, Any]]]:
-    """Return what to tell a file in turn: its NMS, none where it has none, with the inputs that make it so."""
+    """Return the thresholds to run a file with: its NMS, None where it has none, and the inputs that set it."""
     if nms is None:
         return [(None, {})]
     conf = confidence(candidates[:, : 4 + nc])

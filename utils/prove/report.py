@@ -52,7 +52,7 @@ def summarize(cases: Sequence[Case]) -> dict[str, Any]:
     }
 
 
-# Telling --------------------------------------------------------------------------------------------------------------
+# Output ---------------------------------------------------------------------------------------------------------------
 def proof_table(proofs: dict[str, Proof]) -> str:
     """Return the proofs as text: a line for each file and input, and one for each comparison to remark on."""
     width = max((len(case.file) for proof in proofs.values() for case in proof.cases), default=0) + 2

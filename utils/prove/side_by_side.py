@@ -37,8 +37,8 @@ def draw_side_by_side(reference: Reference, case: Case, title: str) -> np.ndarra
         raise ValueError(f"the case {case.picture} of {case.file} holds no evidence")
     shown = _worst_of(reference, case, case.evidence)
     conf, nms, ranked = case.difference.conf, shown.nms, reference.model.end2end
-    told = {"iou_thres": nms.iou_thres, "agnostic": nms.agnostic_nms, "max_det": nms.max_det} if nms else {}
-    pairs = [(shown.expected, _rows(reference, shown.expected, ranked, conf, told))]
+    nms_options = {"iou_thres": nms.iou_thres, "agnostic": nms.agnostic_nms, "max_det": nms.max_det} if nms else {}
+    pairs = [(shown.expected, _rows(reference, shown.expected, ranked, conf, nms_options))]
     pairs.append((shown.got, _rows(reference, shown.got, ranked or nms is not None, conf, {})))
     sides = [_draw(reference, shown.images[0], rows, outputs[1:]) for outputs, rows in pairs]
     height, width = sides[0].shape[:2]
@@ -102,7 +102,7 @@ def _draw(reference: Reference, image: Tensor, rows: Tensor, protos: Outputs) ->
     return result.plot(line_width=2)
 
 
-def _rows(reference: Reference, outputs: Outputs, ranked: bool, conf: float, told: dict[str, Any]) -> Tensor:
+def _rows(reference: Reference, outputs: Outputs, ranked: bool, conf: float, nms_options: dict[str, Any]) -> Tensor:
     """Return the detections of batch 1 that can be drawn; none of outputs that are not the model's.
 
     Args:
@@ -110,10 +110,10 @@ def _rows(reference: Reference, outputs: Outputs, ranked: bool, conf: float, tol
         outputs: boxes, ranked or before NMS.
         ranked: which of both.
         conf: least score.
-        told: options of NMS.
+        nms_options: options of NMS.
     """
     try:
-        rows = detections(outputs[0], reference.model.nc, ranked, conf, **told)[0]
+        rows = detections(outputs[0], reference.model.nc, ranked, conf, **nms_options)[0]
     except (RuntimeError, IndexError, AssertionError):
         return torch.zeros(0, 6)
     return rows[rows.isfinite().all(1)][: MOST_BOXES if conf < 0.25 else None]

@@ -82,7 +82,7 @@ class DetectionService:
             upload: a picture or a video.
             name: of weights on the list.
             conf, iou: thresholds, from 0 to 1.
-            progress: told about the weights, and of a video about each frame.
+            progress: called when the weights are opened, and for each frame of a video.
 
         Raises:
             UserError: the upload cannot be read, or the weights cannot be used.

@@ -36,11 +36,11 @@ class Tally:
 
     def table(self) -> str:
         """Return the counts as HTML, the most frequent class first."""
-        film = self.frames > 1
-        heads = ["Class", "Boxes in all frames", "Most in one frame"] if film else ["Class", "Count"]
+        is_video = self.frames > 1
+        heads = ["Class", "Boxes in all frames", "Most in one frame"] if is_video else ["Class", "Count"]
         rows = []
         for name, count in self.boxes.most_common():
-            numbers = [count, self.most[name]] if film else [count]
+            numbers = [count, self.most[name]] if is_video else [count]
             rows.append([name, *map(str, numbers), f"{self.best[name]:.2f}"])
         return html_table("Objects", [*heads, "Highest confidence"], rows)
 
