@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import onnx
-import onnxslim
 import torch
 from onnxruntime.transformers import float16
 from onnxruntime.transformers.onnx_model import OnnxModel
@@ -85,6 +84,8 @@ class DynamoExporter(Exporter):
         )
         model = cast(torch.onnx.ONNXProgram, program).model_proto
         if self.args.simplify:
+            import onnxslim  # noqa: PLC0415 (slow, and only --simplify needs it)
+
             model = onnxslim.slim(model)
         if self.args.quantize == 16 and self.device.type == "cpu":
             model = float16.convert_float_to_float16(model, keep_io_types=True)

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import onnx
-from matplotlib.figure import Figure
 from torch import Tensor
 from ultralytics.utils import LOGGER
 
@@ -291,6 +290,8 @@ def curve_table(found: Quantization) -> str:
 
 def draw_curves(found: Sequence[Quantization], path: Path) -> Path:
     """Write a picture of drop against latency, each point labelled with its layers in float; return its path."""
+    from matplotlib.figure import Figure  # noqa: PLC0415 (slow, and only this picture needs it)
+
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.subplots()
     for one in found:
