@@ -32,6 +32,7 @@ def pytest_collection_finish():
     """Prepare a process for thousands of small tests that build large networks."""
     gc.collect()
     gc.freeze()  # the libraries are a million objects that every full collection would look through again
+    gc.set_threshold(5000, 10, 10)  # a network is thousands of objects: as a rule none of them is garbage
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt:  # keep the memory of large tensors for the next ones: getting it from the system fills it with zeros
         mallopt(M_MMAP_THRESHOLD, 1 << 28)
@@ -70,12 +71,13 @@ def pair(telling):
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _no_pauses():
-    """Measure latency without waiting between two runs: what the tests look at are not the times."""
+def _no_waiting():
+    """Measure latency without a pause between two runs, and do not wait for the disk: no test looks at either."""
     from utils import latency
 
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(latency, "PAUSE", 0)
+        patched.setattr(os, "fsync", lambda file: None)
         yield
 
 
@@ -101,14 +103,16 @@ def best(model, tmp_path):
 # Detecting ------------------------------------------------------------------------------------------------------------
 @pytest.fixture(scope="session")
 def square_finder():
-    """A detector that sees one confident square, as large as the picture, wherever it looks."""
+    """A small detector that sees one confident square, as large as the picture, wherever it looks."""
     import torch
 
     from models import DetectionModel
     from tests.networks import NAMES
 
+    rows = [[-1, 1, "Conv", [16 * 2**level, 3, 2]] for level in range(5)]
+    head = [[[2, 3, 5], 1, "Detect", ["nc"]]]
     torch.manual_seed(0)
-    model = DetectionModel("yolov5n-u.yaml", nc=len(NAMES))
+    model = DetectionModel({"nc": len(NAMES), "backbone": [*rows, [-1, 1, "SPPF", [256, 5]]], "head": head})
     model.names, model.imgsz = NAMES, 64
     with torch.no_grad():
         for stride, scores in zip(model.stride.tolist(), model.model[-1].cv3, strict=True):

@@ -155,11 +155,11 @@ def test_what_cannot_be_had_says_why_and_ends_nothing(tmp_path, monkeypatch, cap
 
 def test_models_of_one_size_take_no_other(monkeypatch):
     model = DetectionModel(tiny())
-    assert benchmark.check_size(model, [60]) == (64, 64)
+    assert benchmark.fit_size(model, [60]) == (64, 64)
     monkeypatch.setattr(DetectionModel, "only_size", (96, 64))
-    assert benchmark.check_size(model, [96, 64]) == (96, 64)
+    assert benchmark.fit_size(model, [96, 64]) == (96, 64)
     with pytest.raises(UserError, match="takes pictures of 96x64 pixels only, which --imgsz 96 64 gives"):
-        benchmark.check_size(model, [64])
+        benchmark.fit_size(model, [64])
 
 
 def test_formats_that_do_not_run_here_are_left_out_with_a_line(tmp_path, caplog):

@@ -534,23 +534,31 @@ REFUSED = {  # what torch does not write
     "not text": b"X" + struct.pack("<I", 2) + b"\xff\xfe",
 }
 EVENTS = {"os.system", "subprocess.Popen", "pickle.find_class", "exec", "compile", "os.posix_spawn", "os.fork"}
-seen = None
-sys.addaudithook(lambda event, args: seen.append(event) if seen is not None and event in EVENTS else None)
+
+
+@pytest.fixture(scope="module")
+def happened():
+    """What happened in this process since it was cleared, as audit event → its first arguments.
+
+    A hook stays for all later tests, which raise millions of events: this one runs no Python code.
+    """
+    events = {}
+    sys.addaudithook(events.setdefault)
+    return events
 
 
 @pytest.fixture
-def watched(tmp_path):
+def watched(tmp_path, happened):
     """Fail if code is run or modules are imported meanwhile; give the file that attacks would make."""
-    global seen
     for write in (zipped, legacy):  # what is imported or compiled once is, before anything is watched
         write(tmp_path / "first.pt", b"\x80\x02N.")
         for read in (convert.run, load_checkpoint):
             with pytest.raises(WeightsError):
                 read(tmp_path / "first.pt")
-    modules, seen = set(sys.modules), []
+    modules = set(sys.modules)
+    happened.clear()
     yield tmp_path / "marker"
-    events, seen = seen, None
-    assert not events
+    assert not EVENTS & happened.keys()
     assert set(sys.modules) == modules
     assert not (tmp_path / "marker").exists()
 

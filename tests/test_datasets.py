@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from models.errors import UserError
-from utils.data import dataset
+from utils.data import dataset, scan
 from utils.data.dataset import build_dataset
 from utils.data.description import load_dataset
 from utils.data.files import check_images, list_images
@@ -539,7 +539,7 @@ def test_only_changed_files_are_looked_at_again(folder, monkeypatch):
 
 
 def test_rejected_pictures_are_looked_at_again(folder, monkeypatch):
-    imread = dataset.imread
+    imread = scan.imread
     monkeypatch.setattr(
         "utils.data.scan.imread", lambda path, flags: None if path.endswith("b.jpg") else imread(path, flags)
     )

@@ -599,13 +599,14 @@ def as_published(network, publisher, deploy):
 @pytest.mark.parametrize("deploy", [False, True], ids=["training", "deploy"])
 @pytest.mark.parametrize("arch", ["A0", "B1g4", "D2se"])
 def test_every_publishers_names_are_read(publisher, deploy, arch, tmp_path):
-    want = randomize_(create_backbone("RepVGG", arch, num_classes=7, **NARROW)).eval()
+    options = {**NARROW, "num_blocks": (1, 2, 11, 1)}  # numbers of one and of two digits
+    want = randomize_(create_backbone("RepVGG", arch, num_classes=7, **options)).eval()
     content = as_published(want, publisher, deploy)
     content = {"meta": {}, "state_dict": {f"backbone.{k}" if k[:4] == "stag" else k: v for k, v in content.items()}}
     torch.save(content if publisher == "mmpretrain" else content["state_dict"], tmp_path / "a.pth")
     x = pictures(64, 64, dtype=torch.float32)
     for classes in (None, 7):
-        got = create_backbone("RepVGG", arch, weights=tmp_path / "a.pth", num_classes=classes, **NARROW).eval()
+        got = create_backbone("RepVGG", arch, weights=tmp_path / "a.pth", num_classes=classes, **options).eval()
         report = got.weights_report
         assert (report.missing, report.unexpected, report.deploy) == ((), (), deploy)
         assert publisher.split()[0] in report.dialect.replace("the authors of RepVGG", "official")

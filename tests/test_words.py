@@ -102,7 +102,8 @@ def maps(channels, height=32, width=16, dtype=torch.float64):
 def shapes_alone(monkeypatch):
     """Build on the meta device, and a head as nothing at all, which would ask for values.
 
-    BatchNorm keeps the shape, for which torch spends a millisecond of Python: here the channels alone are compared.
+    BatchNorm keeps the shape, for which torch spends a millisecond of Python: here the channels alone are compared. And
+    without values there is nothing to initialise.
     """
 
     def head(site, nc: str = "nc") -> Layer:
@@ -113,6 +114,8 @@ def shapes_alone(monkeypatch):
         return x
 
     monkeypatch.setattr(nn.functional, "batch_norm", batch_norm)
+    for kind in (nn.modules.conv._ConvNd, nn.modules.batchnorm._BatchNorm):
+        monkeypatch.setattr(kind, "reset_parameters", lambda self: None)
     monkeypatch.setattr(LAYERS, "_entries", {**LAYERS._entries, "Detect": head})
     with torch.device("meta"), torch.no_grad():
         yield
