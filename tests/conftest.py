@@ -15,8 +15,8 @@ import pytest
 os.environ["OMP_NUM_THREADS"] = "1"  # the networks are small: more threads would only wait for one another
 
 
-LONG = ["export", "fuzz", "divergence", "int8", "wrappers", "openvino", "export_formats", "detect", "train", "legacy"]
-LONG += ["summary", "timm", "repmlpnet", "repmlp_resnet", "repvgg", "words", "inspect", "reparam", "segment", "parity"]
+LONG = ["export", "fuzz", "divergence", "int8", "ends", "openvino", "export_formats", "detect", "train", "legacy"]
+LONG += ["summary", "timm", "repmlpnet", "repmlp_resnet", "repvgg", "words", "inspect_backbone", "reparam", "segment", "parity"]
 M_MMAP_THRESHOLD, M_TRIM_THRESHOLD = -3, -1  # of glibc's mallopt
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # shells have what runs in the background ignore it

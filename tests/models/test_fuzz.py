@@ -1,7 +1,7 @@
 """Model YAMLs at random: each one is built, or refused in one sentence that names the row or the key.
 
-    pytest tests/test_fuzz.py                            # a few hundred
-    REPYOLO_FUZZ=20000 pytest tests/test_fuzz.py -s      # 20,000, and what became of them
+    pytest tests/models/test_fuzz.py                            # a few hundred
+    REPYOLO_FUZZ=20000 pytest tests/models/test_fuzz.py -s      # 20,000, and what became of them
 
 What is built has no data (the meta device), but its maps must have the shapes that were declared. The memory of the
 process must not grow by a gigabyte.

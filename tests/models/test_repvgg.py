@@ -2,7 +2,7 @@
 
 After a change that is meant to change sizes, rewrite tests/golden/parameters-repvgg.json with
 
-    python -m tests.test_repvgg --write
+    python -m tests.models.test_repvgg --write
 """
 
 import copy

@@ -192,5 +192,5 @@ def test_read_only_data_folder_sends_the_set_to_the_cache(tmp_path, monkeypatch)
 
 
 def test_yaml_names_the_classes_that_are_drawn():
-    described = yaml.safe_load((Path(__file__).parents[1] / "data" / "shapes.yaml").read_text())
+    described = yaml.safe_load((Path(__file__).parents[2] / "data" / "shapes.yaml").read_text())
     assert tuple(described["names"].values()) == NAMES

@@ -16,7 +16,7 @@ import utils.deploy.write
 import utils.export.pipeline
 from tests.exporting import command
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 FIRST_CLASS = ("torchscript", "onnx", "openvino")
 NOBODY = 65534
 PROGRAM = """

@@ -31,7 +31,7 @@ from utils.checkpoint import load_checkpoint, pack_model, read_checkpoint, save_
 from utils.checkpoint.foreign import translate_row
 from utils.checkpoint.unpickle import Global, Inert, read_pickled
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")

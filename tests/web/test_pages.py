@@ -31,7 +31,7 @@ from utils.detect.writers import Wanted
 from utils.web.service import DetectionService
 from utils.web.tables import html_table
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 PICTURES = sorted((ROOT / "data/images").glob("*.jpg"))
 CHROMIUM, DRIVER = (shutil.which(name) for name in ("chromium", "chromedriver"))
 PATIENCE = 120  # seconds; the machine may be busy

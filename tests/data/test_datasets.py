@@ -28,7 +28,7 @@ from ultralytics.data.build import build_dataloader
 
 from utils.data.scan import Record, Settings, examine, load_records, parse_labels, save_records
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 SETTINGS = Settings(nc=3, channels=3, single_cls=False)
 
 

@@ -2,7 +2,7 @@
 
 After a change that is meant to change them, rewrite tests/complexity.json with
 
-    python -m tests.test_summary --write
+    python -m tests.models.test_summary --write
 """
 
 import json
@@ -18,7 +18,7 @@ from models.errors import UserError
 from models.summary import backbone_card, count_gflops, count_parameters, model_table
 from tests.helpers import SHIPPED, SWEPT, tiny, tiny_backbone
 
-COMPLEXITY = Path(__file__).parent / "complexity.json"
+COMPLEXITY = Path(__file__).parents[1] / "complexity.json"
 
 
 def complexity(name):
