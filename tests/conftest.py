@@ -16,7 +16,8 @@ os.environ["OMP_NUM_THREADS"] = "1"  # the networks are small: more threads woul
 
 
 LONG = ["export", "fuzz", "divergence", "int8", "ends", "openvino", "export_formats", "detect", "train", "legacy"]
-LONG += ["summary", "timm", "repmlpnet", "repmlp_resnet", "repvgg", "words", "inspect_backbone", "reparam", "segment", "parity"]
+LONG += ["summary", "timm", "repmlpnet", "repmlp_resnet", "repvgg", "words", "inspect_backbone", "reparam", "segment"]
+LONG += ["parity"]
 M_MMAP_THRESHOLD, M_TRIM_THRESHOLD = -3, -1  # of glibc's mallopt
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # shells have what runs in the background ignore it
