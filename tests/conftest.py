@@ -5,7 +5,6 @@ before it starts those that do.
 """
 
 import ctypes
-import functools
 import gc
 import os
 import signal
@@ -38,37 +37,6 @@ def pytest_collection_finish():
     if mallopt:  # keep the memory of large tensors for the next ones: getting it from the system fills it with zeros
         mallopt(M_MMAP_THRESHOLD, 1 << 28)
         mallopt(M_TRIM_THRESHOLD, 1 << 30)
-
-
-@pytest.fixture(scope="session")
-def telling():
-    """Return a function from a shipped YAML to its model, float64 in eval mode with random weights.
-
-    Statistics are those of random pictures: with random ones deep networks forget what they are shown.
-    """
-    from models import create_model
-    from tests.helpers import pictures_for, randomize_
-    from utils.deploy.fresh import calibrate_batch_norms
-
-    @functools.cache
-    def build(name):
-        model = randomize_(create_model(name, nc=3)).double()
-        calibrate_batch_norms(model, pictures_for(model, 4, 4))
-        return model
-
-    return build
-
-
-@pytest.fixture(scope="session")
-def pair(telling):
-    """Return a function from a shipped YAML to (model, deploy), the model above and its deploy form."""
-    from models import switch_to_deploy
-
-    @functools.cache
-    def build(name):
-        return telling(name), switch_to_deploy(telling(name))
-
-    return build
 
 
 @pytest.fixture(scope="session", autouse=True)

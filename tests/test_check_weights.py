@@ -24,6 +24,14 @@ CLASSES = ("ant", "bee", "cat")
 ARCH = "RIFormer/s12"
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _drawn_for_nothing():
+    """Leave out to draw the weights of a network at first: all are read from files, or made random anyway."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(nn.init, "trunc_normal_", lambda tensor, *_, **__: tensor)
+        yield
+
+
 @pytest.fixture(scope="module")
 def network():
     """A classifier of three classes with telling weights."""

@@ -1,6 +1,7 @@
 """Fusing: the same function in float64, less structure, and nothing folded that must not be."""
 
 import copy
+import functools
 import sys
 
 import pytest
@@ -10,10 +11,11 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils import parametrizations
 
-from models import Reparameterizable, create_backbone, switch_to_deploy
+from models import Reparameterizable, create_backbone, create_model, switch_to_deploy
 from models.backbones.riformer import ARCHS
 from models.blocks.reparam import fuse_blocks, fuse_bn_conv, fuse_conv_bn
 from tests.helpers import SWEPT, pictures, pictures_for, randomize_, relative_error, worst_error
+from utils.deploy.fresh import calibrate_batch_norms
 
 EXACT = 1e-12  # of one layer in float64
 SAME = 1e-9  # of a whole network in float64
@@ -253,6 +255,22 @@ def test_training_statistics_do_not_move():
     before = net[1].running_mean.clone()
     switch_to_deploy(net, pictures())
     assert torch.equal(net[1].running_mean, before)
+
+
+@pytest.fixture(scope="module")
+def pair():
+    """Return a function from a shipped YAML to (model, deploy), float64 in eval mode with random weights.
+
+    Statistics are those of random pictures: with random ones deep networks forget what they are shown.
+    """
+
+    @functools.cache
+    def build(name):
+        model = randomize_(create_model(name, nc=3)).double()
+        calibrate_batch_norms(model, pictures_for(model, 4, 4))
+        return model, switch_to_deploy(model)
+
+    return build
 
 
 @pytest.mark.parametrize("name", SWEPT)

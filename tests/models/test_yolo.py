@@ -1,6 +1,7 @@
 """The detection model: what it returns, that it trains, and that copies, precision and fusing leave it itself."""
 
 import copy
+import functools
 import pickle
 import weakref
 
@@ -11,7 +12,7 @@ from ultralytics.cfg import get_cfg
 from ultralytics.nn.tasks import BaseModel
 from ultralytics.utils import LOGGER
 
-from models import DetectionModel, switch_to_deploy
+from models import DetectionModel, create_model, switch_to_deploy
 from models.errors import ConfigError
 from models.spec import load_spec
 from tests.helpers import (
@@ -33,6 +34,12 @@ def small():
     return randomize_(DetectionModel(tiny())).double().eval()
 
 
+@pytest.fixture(scope="module")
+def built():
+    """Return a function from a shipped YAML to its model in eval mode, float64 with random weights."""
+    return functools.cache(lambda name: randomize_(create_model(name, nc=3)).double().eval())
+
+
 def batch(side=64):
     """Return a batch of two pictures with one box each, as ultralytics' loss takes it."""
     boxes = torch.tensor([[0.5, 0.5, 0.4, 0.3], [0.3, 0.6, 0.2, 0.5]])
@@ -46,8 +53,8 @@ def batch(side=64):
 
 # What it returns ------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("name", SWEPT)
-def test_predictions_are_boxes_and_scores(name, telling):
-    model = telling(name)
+def test_predictions_are_boxes_and_scores(name, built):
+    model = built(name)
     with torch.no_grad():
         x = pictures_for(model)
         predictions, *proto = tensors(model(x)[0])
@@ -88,9 +95,9 @@ def test_training_returns_the_raw_maps(small):
 
 
 @pytest.mark.parametrize("name", SWEPT)
-def test_slots_hold_what_was_declared(name, telling):
+def test_slots_hold_what_was_declared(name, built):
     """Channels and strides that were known before anything ran are those that come."""
-    model = telling(name)
+    model = built(name)
     seen, hooks = {}, []
     for module, node in zip(model.model, model.nodes, strict=True):
 
