@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -138,7 +138,9 @@ class Trainer(DetectionTrainer):
         elif self.run.start is not None:
             LOGGER.info(f"{transfer(self.run.start, self.model)}\n")
         self.args.freeze = frozen_modules(self.model, self.args.freeze)
-        return self.run.checkpoint
+        checkpoint = self.run.checkpoint
+        self.run = replace(self.run, start=None, checkpoint=None)  # their memory is not needed while it trains
+        return checkpoint
 
     def first_model(self) -> DetectionModel:
         """Return the model of the checkpoint that is resumed, the fused one that `qat` trains, or that of the YAML."""

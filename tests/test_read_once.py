@@ -1,0 +1,96 @@
+"""Each file that a command is given is opened once."""
+
+from collections import Counter
+from pathlib import Path
+
+import cv2
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+import yaml
+
+import detect
+import train
+import val
+from models import create_model
+from tests.helpers import save, tiny
+from tests.networks import NAMES, Disc, write_export
+from tests.runs import stopped
+from utils.train.trainer import Trainer, resumed_run
+
+
+@pytest.fixture
+def opened(monkeypatch):
+    """Count by its name how often a file is read as YAML, as weights, or into a runtime."""
+    count = Counter()
+
+    def record(owner, name):
+        original = getattr(owner, name)
+
+        def wrapper(*args, **kwargs):
+            count[Path(args[1] if owner is onnxruntime.InferenceSession else args[0]).name] += 1
+            return original(*args, **kwargs)
+
+        monkeypatch.setattr(owner, name, wrapper)
+
+    for owner, name in ((Path, "read_text"), (Path, "read_bytes"), (torch, "load"), (torch.jit, "load")):
+        record(owner, name)
+    record(onnxruntime.InferenceSession, "__init__")
+    return count
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """The YAML of a data set of four pictures."""
+    folder = tmp_path_factory.mktemp("data")
+    for split in ("train", "val"):
+        for kind in ("images", "labels"):
+            (folder / kind / split).mkdir(parents=True)
+        for name in "ab":
+            cv2.imwrite(str(folder / f"images/{split}/{name}.png"), np.full((64, 96, 3), 90, np.uint8))
+            (folder / f"labels/{split}/{name}.txt").write_text("1 0.5 0.5 0.4 0.4\n")
+    file = folder / "few.yaml"
+    splits = {split: f"images/{split}" for split in ("train", "val")}
+    file.write_text(yaml.safe_dump({**splits, "names": list(NAMES.values())}))
+    return file
+
+
+def options(data, tmp_path, **changes):
+    (tmp_path / "net.yaml").write_text(yaml.safe_dump(tiny(nc=3)))
+    own = {"cfg": tmp_path / "net.yaml", "data": data, "epochs": 2, "imgsz": 64, "batch_size": 2, "noplots": True}
+    return {**own, "project": tmp_path, **changes}
+
+
+def test_a_new_training(data, tmp_path, opened):
+    weights = save(create_model(tiny(nc=3)), tmp_path / "start.pt")
+    args = train.make_parser().from_keywords(**options(data, tmp_path, weights=weights))
+    Trainer(train.new_run(args))._setup_train()
+    assert (opened["net.yaml"], opened["start.pt"], opened["few.yaml"]) == (1, 1, 1)
+
+
+@pytest.mark.slow
+def test_a_resumed_training(data, tmp_path, opened, monkeypatch):
+    with stopped(monkeypatch, "on_train_epoch_start", epoch=1):
+        train.run(**options(data, tmp_path))
+    opened.clear()
+    Trainer(resumed_run(tmp_path / "exp/weights/last.pt"))._setup_train()
+    assert (opened["last.pt"], opened["args.yaml"], opened["few.yaml"]) == (1, 1, 1)
+
+
+@pytest.mark.parametrize("suffix", ["onnx", "torchscript"])
+def test_an_exported_file(data, tmp_path, opened, suffix):
+    weights = write_export(tmp_path, Disc(masks=False), suffix)
+    opened.clear()
+    detect.run(weights=weights, source=data.parent / "images/val", project=tmp_path / "detect")
+    assert opened[weights.name] == 1
+    val.run(weights=weights, data=data, project=tmp_path / "val")
+    assert opened[weights.name] == 2
+
+
+def test_a_checkpoint(data, tmp_path, opened):
+    weights = save(create_model(tiny(nc=3)), tmp_path / "best.pt")
+    detect.run(weights=weights, source=data.parent / "images/val", imgsz=64, project=tmp_path / "detect")
+    assert opened["best.pt"] == 1
+    val.run(weights=weights, data=data, imgsz=64, project=tmp_path / "val")
+    assert opened["best.pt"] == 2
