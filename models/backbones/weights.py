@@ -10,7 +10,8 @@ import pickle
 import re
 import warnings
 import zipfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -214,21 +215,34 @@ def load_plain(file: str | Path) -> Any:
         WeightsError: no such file, a damaged one, or one that holds anything else.
     """
     path = Path(file)
+    with weights_file(path), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's advice on pickles
+        try:
+            return torch.load(path, map_location="cpu", weights_only=True)
+        except pickle.UnpicklingError as e:
+            if "weights_only" not in str(e).lower() or not _is_pickle(path):
+                raise
+            raise WeightsError(
+                f"{path} holds more than tensors: pickled code, as YOLOv5 and ultralytics checkpoints do, is not loaded"
+            ) from e
+
+
+@contextmanager
+def weights_file(path: Path) -> Iterator[None]:
+    """Check that there is a file, and turn whatever is raised while it is read into one sentence.
+
+    Raises:
+        WeightsError: no such file, one that would unpack to far more than its size, or a damaged one.
+    """
     try:
         if not path.is_file():
             raise WeightsError(f"there is no weights file {path}")
         if zipfile.is_zipfile(path):
             check_archive(path)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch's advice on pickles
-            return torch.load(path, map_location="cpu", weights_only=True)
+        yield
     except (WeightsError, MemoryError):
         raise
-    except Exception as e:  # a damaged pickle makes its reader fail in any way there is
-        if isinstance(e, pickle.UnpicklingError) and "weights_only" in str(e).lower() and _is_pickle(path):
-            raise WeightsError(
-                f"{path} holds more than tensors: pickled code, as YOLOv5 and ultralytics checkpoints do, is not loaded"
-            ) from e
+    except Exception as e:  # a damaged pickle makes its readers fail in any way there is
         raise WeightsError(f"{path} is not a weights file: it is empty, damaged or another kind of file") from e
 
 

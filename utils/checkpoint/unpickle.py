@@ -21,7 +21,7 @@ from typing import IO, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from models.backbones.weights import TORCH_MAGIC, check_archive
+from models.backbones.weights import TORCH_MAGIC, weights_file
 from models.errors import WeightsError
 
 MAX_PICKLE = 200_000_000  # bytes of the objects alone, without what tensors hold; YOLOv5x's are 0.4 million
@@ -99,17 +99,8 @@ def read_pickled(file: str | Path) -> Any:
         WeightsError: no such file, a damaged one, or another kind of file.
     """
     path = Path(file)
-    try:
-        if not path.is_file():
-            raise WeightsError(f"there is no weights file {path}")
-        if zipfile.is_zipfile(path):
-            check_archive(path)
-            return _read_zip(path)
-        return _read_legacy(path)
-    except (WeightsError, MemoryError):
-        raise
-    except Exception as e:  # a damaged file makes its readers fail in any way there is
-        raise WeightsError(f"{path} is not a weights file: it is empty, damaged or another kind of file") from e
+    with weights_file(path):
+        return _read_zip(path) if zipfile.is_zipfile(path) else _read_legacy(path)
 
 
 def _read_zip(path: Path) -> Any:
