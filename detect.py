@@ -1,6 +1,6 @@
 """Find objects, and their masks, in pictures and videos with trained or exported weights.
 
-    python detect.py                                                     # newest training, two real photographs
+    python detect.py                                                     # newest training, the pictures in data/images
     python detect.py --weights runs/train/exp/weights/best.pt --source photo.jpg
                                                               --source clip.mp4
                                                               --source folder/

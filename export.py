@@ -4,7 +4,7 @@
     python export.py --weights runs/train/exp/weights/best.pt --include onnx --imgsz 480 640   # height and width
     python export.py --include onnx --dynamic --simplify --opset 18      # batch, height and width stay free
     python export.py --include openvino --half                           # a folder, best_openvino_model
-    python export.py --include ncnn mnn tflite executorch coreml         # for phones and boards
+    python export.py --include ncnn mnn litert executorch coreml         # for phones and boards
     python export.py --include onnx --nms --preprocess bgr               # bytes in, boxes out; thresholds are inputs
     python export.py --data my-data.yaml                                 # proven on the val split, and by its mAP
     python export.py --source my/pictures --pictures 500                 # proven on pictures without labels
@@ -39,7 +39,7 @@ from models.summary import count_parameters
 from utils import cli
 from utils.checkpoint import load_checkpoint
 from utils.data.description import load_dataset
-from utils.data.files import check_images, list_images
+from utils.data.files import check_images, find_data, list_images
 from utils.data.pictures import is_readable
 from utils.data.samples import PHOTOS
 from utils.deploy.ends import ORDERS, Nms
@@ -50,7 +50,7 @@ from utils.deploy.write import ABLE, DEFAULT_OPSETS, EXPORTERS, ExportError, che
 from utils.detect.sources import Files
 from utils.export import Options, Report, export
 from utils.export.report import fused_text
-from utils.int8.calibration import calibration_pictures, find_data
+from utils.int8.calibration import calibration_pictures
 from utils.int8.search import MOST_IN_FLOAT, Int8, check_int8, curve_table, layer_table
 from utils.prove.at_scale import ProofPictures, scale_table
 from utils.prove.report import proof_table
@@ -227,6 +227,7 @@ def readable(files: Sequence[Path], name: str) -> tuple[Path, ...]:
 def quantization(args: argparse.Namespace, weights: Path, model: DetectionModel) -> Int8:
     """Return what to quantize with: the data set that --data names, else that of the weights' training."""
     data = find_data(args.data, weights)
+    check_images(data)
     check_classes(data, model)
     pictures = calibration_pictures(data, args.calibration_pictures)
     LOGGER.info(f"INT8: {len(pictures)} calibration pictures of {printable(data['train'])}")

@@ -1,6 +1,6 @@
 """Measure how well weights detect the objects of a data set: precision, recall, mAP50 and mAP50-95 per class.
 
-    python val.py                                      # the newest weights of runs/train on the built-in data set
+    python val.py                                      # the newest weights of runs/train on their own data set
     python val.py --weights best.pt --data my-data.yaml --task test
     python val.py --weights best.onnx --data my-data.yaml
     python val.py --weights best_openvino_model --data my-data.yaml      # any format that export.py writes
@@ -22,8 +22,8 @@ from utils import cli
 
 from models.errors import UserError
 from models.plugins import load_plugins
-from utils.data.description import load_dataset, write_data_yaml
-from utils.data.files import check_images
+from utils.data.description import write_data_yaml
+from utils.data.files import check_images, find_data
 from utils.deploy.opened import OpenedWeights, check_augment, open_weights
 from utils.evaluate.validator import VALIDATORS
 from utils.paths import find_weights, increment_path
@@ -34,7 +34,7 @@ def make_parser() -> cli.Parser:
     parser = cli.Parser(prog="val.py", description=__doc__)
     add = parser.add_argument
     add("--weights", default="", help=".pt or an export; empty: the newest best.pt of runs/train")
-    add("--data", default="shapes.yaml", help="data set YAML, a path or a name in data")
+    add("--data", default="", help="data set YAML, a path or a name in data; empty: that of the weights' training")
     add("--batch-size", type=cli.positive_int, default=32, help="pictures a step")
     add("--imgsz", "--img", "--img-size", type=cli.image_side, help="side in pixels; that of the weights by default")
     add("--conf-thres", type=cli.fraction, default=0.001, help="scores below it are dropped")
@@ -65,7 +65,7 @@ def main(args: argparse.Namespace) -> dict[str, float]:
     if args.augment:
         check_augment(weights)
     size = choose_side(weights, args.imgsz)
-    data = load_dataset(args.data, split=args.task)
+    data = find_data(args.data, weights.path, split=args.task)
     check_images(data, (args.task,))
     save_dir = increment_path(args.project, args.name, args.exist_ok)
     write_data_yaml(data, save_dir / "data.yaml")

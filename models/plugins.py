@@ -15,6 +15,11 @@ from pathlib import Path
 
 from models.errors import ConfigError, UserError
 
+
+class MissingPlugin(ConfigError):
+    """A YAML needs a Python file that was not named on the command line."""
+
+
 LOADED: dict[str, Path] = {}  # file name to the file that was run
 
 
@@ -36,10 +41,10 @@ def load_plugins(files: Iterable[str | Path]) -> None:
 
 
 def check_plugins(wanted: Iterable[str], who: str) -> None:
-    """Raise ConfigError unless every file that the YAML `who` wants was named on the command line."""
+    """Raise MissingPlugin unless every file that the YAML `who` wants was named on the command line."""
     missing = [name for name in wanted if Path(name).name not in LOADED]
     if missing:
-        raise ConfigError(f"{who} needs code of its own, which runs only when you name it: --plugins {missing[0]}")
+        raise MissingPlugin(f"{who} needs code of its own, which runs only when you name it: --plugins {missing[0]}")
 
 
 def _run(path: Path) -> None:

@@ -248,7 +248,7 @@ def card_rows(card: Card, size: tuple[int, int]) -> list[tuple[str, str]]:
         ("parameters", f"{before / 1e6:.2f} M, fused {after / 1e6:.2f} M"),
         ("GFLOPs", f"{work:.1f} at {size[0]}x{size[1]}, fused {less:.1f}"),
         ("fuses", _counts(card.fuses) or "nothing"),
-        ("stays", _counts(card.stays) or "no normalization"),
+        ("stays", _counts(card.stays) or "nothing that could be fused"),
         *(("left", text) for text in _by_reason(card.left)),
         ("weights", card.weights or "initialised, none loaded"),
         *(("note", text) for text in card.notes),

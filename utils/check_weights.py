@@ -7,7 +7,8 @@
 The folder holds a folder of pictures per class, in the order of their names, or has such a folder inside, called `val`.
 `--mode train` runs the network as its weights have it, `deploy` its fused form, and `check` both, on the same pictures:
 where their logits are further apart than rounding, the exit code is 1. A picture that cannot be read is skipped,
-counted and named at the end, and makes the exit code 1 as well. In Python: `check.run(arch="RepVGG/A0", ...)`.
+counted and named at the end, and makes the exit code 1 as well. In Python:
+`check_weights.run(arch="RepVGG/A0", ...)`.
 """
 
 from __future__ import annotations

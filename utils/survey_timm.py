@@ -1,6 +1,6 @@
 """What every timm model is worth as a backbone of a detector.
 
-    python -m utils.survey_timm                       # all names, without data: half an hour on two cores
+    python -m utils.survey_timm                       # all names, without data: 22 minutes with --workers 2
     python -m utils.survey_timm --filter "rep*"       # some
     python -m utils.survey_timm --deep                # one model of each file, run, fused, exported, compared
 

@@ -21,6 +21,7 @@ from tests.helpers import randomize_, tiny, write
 from tests.runs import stopped
 from utils import cli
 from utils.checkpoint import load_checkpoint, pack_model, save_checkpoint
+from utils.data.files import find_data
 from utils.data.samples import PHOTOS, make_pictures
 from utils.deploy.formats import FORMATS
 from utils.deploy.fresh import calibrate_batch_norms
@@ -28,7 +29,7 @@ from utils.deploy.run import load_runner
 from utils.deploy.write import write as write_file
 from utils.evaluate.accuracy import Accuracy
 from utils.export import Options
-from utils.int8.calibration import batches, calibration_pictures, find_data
+from utils.int8.calibration import batches, calibration_pictures
 from utils.int8.quantize import FloatGraph, LayerNoise, quantize_openvino
 from utils.int8.search import check_int8, search
 from utils.train.qat import RoundingConv, insert_rounding, observe

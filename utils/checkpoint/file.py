@@ -18,6 +18,7 @@ from torch import Tensor
 from models import DetectionModel, create_model
 from models.backbones.weights import load_plain
 from models.errors import ConfigError, WeightsError
+from models.plugins import MissingPlugin
 from models.spec import load_spec
 from utils.checkpoint.foreign import find_model
 from utils.checkpoint.unpickle import read_pickled
@@ -119,6 +120,8 @@ def build_model(content: Mapping[str, Any], path: str | Path) -> DetectionModel:
             model = model.fuse()
         weights, model.ranges = split_ranges(content["ema"])
         model.load_state_dict({name: tensor.float() for name, tensor in weights.items()})
+    except MissingPlugin as e:
+        raise WeightsError(f"{path}: {e}") from e
     except (LookupError, TypeError, AttributeError, ValueError, OverflowError, RuntimeError) as e:
         reason = " ".join(str(e).split())
         raise WeightsError(f"{path} is a damaged checkpoint: {reason[:300]}") from e

@@ -8,8 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from ultralytics.data.utils import IMG_FORMATS, img2label_paths
+from ultralytics.utils import LOGGER
 
 from models.errors import UserError
+from utils.data.description import BUILT_IN, load_dataset
+from utils.text import printable
 
 
 def list_images(source: str | Sequence[str], root: str | Path = "") -> list[str]:
@@ -72,3 +75,21 @@ def check_images(data: dict[str, Any], splits: Iterable[str] = ("train", "val"))
         if not any(map(os.path.isfile, labels)):
             more = f" and {len(labels) - 1} more" if len(labels) > 1 else ""
             raise UserError(f"no labels found for the {split} split: looked for {labels[0]}{more}")
+
+
+def find_data(data: str, weights: Path, split: str = "val") -> dict[str, Any]:
+    """Return a checked data set: the one named, else that of the weights' training, else the built-in one; log which.
+
+    Args:
+        data: a data set YAML, a path or a name in data; empty: none was named.
+        weights: a file; a training leaves the description of its data set beside the folder of its weights.
+        split: 'test' must be described, if it is to be used.
+
+    Raises:
+        UserError: its description is wrong.
+    """
+    left = weights.absolute().parent.parent / "data.yaml"
+    source = data or (left if left.is_file() else BUILT_IN)
+    if not data:
+        LOGGER.info(printable(f"no --data given, using {source}"))
+    return load_dataset(source, split)

@@ -11,26 +11,9 @@ from torch import Tensor
 from ultralytics.utils import TQDM
 
 from models.errors import UserError
-from utils.data.description import BUILT_IN, load_dataset
-from utils.data.files import check_images, list_images
+from utils.data.files import list_images
 from utils.data.pictures import is_readable
 from utils.data.samples import evenly, load_picture
-
-
-def find_data(data: str, weights: Path) -> dict[str, Any]:
-    """Return the data set to calibrate on: the one named, else that of the weights' training, else the built-in one.
-
-    Args:
-        data: a data set YAML, a path or a name in data; empty: none was named.
-        weights: a checkpoint; a training leaves the description of its data set beside the folder of its weights.
-
-    Raises:
-        UserError: its description is wrong, or one of its splits has no pictures.
-    """
-    left = weights.parent.parent / "data.yaml"
-    found = load_dataset(data or (left if left.is_file() else BUILT_IN))
-    check_images(found)
-    return found
 
 
 def calibration_pictures(data: dict[str, Any], count: int) -> list[Path]:
