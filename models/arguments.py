@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import types
 import typing
@@ -67,11 +68,16 @@ def bind(word: str, function: Callable[..., Any], args: Sequence[Any]) -> dict[s
         bound = signature.bind(*args, **keywords)
     except TypeError as e:
         raise ConfigError(f"{quote}: {e}") from e
-    hints = typing.get_type_hints(function, include_extras=True)
+    hints = _hints(function)
     for name, value in bound.arguments.items():
         if not _accepts(hints[name], value):
             raise ConfigError(f"{quote}: {name} must be {_describe(hints[name])}, got {value!r}")
     return dict(bound.arguments)
+
+
+@functools.cache
+def _hints(function: Callable[..., Any]) -> dict[str, Any]:
+    return typing.get_type_hints(function, include_extras=True)
 
 
 def _accepts(hint: Any, value: Any) -> bool:

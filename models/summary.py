@@ -11,7 +11,7 @@ from itertools import accumulate
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from ultralytics.nn.modules import Detect
 
@@ -24,6 +24,7 @@ from models.spec import ModelSpec, Row
 if TYPE_CHECKING:
     from torch.utils.flop_counter import FlopCounterMode
 
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 DEFAULT_SIZE = (640, 640)  # height and width of the picture whose work is counted
 
 
@@ -68,11 +69,22 @@ def _flop_counter() -> FlopCounterMode:
 
 
 def on_meta(module: Any) -> Any:
-    """Return a copy of a detection model or a backbone in eval mode that has shapes but no data."""
-    ghost: Any = copy.deepcopy(module).eval().to("meta")
+    """Return a copy of a detection model or a backbone in eval mode that has shapes but no data.
+
+    Its BatchNorms pass their input on: torch computes them in Python there, and they change no shape.
+    """
+    shapes: dict[int, Any] = {id(p): nn.Parameter(p.detach().to("meta"), p.requires_grad) for p in module.parameters()}
+    shapes |= {id(buffer): buffer.to("meta") for buffer in module.buffers()}
+    ghost: Any = copy.deepcopy(module, shapes).eval()
+    for norm in (m for m in ghost.modules() if type(m) in BATCH_NORMS):
+        norm.__dict__["forward"] = _unchanged
     for head in (m for m in ghost.modules() if isinstance(m, Detect)):
         head.training = True  # raw maps: decoding asks for the value of its strides, which a meta tensor does not have
     return ghost
+
+
+def _unchanged(x: Tensor) -> Tensor:
+    return x
 
 
 def run_on_meta(ghost: Any, size: tuple[int, int]) -> Any:

@@ -3,6 +3,9 @@
 import json
 import os
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import openvino
 import pytest
@@ -17,6 +20,7 @@ from models import switch_to_deploy
 from models.errors import UserError
 from tests.exporting import command, names_in, report_in
 from utils.data.samples import make_pictures
+from utils.deploy.backends import Backend
 from utils.deploy.files import digest
 from utils.deploy.run import load_runner
 from utils.export import Options, export
@@ -25,7 +29,7 @@ from utils.export import Options, export
 from ultralytics import YOLO
 from ultralytics.utils import ASSETS, LOGGER
 
-from utils.deploy.backends import Backend
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(autouse=True)
@@ -148,6 +152,30 @@ def test_detection_computes_in_float32_even_where_the_processor_would_not(export
     hint = network.ov_compiled_model.get_property("INFERENCE_PRECISION_HINT")
     assert (hint == openvino.Type.f32) is not half
     assert any("computes in float32" in line for line in told) is not half
+
+
+SIGNAL = """
+import gc, os, signal, sys, time
+from pathlib import Path
+from utils.deploy.opened import open_weights
+from utils.deploy.run import load_runner
+first, second, run = (f(Path(sys.argv[1])) for f in (open_weights, open_weights, load_runner))
+for _ in range(2):
+    first, second, run = second, run, None
+    gc.collect()
+try:
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(5)
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+
+
+@pytest.mark.slow
+def test_a_signal_does_not_crash_the_process_after_networks_have_ended(exported):
+    run = [sys.executable, "-c", SIGNAL, str(exported)]
+    done = subprocess.run(run, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout.splitlines()[-1:]) == (0, ["interrupted"]), done.stderr[-500:]
 
 
 # Who takes them -------------------------------------------------------------------------------------------------------

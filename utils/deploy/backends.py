@@ -24,6 +24,8 @@ from utils.deploy.ends import as_bytes, threshold_inputs
 from utils.deploy.metadata import KNOWN
 from utils.deploy.run import file_in, session_options
 
+CORES: list[Any] = []  # of OpenVINO; `utils.deploy.run.openvino_core` says why none of them may end
+
 
 class KnownMetadata(BaseBackend):
     """A file of whose metadata only known entries become attributes: exports come from strangers."""
@@ -82,6 +84,7 @@ class OpenVINONetwork(ExportedNetwork, OpenVINOBackend):
     def load_model(self, weight: str | Path) -> None:
         """Load a model folder and compile its graph."""
         super().load_model(weight)
+        CORES.append(self.compile_model.func.__self__)
         hint, wanted = "INFERENCE_PRECISION_HINT", self.ov.Type.f32
         if self.fp16:
             LOGGER.info("OpenVINO computes in the precision that suits the processor best")

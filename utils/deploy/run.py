@@ -6,6 +6,7 @@ NCNN and MNN on ARM. It is forbidden here, since the proof is about the file; `d
 
 from __future__ import annotations
 
+import functools
 import json
 import warnings
 from collections.abc import Callable, Iterable
@@ -98,13 +99,25 @@ def session_options(threads: int = 0, spinning: bool = True) -> onnxruntime.Sess
     return options
 
 
+@functools.cache
+def openvino_core() -> Any:
+    """Return the one Core of OpenVINO in this process.
+
+    Each Core sets a stack for signals, and at its end puts back what was there before: where several end in another
+    order than they began, that is memory which was freed, and the next Ctrl-C crashes the process.
+    """
+    import openvino  # noqa: PLC0415 (slow, and few need it)
+
+    return openvino.Core()
+
+
 def _load_openvino(path: Path, threads: int) -> Runner:
     import openvino  # noqa: PLC0415 (slow, and few need it)
 
     graph = file_in(path, "*.xml")
     settings = {"INFERENCE_PRECISION_HINT": openvino.Type.f32, "INFERENCE_NUM_THREADS": threads}
     settings["PERFORMANCE_HINT"] = "LATENCY"
-    network = openvino.Core().compile_model(graph, "CPU", settings)
+    network = openvino_core().compile_model(graph, "CPU", settings)
     return lambda images: _as_outputs(network(images.numpy()).values())
 
 

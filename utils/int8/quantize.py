@@ -35,6 +35,7 @@ from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 from torch import Tensor
 
 from models.errors import UserError
+from utils.deploy.run import openvino_core
 
 LAYER_OPS = ("Conv", "ConvTranspose", "Gemm", "MatMul")  # that have a weight
 ACTIVATION_OPS = ("Relu", "Clip", "LeakyRelu", "Sigmoid", "HardSigmoid", "Mul")  # SiLU is a Sigmoid and a Mul
@@ -305,7 +306,7 @@ def quantize_openvino(folder: Path, target: Path, inputs: Iterable[Tensor], floa
     ignored = nncf.IgnoredScope(patterns=[rf"__module\.{re.escape(name)}/.*" for name in floats], validate=False)
     pictures = [images.numpy() for images in inputs]
     model = nncf.quantize(
-        openvino.Core().read_model(source),
+        openvino_core().read_model(source),
         nncf.Dataset(pictures),
         preset=nncf.QuantizationPreset.MIXED,
         target_device=nncf.TargetDevice.CPU,

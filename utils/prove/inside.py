@@ -21,7 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from utils.deploy.formats import format_of
-from utils.deploy.run import Outputs, load_runner
+from utils.deploy.run import Outputs, load_runner, openvino_core
 
 TensorShape = tuple[int, ...]
 Visit = Callable[[Tensor], None]
@@ -118,7 +118,7 @@ def _look_openvino(path: Path, images: Tensor, shapes: Collection[TensorShape], 
     import openvino  # noqa: PLC0415 (slow, and only its files need it)
 
     source = next(path.glob("*.xml"))
-    model = openvino.Core().read_model(source)
+    model = openvino_core().read_model(source)
     model.reshape(list(images.shape))
     count = len(model.outputs)
     inner = [
