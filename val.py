@@ -67,6 +67,7 @@ def main(args: argparse.Namespace) -> dict[str, float]:
     size = choose_side(weights, args.imgsz)
     data = find_data(args.data, weights.path, split=args.task)
     check_images(data, (args.task,))
+    weights.name_classes(data["names"])
     save_dir = increment_path(args.project, args.name, args.exist_ok)
     write_data_yaml(data, save_dir / "data.yaml")
     validator = VALIDATORS[weights.task](save_dir=save_dir, args=validator_options(args, weights, size, save_dir))

@@ -37,6 +37,7 @@ class Disc(nn.Module):
         self.register_buffer("found", found if masks else found[..., :6] if end2end else found[:, :7])
         self.register_buffer("proto", torch.stack([inside, torch.ones_like(inside)])[None])
         self.masks = masks
+        self.shape = (1, 3, height, width)
         self.metadata = {
             "stride": 32,
             "task": "segment" if masks else "detect",
@@ -56,7 +57,7 @@ def write_export(folder: Path, network: Disc, suffix: str, **changes: object) ->
     """Write a network as `onnx` or `torchscript`, with `changes` to its metadata, and return the file."""
     path = folder / f"disc.{suffix}"
     metadata = network.metadata | changes
-    example = torch.zeros(1, 3, *network.metadata["imgsz"])
+    example = torch.zeros(network.shape)
     if suffix == "torchscript":
         scripted = torch.jit.trace(network, example, check_trace=False)
         scripted.save(str(path), _extra_files={"config.txt": json.dumps(metadata)})

@@ -93,8 +93,9 @@ def register_library(package: str, register: Callable[[], object]) -> None:
 def _register_libraries() -> None:
     """Have the libraries that were imported since the last call register how their modules fuse."""
     for package in _LIBRARIES.keys() & sys.modules.keys():
-        _LIBRARIES[package]()
-        _LIBRARIES.pop(package, None)
+        if register := _LIBRARIES.get(package):  # gone where another thread was here first
+            register()
+            _LIBRARIES.pop(package, None)
 
 
 def switch_to_deploy(model: M, example: Tensor | None = None) -> M:

@@ -472,6 +472,13 @@ def test_names_from_data_when_the_weights_hold_none(run, log, exports, tmp_path)
     assert [line.split()[4:6] for line in log if line.startswith("image ")] == [["1", "dog,"], ["1", "class1,"]]
 
 
+@pytest.mark.parametrize("suffix", ["onnx", "torchscript"])
+def test_a_folder_is_no_file(run, tmp_path, suffix):
+    (tmp_path / f"best.{suffix}").mkdir()
+    with pytest.raises(UserError, match=r"is a folder, and .* models are files"):
+        run(weights=tmp_path / f"best.{suffix}", source=picture(tmp_path / "a.jpg"))
+
+
 def test_torchscript_for_another_size_than_it_says(run, exports, tmp_path):
     with pytest.raises(UserError, match="does not run on a picture of 128x128"):
         run(weights=exports("torchscript", imgsz=[128, 128]), source=picture(tmp_path / "a.jpg"))

@@ -33,6 +33,9 @@ class KnownMetadata(BaseBackend):
     def apply_metadata(self, metadata: dict[str, Any] | None) -> None:
         """Set the entries that are known; see `utils.deploy.metadata`, which has checked them."""
         super().apply_metadata({key: value for key, value in (metadata or {}).items() if key in KNOWN})
+        size = getattr(self, "imgsz", None)
+        if isinstance(size, int):  # one side, where ultralytics' validator reads two
+            self.imgsz = [size, size]
 
 
 class ExportedNetwork(KnownMetadata):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,6 +49,11 @@ class OpenedWeights:
         """Class number → name."""
         return self.network.names
 
+    def name_classes(self, names: Mapping[int, str]) -> None:
+        """Give classes that have no names those of a data set."""
+        if not self.is_named:
+            self.network.backend.names = dict(names)
+
     @property
     def takes_rectangles(self) -> bool:
         """Whether pictures may be cut to the rectangle that fits; otherwise all have the square of training."""
@@ -84,7 +89,7 @@ class OpenedWeights:
         given = [tuple(getattr(output, "shape", ())) for output in (raw if isinstance(raw, (list, tuple)) else [raw])]
         needed = self._needed(given, size)
         if len(given) != len(needed) or not all(map(fits, given, needed)):
-            what = f"its {len(self.names)} classes need" if self._is_named else f"the task {self.task} needs"
+            what = f"its {len(self.names)} classes need" if self.is_named else f"the task {self.task} needs"
             raise WeightsError(f"{self.path} gives {shapes_text(given)} where {what} {shapes_text(needed)}")
 
     def _needed(self, given: Sequence[OutputShape], size: Sequence[int]) -> list[OutputShape]:
@@ -99,10 +104,10 @@ class OpenedWeights:
         """Return the shape of the boxes, each with so many mask coefficients."""
         if self.network.end2end:
             return 1, "boxes", 6 + masks
-        return 1, 4 + len(self.names) + masks if self._is_named else "4 + classes", "boxes"
+        return 1, 4 + len(self.names) + masks if self.is_named else "4 + classes", "boxes"
 
     @property
-    def _is_named(self) -> bool:
+    def is_named(self) -> bool:
         """Whether the classes have names, be it that ultralytics made them up from the outputs."""
         return len(self.names) != UNNAMED
 
@@ -123,7 +128,7 @@ def open_weights(
         WeightsError: the file is not one of ours, or damaged.
         UserError: the runtime of an exported file is not there.
     """
-    options = {"device": select_device(device, verbose=False), "fp16": half, "data": str(data or "")}
+    options = {"device": select_device(device), "fp16": half, "data": str(data or "")}
     if path.suffix == ".pt":
         model = load_checkpoint(path)
         return OpenedWeights(path, model.task, Backend(model, **options), model, model.imgsz, fixed=False)
@@ -155,6 +160,8 @@ def check_export(path: Path) -> Format:
         raise WeightsError(f"{path} is none of .pt, {', '.join(row.ending for row in FORMATS.values())}")
     if kind.not_run:
         raise UserError(f"{path} does not run here: {kind.title} {kind.not_run}")
+    if path.is_dir() and not kind.content:
+        raise WeightsError(f"{path} is a folder, and {kind.title} models are files")
     if kind.content and not any(path.rglob(kind.content)):
         raise WeightsError(f"{path} is no {kind.title} model: that is a folder with a file {kind.content}")
     return kind

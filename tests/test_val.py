@@ -1,0 +1,65 @@
+"""val.py on exported files: which size, which names, which data set."""
+
+import cv2
+import numpy as np
+import pytest
+import yaml
+
+import export
+import val
+from models import create_model
+from tests.helpers import save, tiny
+from tests.networks import NAMES, Disc, write_export
+from utils.evaluate.validator import Validator
+
+
+@pytest.fixture
+def data(tmp_path):
+    """The YAML of a data set whose pictures hold what `Disc` finds."""
+    for kind in ("images", "labels"):
+        (tmp_path / kind).mkdir()
+    cv2.imwrite(str(tmp_path / "images/a.png"), np.full((96, 96, 3), 90, np.uint8))
+    (tmp_path / "labels/a.txt").write_text("1 0.5 0.5 0.75 0.75\n")
+    file = tmp_path / "few.yaml"
+    file.write_text(yaml.safe_dump({"train": "images", "val": "images", "names": list(NAMES.values())}))
+    return file
+
+
+@pytest.mark.parametrize("suffix", ["onnx", "torchscript"])
+def test_a_file_without_names_takes_those_of_the_data_set(data, tmp_path, suffix, log):
+    network = Disc(height=96, masks=False)
+    network.metadata = {}
+    weights = write_export(tmp_path, network, suffix)
+    metrics = val.run(weights=weights, data=data, imgsz=96, project=tmp_path / "val")
+    assert metrics["metrics/mAP50(B)"] > 0.9
+    assert any(line.split()[:1] == [NAMES[1]] for line in log)
+
+
+def test_one_side_in_the_metadata(data, tmp_path):
+    weights = write_export(tmp_path, Disc(height=96, masks=False), "onnx", imgsz=96)
+    assert val.run(weights=weights, data=data, project=tmp_path / "val")["metrics/mAP50(B)"] > 0.9
+
+
+def test_free_shapes_are_measured_at_the_size_of_the_export(data, tmp_path, monkeypatch):
+    weights = save(create_model(tiny(nc=3)), tmp_path / "best.pt")
+    assert export.run(weights=weights, include=["onnx"], dynamic=True, imgsz=64) == 0
+    shapes = []
+    preprocess = Validator.preprocess
+
+    def record(self, batch):
+        shapes.append(tuple(batch["img"].shape[1:]))
+        return preprocess(self, batch)
+
+    monkeypatch.setattr(Validator, "preprocess", record)
+    val.run(weights=weights.with_suffix(".onnx"), data=data, project=tmp_path / "val")
+    assert max(shapes[0]) == 64
+
+
+def test_the_data_set_is_that_of_the_training(data, tmp_path, monkeypatch):
+    """Not the built-in one, whose classes may be as many."""
+    weights = save(create_model(tiny(nc=3)), tmp_path / "run/weights/best.pt")
+    described = yaml.safe_load(data.read_text()) | {"path": str(tmp_path)}
+    (tmp_path / "run/data.yaml").write_text(yaml.safe_dump(described))
+    val.run(weights=weights, imgsz=64, project=tmp_path / "val")
+    kept = yaml.safe_load((tmp_path / "val/exp/data.yaml").read_text())
+    assert kept["val"] == str(tmp_path / "images")
