@@ -97,6 +97,7 @@ def expected(network, data):
 
 
 # What comes out -------------------------------------------------------------------------------------------------------
+@pytest.mark.slow
 @pytest.mark.parametrize(("file", "mode"), [("train", "train"), ("train", "deploy"), ("deploy", "deploy")])
 def test_accuracy_is_that_of_the_pictures(files, data, network, file, mode):
     result = check_weights.run(**options(files, data, weights=files / f"{file}.pth", mode=mode, batch_size=4))

@@ -74,6 +74,7 @@ def test_a_backbone_that_gives_other_maps_than_it_says_is_refused(small, monkeyp
 FIRST = [*((name, kind.archs[0]) for name, kind in BACKBONES.items() if kind.archs), ("timm", "resnet18")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "arch"), FIRST)
 def test_the_work_of_the_levels_adds_up(name, arch):
     def build(strides=None):

@@ -55,6 +55,7 @@ def test_free_shapes_are_measured_at_the_size_of_the_export(data, tmp_path, monk
     assert max(shapes[0]) == 64
 
 
+@pytest.mark.slow
 def test_the_data_set_is_that_of_the_training(data, tmp_path, monkeypatch):
     """Not the built-in one, whose classes may be as many."""
     weights = save(create_model(tiny(nc=3)), tmp_path / "run/weights/best.pt")

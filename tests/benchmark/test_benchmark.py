@@ -98,6 +98,7 @@ def result(tmp_path_factory):
     return benchmark.run(cfg=cfgs, project=folder, **options), folder / "exp", cfgs
 
 
+@pytest.mark.slow
 def test_a_row_for_each_form_of_each_model(result):
     rows, _, _ = result
     assert [(row.model, row.form) for row in rows] == [(m, form) for m in ("w0.5.yaml", "w1.0.yaml") for form in FORMS]
@@ -212,6 +213,7 @@ def test_groups_hold_whole_models_and_fit_in_memory():
     assert [len(group) for group in benchmark.split(entries, 1)] == [2, 1]
 
 
+@pytest.mark.slow
 def test_backbones_without_neck_and_head(tmp_path):
     cfg = write(tmp_path, tiny_backbone("RepVGG", "A0"), "repvgg.yaml")
     options = {"imgsz": 64, "rounds": 1, "threads": 1, "backbone": True, "no_memory": True, "project": tmp_path}

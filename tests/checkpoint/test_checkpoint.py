@@ -299,6 +299,7 @@ def test_a_checkpoint_cannot_make_us_open_or_download_others(word, args, content
     assert opened == [str(path)]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_a_flipped_bit_is_refused_or_harmless(path, tmp_path):
     """Most bits are weights; those in the table of contents and in the pickle are where parsers break."""

@@ -88,6 +88,7 @@ def assert_same_network(name, changes, picture, tmp_path):
     assert (ours.names[3], ours.nc, ours.imgsz) == ("name 3", 5, 320)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ULTRALYTICS)
 def test_an_ultralytics_model_predicts_the_same(name, picture, tmp_path):
     assert_same_network(name, {}, picture, tmp_path)

@@ -225,6 +225,7 @@ def noise(folder):
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_detect_takes_the_files_and_gives_them_its_thresholds(best, tmp_path, options):
     told = {"source": noise(tmp_path / "images"), "project": tmp_path / "runs", "save_txt": True, "nosave": True}

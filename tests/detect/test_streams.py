@@ -107,6 +107,7 @@ def test_the_newest_frame_is_taken_and_older_ones_are_dropped():
     assert np.diff(taken).max() >= 10
 
 
+@pytest.mark.slow
 def test_a_slow_stream_does_not_hold_up_another(tmp_path):
     fast, slow = [(100, 0.02) for _ in range(110)], [(200, 0.4) for _ in range(4)]
     with serve(fast) as first, serve(slow) as second:

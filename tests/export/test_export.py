@@ -126,6 +126,7 @@ def test_dynamic_files_take_other_sizes_and_batches(best, model):
     assert sides == ["batch", "", "height", "width"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("opset", [11, 13, 18, 20])
 def test_opset_is_read_back_from_the_file(best, opset):
     assert command("--weights", best, "--include", "onnx", "--opset", opset) == 0

@@ -95,6 +95,7 @@ def test_fusing_drops_the_branch_that_only_trains():
 
 
 # YOLOv5's -------------------------------------------------------------------------------------------------------------
+@pytest.mark.slow
 @pytest.mark.parametrize("name", STOCK)
 def test_a_stock_architecture_has_the_published_parameters(name):
     with torch.device("meta"):

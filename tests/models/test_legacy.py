@@ -256,6 +256,7 @@ def test_a_backbone_may_have_any_levels(first, last, levels):
     assert_fuses(model, (last, 3 * last))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "levels", "size"),
     [
@@ -295,6 +296,7 @@ SMALL = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("word", SMALL)
 @pytest.mark.parametrize("finest", ["P2", "P6"])
 def test_heads_with_p2_or_p6_on_any_backbone(word, finest):

@@ -174,6 +174,7 @@ def test_yolov5n_is_yolov5n():
     assert model.nodes[-1].sources == (17, 20, 23)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in SHIPPED if is_backbone(load_spec(name).rows[0].module)])
 def test_the_published_layout_has_slots_5_to_20(name):
     with torch.device("meta"):

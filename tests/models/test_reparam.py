@@ -273,6 +273,7 @@ def pair():
     return build
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SWEPT)
 def test_fusing_twice_changes_nothing(name, pair):
     _, once = pair(name)
@@ -539,6 +540,7 @@ def test_fused_riformer_is_the_riformer():
     assert worst_error(deploy, backbone, pictures()) <= SAME
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arch", TIMM)
 def test_fused_timm_backbone_is_the_backbone(arch):
     backbone, deploy = backbone_pair("timm", arch)

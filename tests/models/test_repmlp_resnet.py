@@ -133,6 +133,7 @@ def test_other_sizes_are_listed(value):
         create_backbone("RepMLPResNet", "light-224", img_size=value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", [lambda m: m, switch_to_deploy], ids=["train", "deploy"])
 def test_onnx_agrees_at_any_size(form, tmp_path):
     backbone = form(randomize_(create_backbone("RepMLPResNet", "light-224", **SMALL)).eval())
@@ -163,6 +164,7 @@ def published_name(name):
     return name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["train", "deploy"])
 def test_published_files_are_read(small, deploy, form, tmp_path):
     """Deploy files have every convolution with its BatchNorm fused as well."""

@@ -301,6 +301,7 @@ def to_mm(name):
     return name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["train", "deploy"])
 @pytest.mark.parametrize("publisher", ["authors", "mmpretrain"])
 def test_every_publishers_file_is_read(original, tensors, deploy_tensors, form, publisher, tmp_path):

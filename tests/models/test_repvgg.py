@@ -112,6 +112,7 @@ def parameter_counts(arch):
     return [sum(p.numel() for p in form.parameters()) for form in (network, fuse_blocks(network))]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arch", ARCHS)
 def test_parameters_are_the_published_numbers(arch):
     counts = parameter_counts(arch)
@@ -595,6 +596,7 @@ def as_published(network, publisher, deploy):
     return tensors
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("publisher", PUBLISHERS)
 @pytest.mark.parametrize("deploy", [False, True], ids=["training", "deploy"])
 @pytest.mark.parametrize("arch", ["A0", "B1g4", "D2se"])

@@ -28,6 +28,7 @@ def complexity(name):
     return {form: {"parameters": count_parameters(m), "gflops": round(count_gflops(m), 4)} for form, m in forms.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SWEPT)
 def test_complexity_is_what_it_was(name):
     assert complexity(name) == json.loads(COMPLEXITY.read_text())[name]

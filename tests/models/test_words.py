@@ -441,6 +441,7 @@ def test_a_wrong_argument_is_explained(word, args, said):
 ANYTHING = [None, True, 0, 1, 2, 3, 4, 7, 8, 48, 64, 0.5, 0.01, "nn.ReLU()", [1], [3, 4], [3, 5], [0, 1, 0, 1]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("word", EXAMPLES)
 def test_a_row_runs_on_its_grid_or_is_refused(word, shapes_alone):
     """No argument at random makes a word fail in another way than by one sentence. Shapes alone are computed."""

@@ -108,6 +108,7 @@ WAYS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", WAYS)
 def test_other_ways_to_write_the_graph(options, tmp_path):
     written = Written(tiny(), tmp_path, **options)
@@ -160,6 +161,7 @@ def test_a_wrong_block_is_fusing(tmp_path):
     assert found["module"].startswith("model.2.1")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "title"), [("a.torchscript", "TorchScript"), ("a_openvino_model", "OpenVINO")])
 def test_a_wrong_file_of_another_format_is_the_file(written, name, title):
     path = write(written.biased("model.2.cv3.conv"), written.folder / "wrong" / name, written.options).path
