@@ -26,7 +26,7 @@ seen = []
 sys.addaudithook(lambda event, args: seen.append(event) or forbid(event, args))
 
 import detect, export, train, val
-from utils.shapes import NAMES, Recipe, ensure_shapes
+from utils.data.shapes import NAMES, Recipe, ensure_shapes
 from pathlib import Path
 import yaml
 
@@ -46,7 +46,6 @@ print("quiet")
 
 @pytest.mark.slow
 def test_no_script_touches_the_network_or_installs(tmp_path):
-
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(tiny()))
     result = subprocess.run(
         [sys.executable, "-c", PROGRAM],
