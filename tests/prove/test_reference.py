@@ -1,6 +1,9 @@
 """The proof: what counts as the same network and what does not, on outputs and files made to differ."""
 
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,6 +19,22 @@ from utils.prove.reference import TEMPORARY, Case, Reference
 from utils.prove.report import Proof, proof_table, summarize
 from utils.sizes import other_shape, third_shape
 
+ROOT = Path(__file__).parents[2]
+WITHOUT_TORCHVISION = """
+import sys
+import torch
+import export
+from ultralytics.utils.nms import TorchNMS
+from utils.deploy.ends import Nms
+from utils.prove import compare
+
+def refuse(*_):
+    raise RuntimeError("NMS without torchvision")
+
+TorchNMS.nms = refuse
+assert "torchvision" not in sys.modules
+print(len(compare.{}))
+"""
 SIZES = [(32, 32), (32, 96), (96, 32), (64, 64), (640, 640), (480, 640), (640, 480), (96, 1280), (1280, 1280)]
 
 
@@ -35,6 +54,21 @@ def compare_boxes(expected, got, tolerance=Tolerance()):  # noqa: B008 (it is fr
 
 def compare_ranked(expected, got):
     return compare((expected,), (got,), nc=3, end2end=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "call",
+    [
+        "detections(torch.rand(2, 7, 50), 3, end2end=False)",
+        "measure_nms((torch.rand(2, 7, 50),), (torch.zeros(2, 300, 6),), 3, Nms(max_det=300), compare.Tolerance())",
+    ],
+)
+def test_nms_is_that_of_torchvision(call):
+    """As in detect.py; that of ultralytics alone is ten times slower and drops boxes at a time limit."""
+    program = [sys.executable, "-c", WITHOUT_TORCHVISION.format(call)]
+    run = subprocess.run(program, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (run.returncode, run.stdout) == (0, "2\n"), run.stderr
 
 
 def test_equal_outputs_agree(output):

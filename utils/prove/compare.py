@@ -108,10 +108,13 @@ def measure_errors(
 def detections(output: Tensor, nc: int, end2end: bool, conf: float = CONF, **options: Any) -> list[Tensor]:
     """Return what a network sees in each picture, (n, 6 or more): x1 y1 x2 y2 in pixels, score, class, coefficients.
 
-    `options` are those of ultralytics' NMS.
+    `options` are those of ultralytics' NMS, which uses torchvision's only where that is imported: its own is ten times
+    slower, keeps other boxes of near ties, and ends at a time limit.
     """
     if end2end:
         return [rows[rows[:, 4] > conf] for rows in output]
+    import torchvision  # noqa: F401, PLC0415 (slow, and `export.py --help` runs no NMS)
+
     return non_max_suppression(output, conf, **{"iou_thres": IOU, "nc": nc, **options})
 
 
@@ -182,8 +185,8 @@ def measure_nms(
         filter(None, (_misfit(rows, nms) for rows in found)), ""
     ):
         return Difference(problem=problem), Errors(*[torch.empty(0)] * 3)
-    options = {"agnostic": nms.agnostic_nms, "max_det": nms.max_det, "nc": nc}
-    reference = non_max_suppression(candidates, nms.conf_thres, nms.iou_thres, **options)
+    options = {"iou_thres": nms.iou_thres, "agnostic": nms.agnostic_nms, "max_det": nms.max_det}
+    reference = detections(candidates, nc, end2end=False, conf=nms.conf_thres, **options)
     judged = [
         rows[rows[:, 4] > rows[-1, 4] + tolerance.score] if len(rows) == nms.max_det else rows for rows in reference
     ]
