@@ -35,8 +35,9 @@ def test_a_file_without_names_takes_those_of_the_data_set(data, tmp_path, suffix
     assert any(line.split()[:1] == [NAMES[1]] for line in log)
 
 
-def test_one_side_in_the_metadata(data, tmp_path):
-    weights = write_export(tmp_path, Disc(height=96, masks=False), "onnx", imgsz=96)
+@pytest.mark.parametrize("imgsz", [96, [96]])
+def test_one_side_in_the_metadata(data, tmp_path, imgsz):
+    weights = write_export(tmp_path, Disc(height=96, masks=False), "onnx", imgsz=imgsz)
     assert val.run(weights=weights, data=data, project=tmp_path / "val")["metrics/mAP50(B)"] > 0.9
 
 

@@ -23,6 +23,7 @@ from models.environment import patch_ultralytics
 from utils.deploy.ends import as_bytes, threshold_inputs
 from utils.deploy.metadata import KNOWN
 from utils.deploy.run import file_in, session_options
+from utils.sizes import check_imgsz
 
 CORES: list[Any] = []  # of OpenVINO; `utils.deploy.run.openvino_core` says why none of them may end
 
@@ -30,12 +31,13 @@ CORES: list[Any] = []  # of OpenVINO; `utils.deploy.run.openvino_core` says why 
 class KnownMetadata(BaseBackend):
     """A file of whose metadata only known entries become attributes: exports come from strangers."""
 
+    imgsz: Any  # height and width, of files that have it
+
     def apply_metadata(self, metadata: dict[str, Any] | None) -> None:
         """Set the entries that are known; see `utils.deploy.metadata`, which has checked them."""
         super().apply_metadata({key: value for key, value in (metadata or {}).items() if key in KNOWN})
-        size = getattr(self, "imgsz", None)
-        if isinstance(size, int):  # one side, where ultralytics' validator reads two
-            self.imgsz = [size, size]
+        if hasattr(self, "imgsz"):
+            self.imgsz = check_imgsz(self.imgsz, 1)  # two sides, where the file may have one
 
 
 class ExportedNetwork(KnownMetadata):

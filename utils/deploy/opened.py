@@ -49,6 +49,11 @@ class OpenedWeights:
         """Class number → name."""
         return self.network.names
 
+    @property
+    def is_named(self) -> bool:
+        """Whether the classes have names, be it that ultralytics made them up from the outputs."""
+        return len(self.names) != UNNAMED
+
     def name_classes(self, names: Mapping[int, str]) -> None:
         """Give classes that have no names those of a data set."""
         if not self.is_named:
@@ -105,11 +110,6 @@ class OpenedWeights:
         if self.network.end2end:
             return 1, "boxes", 6 + masks
         return 1, 4 + len(self.names) + masks if self.is_named else "4 + classes", "boxes"
-
-    @property
-    def is_named(self) -> bool:
-        """Whether the classes have names, be it that ultralytics made them up from the outputs."""
-        return len(self.names) != UNNAMED
 
 
 def open_weights(

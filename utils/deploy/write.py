@@ -234,9 +234,7 @@ def _to_be_written(deploy: DetectionModel, path: Path, kind: Format) -> Detectio
                 model.set_submodule(name, module.with_group_norms())
     stem = path.name[: -len(kind.ending)]
     model.pt_path = str(path.with_name(stem + SOURCE))  # the Exporter changes the suffix wherever it stands in there
-    model.__dict__["fuse"] = types.MethodType(
-        _as_it_is, model
-    )  # the Exporter would fuse, and here that is decided already
+    model.__dict__["fuse"] = types.MethodType(_as_it_is, model)  # whether to fuse is decided before
     return model
 
 

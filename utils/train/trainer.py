@@ -21,10 +21,10 @@ from ultralytics.models.yolo.detect import DetectionTrainer
 from ultralytics.utils import LOGGER, RANK
 from ultralytics.utils.torch_utils import ModelEMA, autocast, init_seeds, unwrap_model
 
-from models import DetectionModel, create_model, environment
+from models import DetectionModel, create_model
 from models.backbones import Backbone
 from models.blocks.repconv import RepConv
-from models.environment import patch_ultralytics
+from models.environment import cpu_cores, patch_ultralytics
 from models.errors import UserError, WeightsError
 from models.heads import AnchorDetect
 from models.loss import AnchorGains
@@ -99,9 +99,7 @@ class Trainer(DetectionTrainer):
         self.run = run
         super().__init__({**OWN_OPTIONS, **vars(engine.get_cfg())}, {**run.options, "mode": "train"})
         if self.device.type == "cpu":
-            torch.set_num_threads(
-                environment.cpu_cores()
-            )  # ultralytics leaves one for loading, which is done in between here
+            torch.set_num_threads(cpu_cores())  # ultralytics leaves one for loading, which is done in between here
         self.history: list[dict[str, float]] = []
         self.penalized: list[RepConv] = []
         self.add_callback("on_train_epoch_start", Trainer.seed_epoch)

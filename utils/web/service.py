@@ -137,9 +137,10 @@ class DetectionService:
             if kind:
                 runs[kind.title] = partial(load_runner(path), images)
             else:
+                network = load_checkpoint(path)
                 for number, key in enumerate(TIMED_FORMS):
                     progress(number / 4, desc=f"preparing {FORMS[key].title}")
-                    made = make(key, load_checkpoint(path), size, Path(temporary))
+                    made = make(key, network, size, Path(temporary))
                     runs[FORMS[key].title] = partial(made.load(torch.get_num_threads()), images)
             done = iter(range(1, TIMED_ROUNDS + 1))
             latency = measure(
