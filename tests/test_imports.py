@@ -236,6 +236,7 @@ def start():
     return {name: HEAVY & set(modules) for name, modules in json.loads(printed.splitlines()[-1]).items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", WITHOUT_TIMM)
 def test_a_start_without_timm_does_not_import_it(start, name):
     assert "torch" in start[name]
@@ -258,5 +259,6 @@ def test_the_lazy_names_of_the_package_are_complete():
     assert not hasattr(models, "no_such_name")
 
 
+@pytest.mark.slow
 def test_a_star_brings_all_names_of_the_package():
     assert "torch" in loaded(f"from models import *\n{', '.join(models.__all__)}")

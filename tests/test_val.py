@@ -25,6 +25,7 @@ def data(tmp_path):
     return file
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", ["onnx", "torchscript"])
 def test_a_file_without_names_takes_those_of_the_data_set(data, tmp_path, suffix, log):
     network = Disc(height=96, masks=False)
@@ -35,12 +36,14 @@ def test_a_file_without_names_takes_those_of_the_data_set(data, tmp_path, suffix
     assert any(line.split()[:1] == [NAMES[1]] for line in log)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("imgsz", [96, [96]])
 def test_one_side_in_the_metadata(data, tmp_path, imgsz):
     weights = write_export(tmp_path, Disc(height=96, masks=False), "onnx", imgsz=imgsz)
     assert val.run(weights=weights, data=data, project=tmp_path / "val")["metrics/mAP50(B)"] > 0.9
 
 
+@pytest.mark.slow
 def test_free_shapes_are_measured_at_the_size_of_the_export(data, tmp_path, monkeypatch):
     weights = save(create_model(tiny(nc=3)), tmp_path / "best.pt")
     assert export.run(weights=weights, include=["onnx"], dynamic=True, imgsz=64) == 0

@@ -54,6 +54,7 @@ def copied(exported, tmp_path):
     return shutil.copytree(exported, tmp_path / exported.name)
 
 
+@pytest.mark.slow
 def test_written_proven_and_replaced(best):
     folder = best.parent / "best_openvino_model"
     assert command("--weights", best, "--include", "openvino") == 0
@@ -211,6 +212,7 @@ def test_val_gives_the_numbers_of_the_weights(best, tmp_path):
     assert metrics[1]["metrics/mAP50(B)"] == pytest.approx(metrics[0]["metrics/mAP50(B)"], abs=0.02)
 
 
+@pytest.mark.slow
 def test_val_of_a_folder_without_metadata(copied, model, tmp_path, monkeypatch):
     (copied / "metadata.yaml").unlink()
     with pytest.raises(UserError, match="has no metadata and takes 64x96 pixels"):

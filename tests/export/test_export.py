@@ -149,6 +149,7 @@ def test_batches(best):
     assert {case["batch"] for entry in report["formats"].values() for case in entry["cases"]} == {3}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fuse", [True, False])
 def test_without_fusing_the_branches_stay(model, tmp_path, fuse):
     report = export(model, tmp_path, "best", "best.pt", Options(size=(64, 64), fuse=fuse))
@@ -231,6 +232,7 @@ def test_what_differs_on_many_pictures_only_is_refused(best, monkeypatch, caplog
     assert "✗ the mAP drops by 1.000 points, allowed are 0.1" in caplog.text
 
 
+@pytest.mark.slow
 def test_an_older_export_stays_when_the_new_one_is_refused(default, tmp_path, monkeypatch):
     best = shutil.copytree(default, tmp_path / "older") / "best.pt"
     before = {path.name: path.read_bytes() for path in best.parent.iterdir()}

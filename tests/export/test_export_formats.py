@@ -33,6 +33,7 @@ def _in_a_folder_of_its_own(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("row", formats())
 def test_written_and_proven_or_said_why_not(best, model, caplog, row):
     assert command("--weights", best, "--include", row.name, "--imgsz", 64, 96) == 0
@@ -58,6 +59,7 @@ def test_written_and_proven_or_said_why_not(best, model, caplog, row):
     assert len(np.loadtxt("runs/detect/exp/labels/bus.txt", ndmin=2))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("row", formats(lambda row: row.dynamic))
 def test_dynamic_files_are_proven_at_three_shapes(best, row):
     assert command("--weights", best, "--include", row.name, "--dynamic") == 0

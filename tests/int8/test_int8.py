@@ -287,6 +287,7 @@ def test_files_and_report(best, monkeypatch, caplog):
     assert OUTLIER in caplog.text
 
 
+@pytest.mark.slow
 def test_nothing_is_written_when_the_drop_is_too_large(best, monkeypatch, caplog):
     judge(monkeypatch, drop=10)
     assert command("--weights", best, "--include", "onnx", "--int8") == 1
@@ -294,6 +295,7 @@ def test_nothing_is_written_when_the_drop_is_too_large(best, monkeypatch, caplog
     assert "nothing was written" in caplog.text
 
 
+@pytest.mark.slow
 def test_the_val_split_judges(best):
     assert command("--weights", best, "--include", "onnx", "--int8", "--max-drop", 100) == 0
     found = json.loads(best.with_name("best.export.json").read_text(encoding="utf-8"))["int8"]["onnx"]

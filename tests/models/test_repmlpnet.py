@@ -50,6 +50,7 @@ def original(published):
     return create_backbone("RepMLPNet", "T224", weights=published).eval()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", [lambda m: m, fuse_blocks, switch_to_deploy], ids=["train", "blocks", "deploy"])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-4)], ids=str)
 def test_features_are_the_originals(form, dtype, tolerance, original):

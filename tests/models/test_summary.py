@@ -137,6 +137,7 @@ def test_the_card_answers_what_people_ask():
     assert "RIFormer" in card["backbone"]
 
 
+@pytest.mark.slow
 def test_the_card_of_a_timm_backbone_counts_what_fuses():
     model = DetectionModel(tiny_backbone("timm", "mobileone_s0"))
     assert "MobileOneBlock" in backbone_card(model, (64, 64))

@@ -310,6 +310,7 @@ def test_onnx_of_large_models_agrees_at_another_size(name):
     assert export_error(name, side, side + 64) <= 1e-4
 
 
+@pytest.mark.slow
 def test_a_trace_agrees_and_leaves_the_model_as_it_was():
     backbone = randomize_(build("eva02_tiny_patch14_224"))
     x, other = pictures(64, 96, dtype=torch.float32), pictures(96, 64, dtype=torch.float32)

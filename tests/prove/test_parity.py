@@ -30,6 +30,7 @@ def cfg(tmp_path):
     return write(tmp_path, tiny(), "small.yaml")
 
 
+@pytest.mark.slow
 def test_table_and_files(cfg, tmp_path, caplog):
     assert command("--cfg", cfg, "--include", "torchscript", "onnx", "--project", tmp_path / "runs") == 0
     assert "TorchScript static" in caplog.text

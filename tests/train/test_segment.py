@@ -226,6 +226,7 @@ def save(model: DetectionModel, path: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_exports_find_what_the_checkpoint_finds(folder, tmp_path):
     model = randomize_(create_model({**TINY_SEGMENT, "nc": 3}))
     with torch.no_grad():

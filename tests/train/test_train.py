@@ -374,6 +374,7 @@ def test_val_refuses_files_that_do_not_run_before_anything_is_written(folder, tm
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.slow
 def test_val_measures_weights_and_refuses_a_missing_split(finished, folder):
     metrics = val.run(
         weights=finished / "weights/best.pt", data=folder / "data.yaml", project=folder / "val", task="test"

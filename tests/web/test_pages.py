@@ -397,6 +397,7 @@ def test_without_gradio_one_sentence(monkeypatch, tmp_path):
         web.serve({"a": tmp_path}, None, Wanted(), conf_thres=0.25, iou_thres=0.45)
 
 
+@pytest.mark.slow
 def test_a_taken_port_is_one_sentence(tmp_path):
     pytest.importorskip("gradio")
     with socket.socket() as door:
