@@ -6,6 +6,7 @@ script, and depends on nothing but the standard library. What the switches do an
 - `YOLO_AUTOINSTALL`: never runs pip;
 - `ULTRALYTICS_SAFE_LOAD`: its loader reads tensors and known classes only, and its YAML reader has no `eval`;
 - `YOLO_CONFIG_DIR`: settings and the two fonts that it would otherwise download, in a folder of our own;
+- `ORT_DISABLE_TELEMETRY`: ONNX Runtime neither reports to its makers nor keeps a number for this machine;
 - `OPENCV_FFMPEG_LOGLEVEL`: OpenCV is silent about videos, what is wrong with a file is said by us;
 - `REPORTERS`: modules of OpenVINO and MNN that report to their makers, MNN's after installing what it needs for that
   with pip; where they cannot be imported, nothing is reported or installed.
@@ -62,6 +63,9 @@ def provide_fonts(folder: Path) -> None:
 
 def prepare_environment() -> None:
     """Set the switches. A host program that imported ultralytics first keeps its own choice, with a warning."""
+    os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+    for name in REPORTERS:
+        sys.modules.setdefault(name, None)  # type: ignore[arg-type]  # None: cannot be imported
     if "ultralytics" in sys.modules:
         print("WARNING ⚠️ ultralytics was imported before RepYOLO: its network use stays as it was", file=sys.stderr)
         return
@@ -69,8 +73,6 @@ def prepare_environment() -> None:
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
     if "YOLO_CONFIG_DIR" not in os.environ:
         os.environ["YOLO_CONFIG_DIR"] = str(config_dir())
-    for name in REPORTERS:
-        sys.modules.setdefault(name, None)  # type: ignore[arg-type]  # None: cannot be imported
     provide_fonts(Path(os.environ["YOLO_CONFIG_DIR"]))
 
 

@@ -1,32 +1,34 @@
-"""Train, detect and export make no network attempt and start no installer."""
+"""No script makes a try to reach the network, be it in Python or in the native code of a library, or installs."""
 
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import yaml
 
+from models import DetectionModel
+from tests import network
 from tests.helpers import tiny
+from utils.checkpoint import pack_model, save_checkpoint
 
 ROOT = Path(__file__).parents[1]
+TRY = "import socket; socket.socket(socket.AF_INET, socket.SOCK_DGRAM).connect_ex(('192.0.2.1', 53))"
 PROGRAM = """
 import sys
 
 def forbid(event, args):
-    if event in ("socket.connect", "socket.getaddrinfo", "socket.gethostbyname"):
-        raise RuntimeError(f"network: {event} {args}")
     if event == "subprocess.Popen" and "pip" in str(args):
         raise RuntimeError(f"installer: {args}")
 
 seen = []
 sys.addaudithook(lambda event, args: seen.append(event) or forbid(event, args))
 
-import detect, export, train, val
+import benchmark, detect, export, train, val
 from utils.data.shapes import NAMES, Recipe, ensure_shapes
+from utils.deploy.formats import FORMATS
 from pathlib import Path
 import yaml
 
@@ -36,25 +38,83 @@ Path("data.yaml").write_text(yaml.safe_dump({"path": str(Path("shapes").resolve(
 train.run(cfg="tiny.yaml", data="data.yaml", epochs=1, imgsz=64, batch_size=2)
 val.run(data="data.yaml")
 detect.run()
-export.run()
-import openvino
-openvino.convert_model(str(next(Path("runs").rglob("best.onnx"))))
+export.run(include=[name for name, row in FORMATS.items() if not row.gpu and not row.not_run])
+for weights in ("best.onnx", "best_openvino_model"):
+    detect.run(weights=[next(Path("runs").rglob(weights))])
+best = next(Path("runs").rglob("best.pt"))
+rows = benchmark.run(weights=[best], forms=["eager", "onnx", "openvino"], imgsz=64, rounds=1)
+assert all(row.peak_mb for row in rows)
 assert "open" in seen, "the audit hook saw nothing"
 print("quiet")
 """
+PAGE = """
+import os, signal, sys, threading, urllib.request
+import detect
+from utils.web import page
+
+def look(self, port, launch=page.Page.launch):
+    address = launch(self, port)
+    print(len(urllib.request.urlopen(address).read()), "bytes of a page")
+    threading.Timer(1, os.kill, (os.getpid(), signal.SIGINT)).start()
+    return address
+
+page.Page.launch = look
+signal.signal(signal.SIGINT, signal.default_int_handler)  # shells have what runs in the background ignore it
+try:
+    detect.run(web=True, weights=[sys.argv[1]])
+except KeyboardInterrupt:
+    print("quiet")
+"""
+
+
+def environment(folder: Path) -> dict[str, str]:
+    """Return the environment of a user's shell, without the switches of this process, whose home is `folder`."""
+    shell = {name: os.environ[name] for name in ("PATH", "LANG") if name in os.environ}
+    ours = {"PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(folder / "cache"), "HOME": str(folder)}
+    return {**shell, **ours, "OMP_NUM_THREADS": "1"}
+
+
+@pytest.mark.parametrize(("watch", "works"), [("_strace", "can_trace"), ("_namespace", "can_isolate")])
+@pytest.mark.parametrize(("program", "tries"), [(TRY, 1), ("print()", 0)])
+def test_a_try_is_seen(watch, works, program, tries, tmp_path):
+    if not getattr(network, works)():
+        pytest.skip(f"no {works.removeprefix('can_')} here")
+    command = [
+        sys.executable,
+        "-S",
+        "-c",
+        f"import subprocess, sys; subprocess.run([sys.executable, '-c', {program!r}])",
+    ]
+    watched = getattr(network, watch)(command, tmp_path, os.environ)
+    assert watched.result.returncode == 0
+    assert len(watched.tries) == tries
+
+
+def test_onnx_runtime_is_told_not_to_report():
+    assert os.environ["ORT_DISABLE_TELEMETRY"] == "1"
 
 
 @pytest.mark.slow
 def test_no_script_touches_the_network_or_installs(tmp_path):
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(tiny()))
-    result = subprocess.run(
-        [sys.executable, "-c", PROGRAM],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(tmp_path / "cache")},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    command = [sys.executable, "-c", PROGRAM]
+    result, tries = network.run_watched(command, tmp_path, environment(tmp_path))
     assert result.returncode == 0, result.stderr[-3000:]
     assert result.stdout.splitlines()[-1] == "quiet"
+    assert tries == []
+    assert (tmp_path / "cache/repyolo").is_dir()
+    assert not (tmp_path / "cache/Microsoft").exists(), "ONNX Runtime keeps a number for this machine"
+    assert not (tmp_path / "intel").exists(), "OpenVINO keeps one"
     assert list(tmp_path.glob("runs/train/exp/weights/best.onnx"))
+
+
+@pytest.mark.slow
+def test_the_page_touches_the_loopback_address_only(tmp_path):
+    pytest.importorskip("gradio")
+    if not network.can_trace():
+        pytest.skip("strace, which tells the loopback address from others, is not there or not allowed")
+    save_checkpoint(pack_model(DetectionModel(tiny())), tmp_path / "tiny.pt")
+    command = [sys.executable, "-c", PAGE, str(tmp_path / "tiny.pt")]
+    result, tries = network.run_watched(command, tmp_path, environment(tmp_path))
+    assert result.stdout.splitlines()[-1:] == ["quiet"], result.stderr[-3000:]
+    assert tries == []

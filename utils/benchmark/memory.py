@@ -5,19 +5,23 @@ from __future__ import annotations
 import ctypes
 import gc
 import multiprocessing
+import os
 import signal
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from utils.paths import ROOT
+
 RUNS = 3  # of the network; its runtime keeps what the first one needed
 PROCESS_PATIENCE = 300.0  # seconds that a process may take
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
-LIBRARIES = ["utils.benchmark.forms", "openvino"]  # that the processes share, so that they are in none of the figures
+SHARED = "utils.benchmark.shared"  # imports what the processes share, so that it is in none of the figures
 
 
 def weights_size(module: nn.Module) -> int:
@@ -41,7 +45,9 @@ def peak_memory(load: Callable[[], Callable[[Tensor], object]], shape: tuple[int
     if not STATUS.exists():
         return None
     context = multiprocessing.get_context("forkserver")  # a copy of this process would have its memory and locks
-    context.set_forkserver_preload(LIBRARIES)
+    context.set_forkserver_preload([SHARED])
+    with _importable():
+        forkserver.ensure_running()
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_measure, args=(load, shape, threads, sender), daemon=True)
     process.start()
@@ -54,6 +60,22 @@ def peak_memory(load: Callable[[], Callable[[Tensor], object]], shape: tuple[int
         process.kill()
         process.join()
         receiver.close()
+
+
+@contextmanager
+def _importable() -> Iterator[None]:
+    """Let a Python that is started meanwhile, in whatever folder, import what this one does.
+
+    The fork server is told no path, and leaves out without a word what it cannot import.
+    """
+    former = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *([former] if former else [])])
+    try:
+        yield
+    finally:
+        del os.environ["PYTHONPATH"]
+        if former is not None:
+            os.environ["PYTHONPATH"] = former
 
 
 def _measure(
