@@ -35,7 +35,7 @@ from utils import cli
 from utils.detect.ensemble import create_ensemble
 from utils.detect.feature_maps import FeatureMaps
 from utils.detect.loop import Speed, predict
-from utils.detect.sources import AnySource, has_pictures, open_source
+from utils.detect.sources import AnySource, Files, has_pictures, open_source
 from utils.detect.tracking import LOW_CONF, TRACKERS, Tracking
 from utils.detect.writers import Wanted, Writers
 
@@ -129,7 +129,8 @@ def main(args: argparse.Namespace) -> int:
     )
     features = FeatureMaps(finder) if args.visualize else None
     wanted = wanted_files(args)
-    folder = increment_path(args.project, args.name, args.exist_ok) if wanted.anything else Path()
+    sources = [*args.source, *source.files]
+    folder = increment_path(args.project, args.name, args.exist_ok, sources) if wanted.anything else Path()
     outputs = Writers(folder, wanted)
     steps = ([tracking.follow] if tracking else []) + ([features.writer(folder / "features")] if features else [])
     speed = predict(finder, source, outputs, args.view_img and check_imshow(warn=True), steps)
@@ -174,7 +175,6 @@ def wanted_files(args: argparse.Namespace) -> Wanted:
         line_width=args.line_thickness,
         draw_names=not args.hide_labels,
         draw_confidence=not args.hide_conf,
-        tracks=bool(args.track),
         features=args.visualize,
     )
 
@@ -189,7 +189,8 @@ def log_report(speed: Speed, source: AnySource, outputs: Writers) -> None:
         if outputs.wanted.labels:
             LOGGER.info(printable(f"{outputs.label_files} labels saved to {outputs.folder / 'labels'}"))
     if source.unreadable:
-        LOGGER.warning(f"{len(source.unreadable)} of {len(source)} files could not be read:")
+        others = source.unreadable.keys() - set(source.files) if isinstance(source, Files) else ()  # not to be found
+        LOGGER.warning(f"{len(source.unreadable)} of {len(source) + len(others)} files could not be read:")
         for path, reason in source.unreadable.items():
             LOGGER.info(f"  {printable(path)}: {reason}")
 

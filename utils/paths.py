@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
+import stat
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -14,15 +16,23 @@ from utils.text import shorten
 
 ROOT = Path(__file__).resolve().parents[1]  # the folder that holds models/, data/ and the scripts
 MADE: list[Path] = []  # folders of runs that the script has made
+KERNEL = ("/proc", "/sys")  # whose files are made when they are read, and may be waited for
+KINDS = {stat.S_IFDIR: "folder", stat.S_IFIFO: "pipe", stat.S_IFCHR: "device", stat.S_IFBLK: "device"}  # of no file
 
 
-def increment_path(project: str | Path, name: str, exist_ok: bool = False) -> Path:
+def increment_path(project: str | Path, name: str, exist_ok: bool = False, sources: Iterable[str | Path] = ()) -> Path:
     """Make and return the folder of a run: `project/name`, else `project/name2`, `project/name3`, …
 
     Two runs that start at once get two folders. With `exist_ok`, `project/name` itself is used again.
 
+    Args:
+        project: the folder of the runs.
+        name: of the run.
+        exist_ok: use the folder if it is there.
+        sources: files and folders that the run reads, none of which may lie in a folder that is used again.
+
     Raises:
-        UserError: the folder cannot be made or written to.
+        UserError: the folder cannot be made or written to, or holds a source, which results could replace.
     """
     first = Path(project) / name
     if not is_utf8(first):
@@ -34,14 +44,58 @@ def increment_path(project: str | Path, name: str, exist_ok: bool = False) -> Pa
         while not _make_folder(folder, exist_ok):
             n += 1
             folder = first.with_name(f"{first.name}{n}")
-        if not (exist_ok and there):
+        if exist_ok and there:
+            check_holds_none(folder, sources)
+        else:
             MADE.append(folder)
+    except UserError:
+        raise
     except (OSError, ValueError) as error:  # ValueError: a null byte in the name
         reason = error.strerror if isinstance(error, OSError) else error
         raise UserError(f"the output folder {shorten(first)} cannot be made: {reason}") from error
     if not os.access(folder, os.W_OK):
         raise UserError(f"the output folder {folder} cannot be written to")
     return folder
+
+
+def check_holds_none(folder: Path, sources: Iterable[str | Path]) -> None:
+    """Raise UserError when one of the sources, or what it links to, lies in the folder of the results or below."""
+    place = folder.stat()
+    checked: set[str] = set()
+    for source in filter(os.path.lexists, sources):
+        path = os.path.abspath(source)  # noqa: PTH100 (without a link's target)
+        if os.path.isdir(path):  # noqa: PTH112 (False for what cannot be reached)
+            above = {os.path.realpath(path)}
+        else:
+            above = {os.path.realpath(os.path.dirname(path)), os.path.dirname(os.path.realpath(path))}  # noqa: PTH120
+        for parent in above - checked:
+            checked.add(parent)
+            if any(os.path.samestat(p.stat(), place) for p in (Path(parent), *Path(parent).parents) if p.exists()):
+                raise UserError(
+                    f"{shorten(source)} lies in the folder of the results, {folder}, where it could be replaced: "
+                    "choose another --project or --name"
+                )
+
+
+def why_no_file(path: str | Path) -> str:
+    """Return why a path cannot be read as a file of data, such as "does not exist", or nothing where it can.
+
+    Pipes, devices and what the kernel makes up would be waited for, or have no end; so they are never opened.
+    """
+    try:
+        mode = os.stat(path).st_mode  # noqa: PTH116 (of any text)
+    except OSError as error:
+        if error.errno == errno.ENOENT:
+            return "is a link to what does not exist" if os.path.islink(path) else "does not exist"  # noqa: PTH114
+        loops = error.errno == errno.ELOOP
+        return "is a link that leads to itself" if loops else f"cannot be read: {error.strerror}"
+    except ValueError:  # a null byte
+        return "does not exist"
+    if not stat.S_ISREG(mode):
+        return f"is not a file but a {KINDS.get(stat.S_IFMT(mode), 'socket')}"
+    if os.path.realpath(path).startswith(tuple(f"{folder}/" for folder in KERNEL)):
+        return "is not a file of data but one of the system"
+    return ""
 
 
 def remove_empty_runs() -> None:
@@ -96,9 +150,10 @@ def find_weights(weights: str | Path | None, project: str | Path = "runs/train")
     if "://" in str(weights):
         raise UserError(f"--weights takes a file on this machine, not the address {weights}")
     path = Path(weights)
-    if not path.exists():
+    problem = "" if path.is_dir() else why_no_file(path)  # some exports are folders
+    if problem:
         near = _did_you_mean_file(path.name, [path.parent])
-        raise UserError(f"the weights file {path} does not exist{near}")
+        raise UserError(f"the weights file {path} {problem}{near}")
     return path
 
 

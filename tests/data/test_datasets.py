@@ -144,7 +144,7 @@ def test_pictures_of_a_list_that_are_not_there_are_named(folder):
     (folder / "train.txt").write_text("images/train/a.jpg\nimages/train/gone.jpg\n")
     data = load_dataset(write_yaml(folder, train="train.txt"))
     rejected = build_dataset(options(), data["train"], 2, data).rejected
-    assert rejected == [("images/train/gone.jpg", "there is no such file")]
+    assert rejected == [("images/train/gone.jpg", "it does not exist")]
 
 
 @pytest.mark.parametrize("path", ["set", None], ids=["path from the working folder", "no path"])
@@ -338,7 +338,7 @@ def spoil(path: Path, how: str) -> None:
     }
     if how == "too few":
         write_picture(path, 5, 64)
-    elif how == "no such file":
+    elif how == "does not exist":
         path.unlink()
         path.symlink_to("nowhere")
     else:
@@ -355,7 +355,7 @@ def spoil(path: Path, how: str) -> None:
         "more than 100 million",
         "cannot be decoded",
         "too few",
-        "no such file",
+        "does not exist",
     ],
 )
 def test_bad_picture_is_skipped_named_and_left_as_it_is(folder, logged, how):
@@ -460,10 +460,15 @@ def test_bad_label_rejects_its_picture(folder):
     write_label(folder, "train/c", "9 0.5 0.5 0.5 0.5")
     (folder / "labels" / "train" / "d.txt").unlink()
     (folder / "labels" / "train" / "d.txt").mkdir()
+    for name, target in {"e": "/dev/zero", "f": "f.txt"}.items():
+        write_picture(folder / "images" / "train" / f"{name}.jpg", 64, 64)
+        (folder / "labels" / "train" / f"{name}.txt").symlink_to(target)
     reasons = {Path(path).name: reason for path, reason in build(folder).rejected}
     assert reasons == {
         "c.jpg": "c.txt, line 1 has the class 9, but the classes are 0 to 1",
-        "d.jpg": "its label file cannot be read: Is a directory",
+        "d.jpg": "its label file d.txt is not a file but a folder",
+        "e.jpg": "its label file e.txt is not a file but a device",
+        "f.jpg": "its label file f.txt is a link that leads to itself",
     }
 
 

@@ -6,6 +6,7 @@ import os
 import signal
 import struct
 import threading
+import time
 import zlib
 from pathlib import Path
 
@@ -20,8 +21,7 @@ from models.errors import UserError
 from tests.detecting import count_frames, files_below, picture, start, video
 from tests.networks import NAMES, Disc, write_export
 from utils import cli
-from utils.data import pictures
-from utils.detect import loop, predictor, sources, streams, writers
+from utils.detect import loop, names, predictor, sources, streams, writers
 
 # isort: split
 from ultralytics.engine.results import Results
@@ -109,8 +109,10 @@ def test_video(run, log, tmp_path):
     assert any(f"video 1/1 (12/12) {clip}: 64x64 1 square, " in line for line in log)
     assert files_below("runs/detect/exp") == sorted(["clip.mp4"] + [f"labels/clip_{i}.txt" for i in range(1, 13)])
     assert count_frames("runs/detect/exp/clip.mp4") == 12
-    assert run(source=clip, vid_stride=5) == 0
+    assert run(source=clip, vid_stride=5, save_txt=True) == 0
+    assert files_below("runs/detect/exp2/labels") == ["clip_10.txt", "clip_5.txt"]
     capture = cv2.VideoCapture("runs/detect/exp2/clip.mp4")
+    assert any(f"video 1/1 (10/12) {clip}: " in line for line in log)
     assert capture.get(cv2.CAP_PROP_FRAME_COUNT) == 2 and capture.get(cv2.CAP_PROP_FPS) == pytest.approx(2)
 
 
@@ -157,7 +159,7 @@ def test_streams_from_a_list(run, log, tmp_path):
     (tmp_path / "cameras.streams").write_text(f"{clip}\n")
     assert run(source="cameras.streams") == 0
     [saved] = files_below("runs/detect/exp")
-    assert saved.endswith("clip.mp4")
+    assert saved.endswith("clip.avi.mp4")
     lines = [line for line in log if line.startswith("0: 64x64 1 square, ")]
     assert 0 < len(lines) == count_frames(f"runs/detect/exp/{saved}")
 
@@ -169,10 +171,59 @@ def test_camera_that_is_not_there(run, number):
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
-def test_a_pipe_in_a_folder_is_not_waited_for(tmp_path):
-    os.mkfifo(tmp_path / "pipe.jpg")
-    with pytest.raises(pictures.Unreadable, match="not a file"):
-        pictures.read_picture(tmp_path / "pipe.jpg")
+def test_what_is_no_file_is_named_and_not_opened(run, log, tmp_path):
+    folder = tmp_path / "in"
+    picture(folder / "a.jpg")
+    os.mkfifo(folder / "pipe.jpg")
+    os.mkfifo(folder / "pipe.mp4")
+    (folder / "folder.png").mkdir()
+    for name, target in {
+        "loop.jpg": "loop.jpg",
+        "gone.jpg": "nothing.jpg",
+        "zero.mp4": "/dev/zero",
+        "cpu.png": "/proc/cpuinfo",
+    }.items():
+        (folder / name).symlink_to(target)
+    assert run(source=folder) == 1
+    reasons = dict(line.removeprefix(f"  {folder}/").split(": ") for line in log[-7:])
+    assert reasons == {
+        "cpu.png": "is not a file of data but one of the system",
+        "folder.png": "is not a file but a folder",
+        "gone.jpg": "is a link to what does not exist",
+        "loop.jpg": "is a link that leads to itself",
+        "pipe.jpg": "is not a file but a pipe",
+        "pipe.mp4": "is not a file but a pipe",
+        "zero.mp4": "is not a file but a device",
+    }
+    assert files_below("runs/detect/exp") == ["a.jpg"]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+def test_lists_that_are_no_files_and_entries_that_no_file_can_have(run, log, tmp_path):
+    os.mkfifo(tmp_path / "pipe.txt")
+    with pytest.raises(UserError, match=r"the list pipe\.txt is not a file but a pipe"):
+        run(source="pipe.txt")
+    picture(tmp_path / "a.jpg")
+    (tmp_path / "list.txt").write_text(f"a.jpg\n{'x' * 5000}.jpg\nx\0.jpg\nnone*.jpg\n")
+    assert run(source="list.txt") == 1
+    assert log[-4].endswith("3 of 4 files could not be read:")
+    assert files_below("runs/detect/exp") == ["a.jpg"]
+
+
+def test_links_in_a_circle_below_a_pattern(tmp_path):
+    picture(tmp_path / "a/b/1.jpg")
+    for i in range(8):  # of which glob would follow every combination
+        (tmp_path / f"a/b/{i}").symlink_to("..")
+    found = sources.expand_source(tmp_path / "**/*.jpg")
+    assert found == [tmp_path / "a/b/1.jpg"]
+    assert sources.expand_source(tmp_path / "a/b/**")[-1] == tmp_path / "a/b/7"
+    assert sources.expand_source(tmp_path / "a/*/1.jpg") == found
+
+
+def test_a_name_with_a_star_is_a_name_where_there_is_such_a_file(tmp_path):
+    picture(tmp_path / "a*.jpg")
+    picture(tmp_path / "ab.jpg")
+    assert sources.expand_source(tmp_path / "a*.jpg") == [tmp_path / "a*.jpg"]
 
 
 def test_window_closes_with_q(run, log, tmp_path, monkeypatch):
@@ -229,9 +280,14 @@ def test_crops_and_table(run, tmp_path):
     run(source="in", save_crop=True, save_csv=True, nosave=True)
     assert files_below("runs/detect/exp") == ["crops/square/=b.jpg", "crops/square/a.jpg", "predictions.csv"]
     header, *rows = (tmp_path / "runs/detect/exp/predictions.csv").read_text().splitlines()
-    assert header == "Image Name,Prediction,Confidence"
-    assert [row.rsplit(",", 1)[0] for row in rows] == ["'=b.jpg,square", "a.jpg,square"]
-    assert all(0.9 < float(row.rsplit(",", 1)[1]) <= 1 for row in rows)
+    assert header == "file,frame,class,confidence,x1,y1,x2,y2,track"
+    cells = [row.split(",") for row in rows]
+    assert [row[:3] for row in cells] == [["in/=b.jpg", "", "square"], ["in/a.jpg", "", "square"]]
+    assert all(0.9 < float(row[3]) <= 1 and row[8] == "" for row in cells)
+    assert all(
+        0 <= float(x1) < float(x2) <= 64 and 0 <= float(y1) < float(y2) <= 48
+        for x1, y1, x2, y2 in (row[4:8] for row in cells)
+    )
 
 
 def test_boxes_are_drawn_to_the_size_of_the_picture(tmp_path):
@@ -242,6 +298,68 @@ def test_boxes_are_drawn_to_the_size_of_the_picture(tmp_path):
 
     assert drawn(160) < drawn(160, line_width=3) / 2
     assert drawn(160, draw_names=False) < drawn(160, draw_confidence=False) < drawn(160)
+
+
+def test_results_never_replace_their_sources(run, tmp_path):
+    picture(tmp_path / "results/a.jpg")
+    video(tmp_path / "results/v.mp4", fourcc="mp4v")
+    picture(tmp_path / "elsewhere/b.jpg")
+    (tmp_path / "linked").symlink_to("results")
+    (tmp_path / "results/c.jpg").symlink_to(tmp_path / "elsewhere/b.jpg")
+    (tmp_path / "elsewhere/d.jpg").symlink_to(tmp_path / "results/a.jpg")
+    (tmp_path / "results/list.txt").write_text("../elsewhere/b.jpg\n")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*.*") if path.suffix != ".pt"}
+    for source in ("results", "results/v.mp4", "results/c.jpg", "elsewhere/d.jpg", "linked", "results/list.txt"):
+        for name in ("results", "linked"):
+            with pytest.raises(UserError, match=r"lies in the folder of the results, .*choose another --project or"):
+                run(source=source, project=tmp_path, name=name, exist_ok=True, save_txt=True)
+    assert {path: path.read_bytes() for path in before} == before
+    assert len(list(tmp_path.rglob("*.*"))) == len(before)
+
+
+def test_nothing_is_written_through_a_link(run, tmp_path):
+    image = picture(tmp_path / "in/a.jpg")
+    mine = tmp_path / "mine.txt"
+    mine.write_text("mine")
+    (tmp_path / "runs/detect/exp/labels").mkdir(parents=True)
+    for name in ("a.jpg", "labels/a.txt", "predictions.csv"):
+        (tmp_path / "runs/detect/exp" / name).symlink_to(mine)
+    assert run(source=image, save_txt=True, save_csv=True, exist_ok=True) == 0
+    assert mine.read_text() == "mine"
+    assert all(path.is_file() and not path.is_symlink() for path in (tmp_path / "runs/detect/exp").rglob("*.*"))
+
+
+def test_a_row_says_which_file_and_frame_it_is_of(run, tmp_path):
+    for name in ("day/1.jpg", "night/1.jpg"):
+        picture(tmp_path / "in" / name)
+    video(tmp_path / "v.avi", 3)
+    outside = picture(tmp_path.parent / f"{tmp_path.name}-outside" / "1.jpg")
+    assert run(source=["in/**/*.jpg", "v.avi", outside], save_csv=True, save_txt=True, visualize=True) == 0
+    rows = [line.split(",")[:2] for line in Path("runs/detect/exp/predictions.csv").read_text().splitlines()[1:]]
+    images = [["in/day/1.jpg", ""], ["in/night/1.jpg", ""], [str(outside), ""]]
+    assert rows == [*images, ["v.avi", "1"], ["v.avi", "2"], ["v.avi", "3"]]
+    written = files_below("runs/detect/exp")
+    for folder, end in (("", ".jpg"), ("labels/", ".txt"), ("features/", "/P3.png")):
+        assert {f"{folder}1{n}{end}" for n in ("", "-2", "-3")} <= set(written)
+
+
+def test_names_of_outputs():
+    images = [
+        "a/bus.jpg",
+        "b/bus.jpg",
+        "b/BUS.png",
+        "bus-2.jpg",
+        "clip_12.jpg",
+        f"a/{'x' * 251}.jpg",
+        f"b/{'x' * 251}.jpg",
+    ]
+    videos = ["clip.avi", "a/clip.mp4", "bus.mp4", f"{'é' * 125}.avi"]
+    named = names.output_names([*map(Path, images)], [*map(Path, videos)])
+    assert [*named.values()][:5] == ["bus", "bus-2", "BUS-3", "bus-2-2", "clip_12"]
+    assert [*named.values()][7:10] == ["clip-2", "clip-3", "bus-4"]
+    assert len({name.casefold() for name in named.values()}) == len(named)
+    assert all(len(f"{name}.jpg".encode()) <= 255 for name in named.values())
+    assert len(f"{named[Path(videos[3])]}_99999999.txt".encode()) <= 255
 
 
 def test_same_stem_twice(run, tmp_path):
@@ -307,7 +425,7 @@ def test_odd_video_names(run, tmp_path):
     ],
 )
 def test_class_names_as_folders(name, safe):
-    assert writers.safe_name(name) == safe
+    assert names.safe_name(name) == safe
 
 
 # What can go wrong ----------------------------------------------------------------------------------------------------
@@ -620,6 +738,22 @@ def test_prefetch_reads_one_ahead_and_passes_errors_on():
     assert next(taken) == 1 and len(read) <= 3
     with pytest.raises(RuntimeError, match="broken"):
         list(taken)
+
+
+def test_the_end_does_not_wait_for_a_file_that_never_comes():
+    never = threading.Event()
+
+    def waiting():
+        yield 1
+        never.wait()
+
+    taken = sources.prefetch(waiting())
+    assert next(taken) == 1
+    start = time.monotonic()
+    taken.close()
+    assert time.monotonic() - start < 1
+    assert all(thread.daemon for thread in threading.enumerate() if thread.name == "reader")
+    never.set()
 
 
 # As a process ---------------------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from ultralytics.utils import LOGGER
 
 from models.errors import UserError, did_you_mean
 from utils.data.shapes import ensure_shapes, shapes_folder
-from utils.paths import ROOT, find_file
+from utils.paths import ROOT, find_file, why_no_file
 
 BUILT_IN = ROOT / "data" / "shapes.yaml"
 DATA_KEYS = ("path", "train", "val", "test", "names", "nc", "channels", "kpt_shape", "flip_idx", "download")
@@ -74,6 +74,8 @@ def read_yaml(file: Path, what: str = "data set", keys: str = "train, val and na
     Raises:
         UserError: it is no YAML, or no mapping.
     """
+    if problem := why_no_file(file):
+        raise UserError(f"{file} {problem}")
     if file.stat().st_size > MAX_YAML:
         raise UserError(f"{file} is larger than {MAX_YAML >> 20} MB, so it is not the YAML of a {what}")
     try:

@@ -12,6 +12,7 @@ from ultralytics.utils import LOGGER
 
 from models.errors import UserError
 from utils.data.description import BUILT_IN, load_dataset
+from utils.paths import why_no_file
 from utils.text import printable
 
 
@@ -35,15 +36,28 @@ def list_images(source: str | Sequence[str], root: str | Path = "") -> list[str]
 
 def walk(folder: str) -> Iterable[str]:
     """Yield the files below `folder`, through links, without hidden ones."""
+    for parent, files in folders_below(folder):
+        yield from (os.path.join(parent, name) for name in files if not name.startswith("."))  # noqa: PTH118
+
+
+def folders_below(folder: str) -> Iterable[tuple[str, list[str]]]:
+    """Yield `folder` and those below it with the names of their files, through links, each once, hidden ones left out.
+
+    One that cannot be read is named in a warning.
+    """
     visited = set()
-    for parent, folders, files in os.walk(folder, followlinks=True):
-        folders[:] = [name for name in folders if not name.startswith(".")]
+    for parent, folders, files in os.walk(folder, followlinks=True, onerror=_warn):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
         real = os.path.realpath(parent)
         if real in visited:  # a link to a folder above
             folders.clear()
             continue
         visited.add(real)
-        yield from (os.path.join(parent, name) for name in files if not name.startswith("."))  # noqa: PTH118
+        yield parent, files
+
+
+def _warn(error: OSError) -> None:
+    LOGGER.warning(printable(f"the folder {error.filename} cannot be read: {error.strerror}"))
 
 
 def read_image_list(file: Path, root: str | Path) -> Iterable[str]:
@@ -51,6 +65,8 @@ def read_image_list(file: Path, root: str | Path) -> Iterable[str]:
 
     Those that begin with `./` are relative to the list, as in YOLOv5.
     """
+    if problem := why_no_file(file):
+        raise UserError(f"the list of pictures {file} {problem}")
     try:
         lines = file.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:

@@ -18,6 +18,7 @@ from ultralytics.data.utils import IMG_FORMATS
 from ultralytics.utils import LOGGER, patches
 
 from models.environment import patch_ultralytics
+from utils.paths import why_no_file
 from utils.text import printable
 
 MAX_PIXELS = 100_000_000  # a larger picture is refused from its header
@@ -75,13 +76,13 @@ def read_header(path: Path) -> Header:
     if kind in HEIF:
         register_heif()
     try:
-        if path.exists() and not path.is_file():  # a pipe would be waited for
-            raise Unreadable("not a file")
+        if problem := why_no_file(path):
+            raise Unreadable(problem)
         with patches._image_open(path) as picture:
             pages = getattr(picture, "n_frames", 1) if kind in PAGED else 1
             width, height = picture.size
             header = Header(width, height, picture.mode, pages)
-    except FileNotFoundError as error:
+    except FileNotFoundError as error:  # since it was looked at
         raise Unreadable("does not exist") from error
     except PermissionError as error:
         raise Unreadable("no permission to read it") from error

@@ -30,10 +30,12 @@ from ultralytics.utils.patches import imread
 
 from models.environment import config_dir
 from utils.data.pictures import MAX_PIXELS
+from utils.paths import why_no_file
 from utils.text import printable
 
 MIN_PICTURE_SIDE = 10  # pixels
 COORDINATE_TOLERANCE = 0.01  # coordinates may lie this far outside of [0, 1]
+MAX_LABELS = 64 << 20  # bytes of a label file
 MAX_NAMED = 10  # files that a warning names
 CACHE_VERSION = 1  # of the records below
 TOO_LARGE = f"it claims to have more than {MAX_PIXELS // 1_000_000} million pixels"
@@ -139,7 +141,11 @@ def decoder_flag(channels: int) -> int:
 
 
 def read_labels(file: Path, settings: Settings) -> tuple[np.ndarray, list[np.ndarray], str]:
-    """Return what `parse_labels` finds in `file`; ValueError names the file and the line."""
+    """Return what `parse_labels` finds in `file`; ValueError names the file and the line, or says why it is none."""
+    if problem := why_no_file(file):
+        raise ValueError(f"its label file {file.name} {problem}")
+    if file.stat().st_size > MAX_LABELS:
+        raise ValueError(f"its label file {file.name} has more than {MAX_LABELS >> 20} MB")
     text = file.read_text(encoding="utf-8-sig")
     try:
         return parse_labels(text, settings)
@@ -210,10 +216,12 @@ def examine(image: str, label: str, stamp: tuple[int, int, int, int], settings: 
     """Look at one picture and its label file."""
     record = Record(image, stamp)
     try:
-        if stamp[0] <= 0:
-            raise ValueError("the file is empty" if stamp[0] == 0 else "there is no such file")
+        if problem := why_no_file(image):
+            raise ValueError(f"it {problem}")
+        if stamp[0] == 0:
+            raise ValueError("the file is empty")
         record.shape = picture_shape(image, settings.channels)
-        if stamp[2] < 0:
+        if not os.path.lexists(label):
             record.state = "missing"
             return record
         record.rows, record.segments, record.note = read_labels(Path(label), settings)

@@ -53,7 +53,7 @@ class FeatureMaps:
     def writer(self, folder: Path) -> Step:
         """Return a step that writes the maps of the frame that was just looked at, of a video those of the first one.
 
-        They go into `folder`/<name of the file>.
+        They go into `folder`/<name of the output files>.
         """
 
         def write(found: Found) -> Found:
@@ -61,7 +61,7 @@ class FeatureMaps:
                 self._seen.add(found.frame.path)
                 for name, maps in self._maps.items():
                     drawn = draw_maps(maps[0].float().cpu().numpy())
-                    write_image(folder / found.frame.path.stem / f"{name}.png", drawn)
+                    write_image(folder / found.frame.output_name / f"{name}.png", drawn)
             return found
 
         return write

@@ -16,11 +16,17 @@ class Frame:
     """One picture on its way to the network."""
 
     image: np.ndarray  # (H, W, 3) uint8, BGR
-    path: Path  # of the file; for a stream a name without separators
+    path: Path  # of the file, absolute; for a stream a name without separators
     title: str  # start of the line that is printed: "image 1/2 /path/bus.jpg: "
-    number: int | None = None  # of the video's or stream's frame, from 1; None for a picture
+    number: int | None = None  # of the video's or stream's frame, from 1, skipped ones counted; None for a picture
     fps: float = 30.0  # frames per second of the video that this belongs to, after skipping
     live: bool = False  # one of several streams that run side by side
+    name: str = ""  # of the source's output files, without suffix; no other source of the run has it
+
+    @property
+    def output_name(self) -> str:
+        """The name of the source's output files, where none was given that of the file or stream."""
+        return self.name or (self.path.name if self.live else self.path.stem)
 
 
 @dataclass(frozen=True)

@@ -6,21 +6,27 @@ A file that cannot be read never ends a run: it is skipped and its name and reas
 from __future__ import annotations
 
 import glob
+import os
+import queue
 import tempfile
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import cv2
 from ultralytics.data.utils import VID_FORMATS
 
 from models.errors import UserError, did_you_mean
+from utils.data.files import folders_below
 from utils.data.pictures import Unreadable, is_picture, read_picture, suffix
 from utils.detect.frame import Frame
+from utils.detect.names import output_names
 from utils.detect.streams import PATIENCE, Screen, Streams, is_live, read_addresses
-from utils.paths import is_utf8
+from utils.paths import is_utf8, why_no_file
+from utils.text import shorten
 
 COMPLETE = 0.95  # a video that gives fewer of its frames than this is broken; containers only estimate their count
 Named = str | Path | Sequence[str | Path]
@@ -38,6 +44,7 @@ class Files:
     Attributes:
         unreadable: file → reason, for pictures that gave nothing and videos that gave less than they promised. Grows
             while the frames are read.
+        names: file → name of its output files, without suffix.
     """
 
     live = False
@@ -48,18 +55,25 @@ class Files:
         files = list(dict.fromkeys(file for name in names for file in self._find(Path(name))))  # named twice: once
         self.pictures = [f for f in files if is_picture(f)]
         self.videos = [f for f in files if is_video(f)]
+        self.names = output_names(self.pictures, self.videos)
         if not self.pictures and not self.videos:
             raise UserError(f"there is no picture and no video in the source {' '.join(map(str, names))}")
 
+    @property
+    def files(self) -> list[Path]:
+        """All of them, in the order in which they are read."""
+        return self.pictures + self.videos
+
     def __len__(self) -> int:
         """Number of files."""
-        return len(self.pictures) + len(self.videos)
+        return len(self.files)
 
     def __iter__(self) -> Iterator[Frame]:
-        for i, path in enumerate(self.pictures + self.videos, 1):
+        for i, path in enumerate(self.files, 1):
             try:
                 if i <= len(self.pictures):
-                    yield Frame(read_picture(path), path, f"image {i}/{len(self)} {path}: ")
+                    title = f"image {i}/{len(self)} {path}: "
+                    yield Frame(read_picture(path), path, title, name=self.names[path])
                 else:
                     yield from self._frames(path, f"video {i}/{len(self)}")
             except Unreadable as reason:
@@ -67,18 +81,22 @@ class Files:
 
     def _find(self, source: Path) -> list[Path]:
         """Return the files that `source` names; those on a list that are missing count as unreadable."""
-        if source.suffix.lower() != ".txt" or not source.is_file():
+        if source.suffix.lower() != ".txt" or os.path.isdir(source) or not os.path.lexists(source):  # noqa: PTH112
             return expand_source(source)
         files = []
         for name in read_source_list(source):
             try:
-                files += expand_source(name)
+                found = expand_source(name)
             except UserError:
                 self.unreadable[name] = "does not exist"
+                continue
+            files += found
+            if not found:
+                self.unreadable[name] = "stands for no file"
         return files
 
     def _frames(self, path: Path, title: str) -> Iterator[Frame]:
-        """Yield every `vid_stride`-th frame; raise Unreadable at the end when the video was cut short."""
+        """Yield every `vid_stride`-th frame, numbered as in the video; raise Unreadable at the end when it was cut."""
         with open_video(path) as video:
             total = int(max(video.get(cv2.CAP_PROP_FRAME_COUNT), 0))  # 0: the container does not say
             fps = video.get(cv2.CAP_PROP_FPS)
@@ -90,30 +108,51 @@ class Files:
                     continue
                 ok, image = video.retrieve()
                 if ok and image is not None:
-                    n = grabbed // self.vid_stride
-                    yield Frame(image, path, f"{title} ({n}/{total // self.vid_stride}) {path}: ", n, fps)
+                    line = f"{title} ({grabbed}/{total}) {path}: "
+                    yield Frame(image, path, line, grabbed, fps, name=self.names[path])
         if grabbed == 0 or grabbed < int(total * COMPLETE):
             raise Unreadable(f"broken video: {grabbed} of {total or 'an unknown number of'} frames could be read")
 
 
 def expand_source(name: Path) -> list[Path]:
-    """Return the files that a path, a folder (its own files only) or a pattern with * stands for, sorted."""
+    """Return what a path, a folder (its own files only) or a pattern with * stands for, sorted.
+
+    That may be a pipe, or a link to nothing: only what is a file is opened later.
+    """
     path = name.absolute()
-    if "*" in str(path):
-        return sorted(Path(p) for p in glob.glob(str(path), recursive=True))  # noqa: PTH207 (any part may hold the *)
-    if path.is_dir():
+    if os.path.isdir(path):  # noqa: PTH112 (False for any name that no folder can have)
         return sorted(p for p in path.glob("*.*") if not p.name.startswith("."))
-    if path.is_file():
+    if os.path.lexists(path):
         return [path]
-    near = did_you_mean(path.name, [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else [])
-    raise UserError(f"the source {name} does not exist{near}")
+    if "*" in str(path):
+        return sorted(map(Path, find_matches(str(path))))
+    folder = str(path.parent)
+    near = did_you_mean(path.name, os.listdir(folder) if os.path.isdir(folder) else [])  # noqa: PTH112, PTH208
+    raise UserError(f"the source {shorten(name)} does not exist{near}")
+
+
+def find_matches(pattern: str) -> set[str]:
+    """Return the paths that fit a pattern, in which `**` stands for any number of folders, each of which counts once.
+
+    glob's own `**` would follow links in a circle.
+    """
+    before, stars, after = pattern.partition(f"{os.sep}**{os.sep}")
+    if not stars and pattern.endswith(f"{os.sep}**"):
+        before, stars, after = pattern[:-3], "**", "*"
+    if not stars:
+        return set(glob.glob(pattern))  # noqa: PTH207 (any part may hold the *)
+    roots = glob.glob(before or os.sep)  # noqa: PTH207
+    folders = (folder for root in roots for folder, _ in folders_below(root))
+    return {path for folder in folders for path in find_matches(os.path.join(glob.escape(folder), after))}  # noqa: PTH118
 
 
 def read_source_list(path: Path) -> list[Path]:
     """Return the names on a list file, one on each line; relative ones are below the current folder or the list's."""
+    if problem := why_no_file(path):
+        raise UserError(f"the list {path} {problem}")
     text = path.read_bytes().decode("utf-8-sig", errors="surrogateescape")
     names = sorted({Path(line.strip()) for line in text.splitlines() if line.strip()})
-    return [n if "*" in str(n) or n.exists() else path.absolute().parent / n for n in names]
+    return [n if "*" in str(n) or os.path.lexists(n) else path.absolute().parent / n for n in names]
 
 
 def has_pictures(folder: Path) -> bool:
@@ -129,6 +168,8 @@ def is_video(path: Path) -> bool:
 @contextmanager
 def open_video(path: Path) -> Iterator[cv2.VideoCapture]:
     """Open a video and close it at the end; raise Unreadable when it is none."""
+    if problem := why_no_file(path):
+        raise Unreadable(problem)
     video = _capture(path)
     try:
         if not video.isOpened():
@@ -176,9 +217,31 @@ def open_source(source: Named, vid_stride: int = 1, patience: float = PATIENCE) 
 
 
 def prefetch(items: Iterator[T]) -> Iterator[T]:
-    """Yield the items, none of which is None, while a thread fetches the next one."""
-    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="reader") as reader:
-        ahead = reader.submit(next, items, None)
+    """Yield the items, none of which is None, while a thread fetches the next one.
+
+    The end does not wait for that thread, which a file on a share that is gone may hold up for ever.
+    """
+    jobs: queue.SimpleQueue[Future[T | None] | None] = queue.SimpleQueue()
+
+    def fetch() -> Future[T | None]:
+        ahead: Future[T | None] = Future()
+        jobs.put(ahead)
+        return ahead
+
+    threading.Thread(target=_work, args=(jobs, lambda: next(items, None)), name="reader", daemon=True).start()
+    try:
+        ahead = fetch()
         while (item := ahead.result()) is not None:
-            ahead = reader.submit(next, items, None)
+            ahead = fetch()
             yield item
+    finally:
+        jobs.put(None)
+
+
+def _work(jobs: queue.SimpleQueue[Future | None], job: Callable[[], Any]) -> None:
+    """Give each future that comes what `job` returns or raises, until None comes."""
+    while (future := jobs.get()) is not None:
+        try:
+            future.set_result(job())
+        except BaseException as error:  # raised where the result is asked for
+            future.set_exception(error)

@@ -206,6 +206,11 @@ class Streams:
         finally:
             self.close()
 
+    @property
+    def files(self) -> list[Path]:
+        """The files that are read as streams."""
+        return [Path(stream.address) for stream in self.streams if _scheme(stream.address) not in SCHEMES]
+
     def close(self) -> None:
         """Stop reading."""
         for stream in self.streams:
@@ -236,6 +241,7 @@ class Screen:
     """
 
     live = True
+    files: tuple[Path, ...] = ()  # none is read
 
     def __init__(self, source: str) -> None:
         self.unreadable: dict[Path, str] = {}

@@ -1,15 +1,13 @@
 """The files that detect.py writes: pictures, videos, labels, crops and a table. A write that fails is an error.
 
-Nothing here trusts a name: class names become folder names and table cells only after they were made safe, and file
-names may hold any bytes.
+Nothing here trusts a name (see utils/detect/names.py), and file names may hold any bytes. Nothing is written through a
+link: what has the name of an output file is replaced, not what it links to.
 """
 
 from __future__ import annotations
 
 import csv
 import errno
-import re
-import unicodedata
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,11 +21,11 @@ from ultralytics.utils.plotting import save_one_box
 
 from models.errors import UserError
 from utils.detect.frame import Frame
+from utils.detect.names import extend, relative_path, safe_cell, safe_name
+from utils.text import printable
 
 JPEG_SIDE = 65500  # pixels; a JPEG cannot be wider or higher
-CSV_HEADER = ("Image Name", "Prediction", "Confidence")
-TRACK_HEADER = ("Frame", "Track")
-WINDOWS_NAMES = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)  # no file names on Windows
+CSV_HEADER = ("file", "frame", "class", "confidence", "x1", "y1", "x2", "y2", "track")
 
 
 @dataclass(frozen=True)
@@ -43,7 +41,6 @@ class Wanted:
     line_width: int | None = None  # pixels; None goes with the size of the picture
     draw_names: bool = True
     draw_confidence: bool = True
-    tracks: bool = False  # columns for the numbers of objects that are followed
     features: bool = False  # written by utils/detect/feature_maps.py into the same folder
 
     @property
@@ -65,15 +62,13 @@ class Writers:
         self.folder = folder
         self.wanted = wanted
         self.label_files = 0
-        self._stems: dict[Path, str] = {}  # of each video or stream
-        self._taken: set[str] = set()  # stems of output files
         self._crops: set[Path] = set()
         self._videos: dict[str, Video] = {}
         self._table: Table | None = None
 
     def __enter__(self) -> Writers:
         if self.wanted.table:
-            self._table = Table(self.folder / "predictions.csv", self.wanted.tracks)
+            self._table = Table(self.folder / "predictions.csv")
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -85,7 +80,7 @@ class Writers:
 
     def save(self, frame: Frame, result: Results) -> None:
         """Write what is wanted of one frame. `result` holds its boxes as numpy arrays."""
-        stem = self._stem(frame)
+        stem = frame.output_name
         if self.wanted.pictures:
             image = draw(result, self.wanted)
             if frame.number is None:
@@ -93,26 +88,13 @@ class Writers:
             else:
                 self._video(frame, stem).write(image)
         if frame.number is not None:
-            stem = f"{stem}_{frame.number}"
+            stem = extend(stem, f"_{frame.number}")
         if self.wanted.labels:
             self._write_labels(self.folder / "labels" / f"{stem}.txt", result)
         if self.wanted.crops:
             self._write_crops(stem, result)
         if self._table:
             self._table.add(frame, result)
-
-    def _stem(self, frame: Frame) -> str:
-        """Return the output's name without suffix; a second bus.* in one run becomes bus-2."""
-        if frame.number is not None and frame.path in self._stems:
-            return self._stems[frame.path]
-        stem, n = frame.path.stem, 1
-        while stem in self._taken:
-            n += 1
-            stem = f"{frame.path.stem}-{n}"
-        self._taken.add(stem)
-        if frame.number is not None:
-            self._stems[frame.path] = stem
-        return stem
 
     def _video(self, frame: Frame, stem: str) -> Video:
         """Return the video that a frame belongs to; files come one after the other, streams side by side."""
@@ -142,7 +124,7 @@ class Writers:
             path, n = folder / f"{stem}.jpg", 1
             while path in self._crops:
                 n += 1
-                path = folder / f"{stem}{n}.jpg"
+                path = folder / f"{extend(stem, str(n))}.jpg"
             self._crops.add(path)
             if crop.size:
                 write_image(path, crop)
@@ -180,23 +162,29 @@ class Video:
 
 
 class Table:
-    """predictions.csv: a row for each box; with `tracks` also the frame and the number of the object."""
+    """predictions.csv: a row for each box.
 
-    def __init__(self, path: Path, tracks: bool = False) -> None:
+    Its columns are the file, relative to the current folder where it lies below that, the number of the frame (empty
+    for a picture), the class, the confidence, the corners in pixels and the number of an object that is followed.
+    """
+
+    def __init__(self, path: Path) -> None:
         self.path = path
-        self.tracks = tracks
         with naming(path):
-            self.file = path.open("w", newline="", encoding="utf-8", errors="surrogateescape")
+            path.unlink(missing_ok=True)
+            self.file = path.open("x", newline="", encoding="utf-8", errors="surrogateescape")
         self.rows = csv.writer(self.file, lineterminator="\n")
-        self.rows.writerow(CSV_HEADER + TRACK_HEADER * tracks)
+        self.rows.writerow(CSV_HEADER)
 
     def add(self, frame: Frame, result: Results) -> None:
         """Append the boxes of one picture."""
-        boxes, name = result.boxes, safe_cell(frame.path.name)
+        boxes = result.boxes
+        start = (safe_cell(frame.path.name if frame.live else relative_path(frame.path)), frame.number)
+        ends = zip(boxes.cls, boxes.conf, boxes.xyxy, track_numbers(result), strict=True)
         with naming(self.path):
-            for label, confidence, track in zip(boxes.cls, boxes.conf, track_numbers(result), strict=True):
-                end = (frame.number or "", track) * self.tracks
-                self.rows.writerow((name, safe_cell(result.names[int(label)]), f"{confidence:.2f}", *end))
+            for label, confidence, corners, track in ends:
+                kind = safe_cell(printable(result.names[int(label)]))
+                self.rows.writerow((*start, kind, f"{confidence:g}", *(f"{x:.2f}" for x in corners), track))
 
     def close(self) -> None:
         """Write what is left."""
@@ -250,15 +238,15 @@ def write_image(path: Path, image: np.ndarray) -> None:
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Write a whole file, and its folder if need be; leave nothing half-written."""
+    """Write a whole file, and its folder if need be; leave nothing half-written, and what was there until then."""
+    partial = path.with_name(f".{uuid.uuid4().hex}")
     with naming(path):
         path.parent.mkdir(exist_ok=True, parents=True)
         try:
-            path.write_bytes(data)
-        except OSError:
-            if path.is_file():
-                path.unlink()
-            raise
+            partial.write_bytes(data)
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -268,17 +256,3 @@ def naming(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(path)) from error
-
-
-# Names ----------------------------------------------------------------------------------------------------------------
-def safe_name(text: str) -> str:
-    """Return a class name as the name of a folder: one that every system accepts and that stays where it is."""
-    name = unicodedata.normalize("NFC", text)
-    name = "".join(c if c.isprintable() and c not in '<>:"/\\|?*' else "_" for c in name).strip(" .")
-    name = name.encode()[:120].decode(errors="ignore")
-    return f"_{name}" if not name or WINDOWS_NAMES.fullmatch(name) else name
-
-
-def safe_cell(text: str) -> str:
-    """Return a name for a table: a spreadsheet takes text that begins with = + - @ for a formula."""
-    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
