@@ -3,6 +3,7 @@
 import argparse
 import ctypes
 import errno
+import logging
 import os
 import signal
 import sys
@@ -10,6 +11,7 @@ import threading
 
 import pytest
 import torch
+from ultralytics.utils import LOGGER
 
 from models.errors import UserError
 from utils import cli
@@ -73,6 +75,32 @@ def test_a_name_that_no_file_can_have_is_2(number, capsys):
 def test_a_bug_keeps_its_traceback(error):
     with pytest.raises(type(error)):
         exit_code(raising(error))
+
+
+@pytest.mark.parametrize("say", [print, LOGGER.info])
+def test_a_reader_that_is_gone_ends_the_program_quietly(say, monkeypatch, capfd):
+    read, write = os.pipe()
+    os.close(read)
+    said = []
+
+    def main(args):
+        for number in range(3):
+            say("x" * 100_000)
+            said.append(number)
+
+    with os.fdopen(write, "w") as stream:
+        monkeypatch.setattr(sys, "stdout", stream)
+        for handler in LOGGER.handlers:
+            if type(handler) is logging.StreamHandler:  # not one of pytest
+                monkeypatch.setattr(handler, "stream", stream)
+        assert exit_code(main) == 141
+    assert not said
+    assert capfd.readouterr().err == ""
+
+
+def test_another_broken_pipe_is_a_bug():
+    with pytest.raises(BrokenPipeError):
+        exit_code(raising(BrokenPipeError(errno.EPIPE, "of a server")))
 
 
 def test_ctrl_c_is_130():

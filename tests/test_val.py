@@ -4,6 +4,7 @@ import cv2
 import numpy as np
 import pytest
 import yaml
+from ultralytics.utils.metrics import ConfusionMatrix
 
 import export
 import val
@@ -68,3 +69,9 @@ def test_the_data_set_is_that_of_the_training(data, tmp_path, monkeypatch):
     val.run(weights=weights, imgsz=64, project=tmp_path / "val")
     kept = yaml.safe_load((tmp_path / "val/exp/data.yaml").read_text())
     assert kept["val"] == str(tmp_path / "images")
+
+
+def test_a_dollar_in_a_class_name_is_no_formula(tmp_path):
+    matrix = ConfusionMatrix({0: "$\\frac{$ 5", 1: "b"})
+    matrix.plot(save_dir=tmp_path)
+    assert (tmp_path / "confusion_matrix_normalized.png").stat().st_size > 1000

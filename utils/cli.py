@@ -6,18 +6,22 @@ A script defines `make_parser()`, `main(args)` and `run(**options)` and ends wit
         sys.exit(cli.run_script(main, make_parser()))
 
 Exit codes: 0 done; 1 the program failed; 2 the user's input was wrong (one sentence, no traceback);
-130 after Ctrl-C; 143 after SIGTERM.
+130 after Ctrl-C; 143 after SIGTERM; 141 when nobody reads the output any more, as after `| head`.
 """
 
 from __future__ import annotations
 
 import argparse
 import errno
+import logging
 import math
+import os
+import select
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import partial
 from typing import Any, NoReturn
 
 import torch
@@ -28,6 +32,7 @@ from utils.paths import MADE, remove_empty_runs
 from utils.sizes import MAX_IMGSZ
 from utils.text import printable, shorten
 
+CLOSED_PIPE = 128 + 13  # what a shell says of a program that SIGPIPE ended
 BAD_NAME = {errno.ENAMETOOLONG, errno.ELOOP}  # of a file
 BAD_OUTPUT = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.ENOTDIR}
 
@@ -49,7 +54,22 @@ def run_script(main: Callable[[argparse.Namespace], object], parser: Parser, arg
         Exception: whatever is neither the user's fault nor a full or read-only disk is a bug and keeps its traceback.
     """
     _print_any_character()
+    for handler in LOGGER.handlers:
+        handler.handleError = partial(_handle_error, handler)  # type: ignore[method-assign]
     MADE.clear()
+    try:
+        try:
+            return _run(main, parser, argv)
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        if not _lost_readers():
+            raise
+        return CLOSED_PIPE
+
+
+def _run(main: Callable[[argparse.Namespace], object], parser: Parser, argv: Sequence[str] | None) -> int:
+    """Do what `run_script` does, but for a reader that is gone: BrokenPipeError."""
     try:
         with sigterm_as_exception():
             code = main(parser.parse_args(argv))
@@ -81,6 +101,27 @@ def sigterm_as_exception() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, former)
+
+
+def _handle_error(handler: logging.Handler, record: logging.LogRecord) -> None:
+    """Let a line that nobody reads end the program; logging would print a traceback for each and go on."""
+    if isinstance(sys.exc_info()[1], BrokenPipeError):
+        raise  # noqa: PLE0704 (called while it is handled)
+    logging.Handler.handleError(handler, record)
+
+
+def _lost_readers() -> bool:
+    """Return whether the reader of stdout or stderr is gone, and let what is still printed vanish."""
+    poll = select.poll()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):  # one without a file, or a closed one
+            poll.register(stream.fileno(), 0)
+    lost = [number for number, event in poll.poll(0) if event & select.POLLERR]
+    for number in lost:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, number)
+        os.close(nowhere)
+    return bool(lost)
 
 
 def _fail(message: str, code: int) -> int:

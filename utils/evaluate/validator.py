@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
+import matplotlib
 from ultralytics.models.yolo import segment
 from ultralytics.models.yolo.detect import DetectionValidator
 
 from models.errors import UserError
 from utils.data.dataset import build_dataset
 from utils.deploy.backends import Backend, share_options
+
+matplotlib.rcParams["text.parse_math"] = False  # the names of classes in its plots are no formulas
 
 
 class Validator(DetectionValidator):
