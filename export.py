@@ -61,7 +61,7 @@ from ultralytics.utils import LOGGER
 
 from utils.paths import find_file, find_weights, increment_path, is_utf8
 from utils.sizes import check_imgsz
-from utils.text import printable
+from utils.text import printable, quote
 
 FEW = 2  # pictures of one's own that take the place of the photographs in the proof of every size
 MANY = 128  # pictures that --data and --source take by default
@@ -359,7 +359,8 @@ def closing_lines(report: Report, seconds: float) -> list[str]:
     lines += [f"Worst case: {path}" for path in report.evidence[:1]]
     runs = [path for path in report.files if (kind := format_of(path)) and not kind.not_run]
     for path in runs[-1:]:
-        lines += [f"Detect:    python detect.py --weights {path}", f"Validate:  python val.py --weights {path}"]
+        weights = quote(path)
+        lines += [f"Detect:    python detect.py --weights {weights}", f"Validate:  python val.py --weights {weights}"]
     return [
         "",
         f"Export complete ({seconds:.1f}s)",

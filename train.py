@@ -47,8 +47,9 @@ from models.plugins import load_plugins
 from models.spec import ModelSpec, find_config, load_spec
 from utils.checkpoint import load_checkpoint
 from utils.data.description import load_dataset, read_yaml
-from utils.data.files import check_images
+from utils.data.files import check_images, sources_of
 from utils.paths import ROOT, find_file, increment_path
+from utils.text import quote
 from utils.train.trainer import Trainer, TrainingRun, resumed_run
 
 DEMO_DATA, DEMO_HYP, HYP = "shapes.yaml", "hyp.shapes.yaml", "hyp.scratch-low.yaml"
@@ -118,7 +119,7 @@ def main(args: argparse.Namespace) -> Path:
         trainer.train()
     except KeyboardInterrupt:
         if trainer.last.is_file():
-            LOGGER.info(f"\nstopped; continue with: python train.py --resume {trainer.last}")
+            LOGGER.info(f"\nstopped; continue with: python train.py --resume {quote(trainer.last)}")
         raise
     log_summary(trainer, time.time() - started)
     return trainer.save_dir
@@ -147,7 +148,8 @@ def new_run(args: argparse.Namespace) -> TrainingRun:
     data = load_dataset(args.data or DEMO_DATA)
     check_images(data)
     name = Path(spec.name).stem if args.name == "cfg" else args.name
-    save_dir = increment_path(args.project, name, args.exist_ok)
+    sources = [args.weights, args.cfg, args.hyp, *sources_of(data)] if args.exist_ok else []
+    save_dir = increment_path(args.project, name, args.exist_ok, sources)
     options |= {"task": spec.task, "model": str(keep_model(spec, args, save_dir)), "data": args.data or DEMO_DATA}
     options |= {"project": args.project, "name": save_dir.name, "save_dir": str(save_dir), "exist_ok": True}
     return TrainingRun(options, data, spec, start)
@@ -271,9 +273,9 @@ def log_summary(trainer: Trainer, seconds: float) -> None:
     LOGGER.info(
         f"\nTrained in {seconds / 60:.1f} minutes: {accuracy}"
         f"\nResults saved to {trainer.save_dir}"
-        f"\nDetect:   python detect.py --weights {trainer.best}"
-        f"\nExport:   python export.py --weights {trainer.best} --fuse --include torchscript onnx"
-        f"\nValidate: python val.py --weights {trainer.best}"
+        f"\nDetect:   python detect.py --weights {quote(trainer.best)}"
+        f"\nExport:   python export.py --weights {quote(trainer.best)} --fuse --include torchscript onnx"
+        f"\nValidate: python val.py --weights {quote(trainer.best)}"
     )
 
 

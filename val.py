@@ -23,7 +23,7 @@ from utils import cli
 from models.errors import UserError
 from models.plugins import load_plugins
 from utils.data.description import write_data_yaml
-from utils.data.files import check_images, find_data
+from utils.data.files import check_images, find_data, sources_of
 from utils.deploy.opened import OpenedWeights, check_augment, open_weights
 from utils.evaluate.validator import VALIDATORS
 from utils.paths import find_weights, increment_path
@@ -68,7 +68,8 @@ def main(args: argparse.Namespace) -> dict[str, float]:
     data = find_data(args.data, weights.path, split=args.task)
     check_images(data, (args.task,))
     weights.name_classes(data["names"])
-    save_dir = increment_path(args.project, args.name, args.exist_ok)
+    sources = [str(weights.path), *sources_of(data, (args.task,))] if args.exist_ok else []
+    save_dir = increment_path(args.project, args.name, args.exist_ok, sources)
     write_data_yaml(data, save_dir / "data.yaml")
     validator = VALIDATORS[weights.task](save_dir=save_dir, args=validator_options(args, weights, size, save_dir))
     return validator(model=weights.network)

@@ -6,6 +6,7 @@ import errno
 import logging
 import os
 import signal
+import subprocess
 import sys
 import threading
 
@@ -17,7 +18,7 @@ from models.errors import UserError
 from utils import cli
 from utils.paths import find_file, find_weights, increment_path
 from utils.sizes import check_imgsz
-from utils.text import printable
+from utils.text import printable, quote
 
 
 def make_parser():
@@ -253,6 +254,25 @@ def test_run_folder_that_cannot_be_made(tmp_path, project, exist_ok):
     name = "file" if exist_ok else "exp"
     with pytest.raises(UserError, match="cannot be made"):
         increment_path(tmp_path / project, name, exist_ok)
+
+
+def test_a_run_never_writes_where_its_sources_are(tmp_path):
+    (tmp_path / "set/images").mkdir(parents=True)
+    (tmp_path / "set/data.yaml").write_text("")
+    for source in ("set/data.yaml", "set/images", "set"):
+        with pytest.raises(UserError, match=r"lies in the folder of the results, .*set, where it could be replaced"):
+            increment_path(tmp_path, "set", exist_ok=True, sources=[tmp_path / source])
+    assert increment_path(tmp_path / "set", "run", sources=[tmp_path / "set"]).is_dir()
+    assert increment_path(tmp_path / "set", "run", exist_ok=True, sources=["", tmp_path / "set/images"]).is_dir()
+
+
+@pytest.mark.parametrize(
+    "name", ["a.pt", "my runs/a b.pt", "it's.pt", "a\nb.pt", os.fsdecode(b"caf\xe9 '.pt"), "$(x).pt"]
+)
+def test_a_printed_command_can_be_pasted(name):
+    assert quote(name).isprintable()
+    said = subprocess.run(["bash", "-c", f"printf %s {quote(name)}"], stdout=subprocess.PIPE, check=True).stdout
+    assert said == os.fsencode(name)
 
 
 def test_newest_weights(tmp_path, monkeypatch):

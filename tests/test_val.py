@@ -9,6 +9,7 @@ from ultralytics.utils.metrics import ConfusionMatrix
 import export
 import val
 from models import create_model
+from models.errors import UserError
 from tests.helpers import save, tiny
 from tests.networks import NAMES, Disc, write_export
 from utils.evaluate.validator import Validator
@@ -69,6 +70,14 @@ def test_the_data_set_is_that_of_the_training(data, tmp_path, monkeypatch):
     val.run(weights=weights, imgsz=64, project=tmp_path / "val")
     kept = yaml.safe_load((tmp_path / "val/exp/data.yaml").read_text())
     assert kept["val"] == str(tmp_path / "images")
+
+
+def test_the_data_set_is_never_written_into(data, tmp_path):
+    weights = save(create_model(tiny(nc=len(NAMES))), tmp_path / "weights/best.pt")
+    before = data.read_text()
+    with pytest.raises(UserError, match="lies in the folder of the results"):
+        val.run(weights=weights, data=data, project=tmp_path.parent, name=tmp_path.name, exist_ok=True, save_txt=True)
+    assert data.read_text() == before and not (tmp_path / "data.yaml").exists()
 
 
 def test_a_dollar_in_a_class_name_is_no_formula(tmp_path):

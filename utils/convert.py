@@ -25,6 +25,7 @@ from utils import cli
 from utils.checkpoint import pack_model, save_checkpoint
 from utils.checkpoint.foreign import ForeignModel, differences, read_model
 from utils.checkpoint.unpickle import read_pickled
+from utils.text import quote
 
 
 def make_parser() -> cli.Parser:
@@ -58,9 +59,9 @@ def main(args: argparse.Namespace) -> Path:
     LOGGER.info(conversion_table(foreign, model, report))
     LOGGER.info(
         f"\nSaved {output} ({output.stat().st_size / 1e6:.1f} MB)"
-        f"\nDetect:   python detect.py --weights {output}"
-        f"\nValidate: python val.py --weights {output} --data DATA.yaml"
-        f"\nTrain:    python train.py --weights {output} --data DATA.yaml"
+        f"\nDetect:   python detect.py --weights {quote(output)}"
+        f"\nValidate: python val.py --weights {quote(output)} --data DATA.yaml"
+        f"\nTrain:    python train.py --weights {quote(output)} --data DATA.yaml"
     )
     return output
 

@@ -93,6 +93,12 @@ def check_images(data: dict[str, Any], splits: Iterable[str] = ("train", "val"))
             raise UserError(f"no labels found for the {split} split: looked for {labels[0]}{more}")
 
 
+def sources_of(data: dict[str, Any], splits: Iterable[str] = ("train", "val")) -> list[str]:
+    """Return what a run must not write into: the folders of the pictures of some splits, and the data set's YAML."""
+    folders = {os.path.dirname(path) for split in splits for path in list_images(data[split], data["path"])}  # noqa: PTH120
+    return [str(data["yaml_file"]), *sorted(folders)]
+
+
 def find_data(data: str, weights: Path, split: str = "val") -> dict[str, Any]:
     """Return a checked data set: the one named, else that of the weights' training, else the built-in one; log which.
 
