@@ -103,16 +103,20 @@ class Predictor(DetectionPredictor):
         self.weights, self.names = weights, weights.names
         self.model, self.device = weights.network, weights.network.device
         self.imgsz = weights.choose_imgsz(options.imgsz)
-        share_options(self.model, self.args)
+        self.claim_network()
         weights.check_runs(self.imgsz)
-        if weights.model is not None and weights.model.end2end:
-            most = max(options.max_det, LEAST_END2END)
-            self.model.model.set_head_attr(max_det=most, agnostic_nms=options.agnostic_nms)
         self.source_type = SourceTypes()
         self.workers = options.workers if shares_cores(weights) else 1
         self.model.eval()
         self.model.warmup((1, 3, *self.imgsz))
         self.batch: tuple[list[str], ...] = ([""],)  # paths, which ultralytics puts into its results
+
+    def claim_network(self) -> None:
+        """Set the options that the network itself reads, which another predictor of the same weights may have set."""
+        share_options(self.model, self.args)
+        if self.weights.model is not None and self.weights.model.end2end:
+            most = max(self.args.max_det, LEAST_END2END)
+            self.model.model.set_head_attr(max_det=most, agnostic_nms=self.args.agnostic_nms)
 
     @torch.inference_mode()
     def detect(self, frame: Frame) -> Found:
