@@ -31,7 +31,6 @@ from typing import Any
 
 from models import DetectionModel
 from models.errors import UserError, did_you_mean
-from models.plugins import load_plugins
 from models.spec import CONFIGS
 from models.summary import count_gflops, count_parameters
 from utils import cli
@@ -83,7 +82,7 @@ def make_parser() -> cli.Parser:
     add("--project", default="runs/benchmark", help="results go to project/name")
     add("--name", default="exp", help="results go to project/name")
     add("--exist-ok", action="store_true", help="use project/name again instead of counting up")
-    cli.add_plugins(parser)
+    cli.add_consents(parser)
     return parser
 
 
@@ -113,7 +112,7 @@ def main(args: argparse.Namespace) -> int:
 def benchmark(args: argparse.Namespace) -> list[BenchmarkRow]:
     """Build and export every model, run all forms in turns, and report."""
     cli.log_options("benchmark", args)
-    load_plugins(args.plugins)
+    cli.take_consents(args)
     check_imgsz(args.imgsz, 1)
     args.forms = check_forms(args.forms)
     args.threads = args.threads or torch.get_num_threads()

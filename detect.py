@@ -30,7 +30,6 @@ import sys
 from pathlib import Path
 
 from models.errors import UserError
-from models.plugins import load_plugins
 from utils import cli
 from utils.detect.ensemble import create_ensemble
 from utils.detect.feature_maps import FeatureMaps
@@ -47,7 +46,17 @@ from utils.paths import ROOT, find_file, find_weights, increment_path
 from utils.text import printable
 
 PAGE_OPTIONS = ("imgsz", "conf_thres", "iou_thres", "max_det", "device", "classes", "agnostic_nms", "half")
-WEB = {*PAGE_OPTIONS, "web", "port", "weights", "plugins", "line_thickness", "hide_labels", "hide_conf"}  # with --web
+WEB = {
+    *PAGE_OPTIONS,
+    "web",
+    "port",
+    "weights",
+    "plugins",
+    "download",
+    "line_thickness",
+    "hide_labels",
+    "hide_conf",
+}  # with --web
 
 
 def make_parser() -> cli.Parser:
@@ -86,7 +95,7 @@ def make_parser() -> cli.Parser:
     add("--reconnect", type=cli.non_negative_int, default=300, help="seconds to connect to a lost stream again; 0: end")
     add("--web", **flag, help="serve a page on this machine to drop pictures and videos on")
     add("--port", type=cli.positive_int, help="of the page of --web; default: the first free one from 7860 on")
-    cli.add_plugins(parser)
+    cli.add_consents(parser)
     return parser
 
 
@@ -105,7 +114,7 @@ def run(**options: object) -> int:
 def main(args: argparse.Namespace) -> int:
     """Detect, say what was done, and return the exit code."""
     cli.log_options("detect", args)
-    load_plugins(args.plugins)
+    cli.take_consents(args)
     if args.web:
         return open_page(args)
     if args.port:

@@ -34,7 +34,6 @@ from typing import Any
 
 from models import DetectionModel
 from models.errors import UserError
-from models.plugins import load_plugins
 from models.summary import count_parameters
 from utils import cli
 from utils.checkpoint import load_checkpoint
@@ -103,7 +102,7 @@ def make_parser() -> cli.Parser:
     add("--agnostic-nms", **flag, help="with --nms: across classes by default")
     add("--max-det", "--topk-all", type=cli.positive_int, default=Nms.max_det, help="with --nms: boxes in one picture")
     add("--verbose", **flag, help="show what ultralytics and torch say while they write")
-    cli.add_plugins(parser)
+    cli.add_consents(parser)
     return parser
 
 
@@ -120,7 +119,7 @@ def main(args: argparse.Namespace) -> int:
     """Load, write, prove and report; return the exit code."""
     start = time.perf_counter()
     cli.log_options("export", args)
-    load_plugins(args.plugins)
+    cli.take_consents(args)
     asked = check_asked(args)
     model, path, folder = load_model(args)
     check_surroundings(args, model, asked.formats)

@@ -43,7 +43,6 @@ from models import DetectionModel
 from models.errors import UserError, did_you_mean
 from models.layers import is_backbone
 from models.loss import AnchorGains
-from models.plugins import load_plugins
 from models.spec import ModelSpec, find_config, load_spec
 from utils.checkpoint import load_checkpoint
 from utils.data.description import load_dataset, read_yaml
@@ -100,7 +99,7 @@ def make_parser() -> cli.Parser:
     add("--custom-l2", action="store_true", help="RepVGG's L2 on fused kernels instead of weight decay; for SGD")
     add("--qat", action="store_true", help="fine-tune --weights in their fused form, with the rounding of INT8")
     add("--seed", type=cli.non_negative_int, default=0, help="of all random numbers")
-    cli.add_plugins(parser)
+    cli.add_consents(parser)
     return parser
 
 
@@ -113,7 +112,7 @@ def main(args: argparse.Namespace) -> Path:
     """Train as `args` say and return the run's folder."""
     started = time.time()
     cli.log_options("train", args)
-    load_plugins(args.plugins)
+    cli.take_consents(args)
     trainer = Trainer(resumed_run(find_last(args)) if args.resume else new_run(args))
     try:
         trainer.train()

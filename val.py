@@ -21,7 +21,6 @@ from utils import cli
 # isort: split
 
 from models.errors import UserError
-from models.plugins import load_plugins
 from utils.data.description import write_data_yaml
 from utils.data.files import check_images, find_data, sources_of
 from utils.deploy.opened import OpenedWeights, check_augment, open_weights
@@ -53,14 +52,14 @@ def make_parser() -> cli.Parser:
     add("--project", default="runs/val", help="folder of the runs")
     add("--name", default="exp", help="name of the run")
     add("--exist-ok", action="store_true", help="write into an existing run's folder")
-    cli.add_plugins(parser)
+    cli.add_consents(parser)
     return parser
 
 
 def main(args: argparse.Namespace) -> dict[str, float]:
     """Validate as `args` say and return the metrics."""
     cli.log_options("val", args)
-    load_plugins(args.plugins)
+    cli.take_consents(args)
     weights = open_weights(find_weights(args.weights), device=args.device, half=args.half)
     if args.augment:
         check_augment(weights)

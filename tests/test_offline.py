@@ -48,13 +48,17 @@ assert "open" in seen, "the audit hook saw nothing"
 print("quiet")
 """
 PAGE = """
-import os, signal, sys, threading, urllib.request
+import os, signal, sys, threading, urllib.error, urllib.request
 import detect
 from utils.web import page
 
 def look(self, port, launch=page.Page.launch):
     address = launch(self, port)
     print(len(urllib.request.urlopen(address).read()), "bytes of a page")
+    try:
+        urllib.request.urlopen(urllib.request.Request(address, headers={"Host": "stranger.example"}))
+    except urllib.error.HTTPError as error:
+        print("a stranger's name:", error.code)
     threading.Timer(1, os.kill, (os.getpid(), signal.SIGINT)).start()
     return address
 
@@ -117,4 +121,5 @@ def test_the_page_touches_the_loopback_address_only(tmp_path):
     command = [sys.executable, "-c", PAGE, str(tmp_path / "tiny.pt")]
     result, tries = network.run_watched(command, tmp_path, environment(tmp_path))
     assert result.stdout.splitlines()[-1:] == ["quiet"], result.stderr[-3000:]
+    assert "a stranger's name: 400" in result.stdout  # a site whose name was led to this machine reads nothing
     assert tries == []

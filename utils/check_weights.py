@@ -37,7 +37,6 @@ from models import BACKBONES, create_backbone, switch_to_deploy
 from models.backbones.names import split_name
 from models.backbones.weights import PLAIN, choose_dialect, read_source
 from models.errors import UserError, WeightsError
-from models.plugins import load_plugins
 from utils import cli
 from utils.data.pictures import Unreadable, read_header
 from utils.sizes import MAX_IMGSZ
@@ -167,7 +166,7 @@ def make_parser() -> cli.Parser:
         "--workers", type=cli.non_negative_int, default=min(8, os.cpu_count() or 1), help="processes that read pictures"
     )
     add("--output", metavar="FILE", help="write the result as JSON")
-    cli.add_plugins(parser)
+    cli.add_consents(parser)
     return parser
 
 
@@ -189,7 +188,7 @@ def check(args: argparse.Namespace) -> Result:
     """Run the network on all pictures and report what came out."""
     check_arguments(args)
     cli.log_options("check", args)
-    load_plugins(args.plugins)
+    cli.take_consents(args)
     classes, pictures = find_pictures(Path(args.data))
     check_class_count(args.num_classes or len(classes), len(classes), args.data)  # before a network of many is built
     network = load_classifier(args)

@@ -27,10 +27,12 @@ from typing import Any, NoReturn
 import torch
 from ultralytics.utils import LOGGER
 
+from models.downloads import allow_downloads
 from models.errors import UserError, did_you_mean
+from models.plugins import load_plugins
 from utils.paths import MADE, remove_empty_runs
 from utils.sizes import MAX_IMGSZ
-from utils.text import printable, shorten
+from utils.text import printable, shorten, without_secrets
 
 CLOSED_PIPE = 128 + 13  # what a shell says of a program that SIGPIPE ended
 BAD_NAME = {errno.ENAMETOOLONG, errno.ELOOP}  # of a file
@@ -125,7 +127,7 @@ def _lost_readers() -> bool:
 
 
 def _fail(message: str, code: int) -> int:
-    print(f"ERROR: {printable(message)}", file=sys.stderr, flush=True)
+    print(f"ERROR: {printable(without_secrets(message))}", file=sys.stderr, flush=True)
     return code
 
 
@@ -137,15 +139,23 @@ def _print_any_character() -> None:
 
 
 def log_options(script: str, args: argparse.Namespace) -> None:
-    """Log every option in one line, as YOLOv5 does: `detect: weights=best.pt, source=data/images, …`."""
-    LOGGER.info(printable(f"{script}: " + ", ".join(f"{name}={value}" for name, value in vars(args).items())))
+    """Log every option in one line, as YOLOv5 does: `detect: weights=best.pt, …`; no passwords."""
+    options = ", ".join(f"{name}={value}" for name, value in vars(args).items())
+    LOGGER.info(printable(without_secrets(f"{script}: {options}")))
 
 
-def add_plugins(parser: Parser) -> None:
-    """Add `--plugins`, for the files of `models.plugins.load_plugins`."""
+def add_consents(parser: Parser) -> None:
+    """Add the options by which a user allows what a YAML alone may not have done; see `take_consents`."""
     parser.add_argument(
         "--plugins", nargs="+", default=[], metavar="FILE", help="Python files that register backbones of your own"
     )
+    parser.add_argument("--download", action="store_true", help="let a YAML have pretrained weights downloaded by timm")
+
+
+def take_consents(args: argparse.Namespace) -> None:
+    """Run the plugins that the options name, and allow downloads if they say so; UserError for a wrong file."""
+    load_plugins(args.plugins)
+    allow_downloads(args.download)
 
 
 # Options --------------------------------------------------------------------------------------------------------------

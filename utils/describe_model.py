@@ -27,7 +27,6 @@ from ultralytics.utils import LOGGER, TQDM
 from models import DetectionModel, create_model, switch_to_deploy
 from models.errors import UserError
 from models.parser import common_side
-from models.plugins import load_plugins
 from models.spec import CONFIGS, load_spec
 from models.summary import DEFAULT_SIZE, count_gflops, count_parameters, model_table, row_gflops, slots_text
 from utils import cli
@@ -75,7 +74,7 @@ def make_parser() -> cli.Parser:
     add("--rounds", type=cli.positive_int, default=10, help="how many times --profile runs each form")
     add("--threads", type=cli.positive_int, help="CPU threads; default: torch's choice")
     add("--test", action="store_true", help="build and fuse every YAML of models/configs instead")
-    cli.add_plugins(parser)
+    cli.add_consents(parser)
     return parser
 
 
@@ -97,7 +96,7 @@ def describe_all(args: argparse.Namespace) -> list[Description]:
     """Describe one model, or all that ship, and log the result."""
     if bool(args.cfg) == args.test:
         raise UserError("name a model YAML, such as --cfg riformer-yolo.yaml, or --test all of models/configs")
-    load_plugins(args.plugins)
+    cli.take_consents(args)
     files = sorted(CONFIGS.glob("*.yaml")) if args.test else [find_file(args.cfg, "models/configs")]
     with torch_threads(args.threads or torch.get_num_threads()):
         found = []

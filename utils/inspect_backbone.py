@@ -39,7 +39,6 @@ from models.backbones.lazy_timm import is_timm_model
 from models.backbones.names import match_names, split_name
 from models.errors import UserError
 from models.layers import build_backbone, is_backbone
-from models.plugins import load_plugins
 from models.spec import CONFIGS, load_spec
 from models.summary import (
     DEFAULT_SIZE,
@@ -166,7 +165,7 @@ def make_parser() -> cli.Parser:
     add("--threads", type=cli.positive_int, help="CPU threads; default: torch's choice")
     add("--rounds", type=cli.positive_int, default=10, help="how many times each form is timed")
     add("--no-latency", action="store_true", help="measure no latency")
-    cli.add_plugins(parser)
+    cli.add_consents(parser)
     return parser
 
 
@@ -194,7 +193,7 @@ def main(args: argparse.Namespace) -> None:
 
 def look(args: argparse.Namespace) -> Inspection | list[str]:
     """Return what is found out about a name, or the names that match a pattern."""
-    load_plugins(args.plugins)
+    cli.take_consents(args)
     if bool(args.name) == (args.list is not None):
         raise UserError("name a backbone or a model YAML, such as RIFormer/s12, or --list PATTERN, one of the two")
     if args.list is not None:

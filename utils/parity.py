@@ -29,7 +29,6 @@ from ultralytics.utils import LOGGER, TQDM
 
 from models import DetectionModel
 from models.errors import UserError
-from models.plugins import load_plugins
 from models.spec import CONFIGS
 from models.summary import count_parameters
 from utils import cli
@@ -201,14 +200,14 @@ def make_parser() -> cli.Parser:
     add("--project", default="runs/parity", help="results go to project/name")
     add("--name", default="exp", help="results go to project/name")
     add("--exist-ok", action="store_true", help="use project/name again instead of counting up")
-    cli.add_plugins(parser)
+    cli.add_consents(parser)
     return parser
 
 
 def main(args: argparse.Namespace) -> int:
     """Measure, log, write, and return the exit code."""
     start = time.perf_counter()
-    load_plugins(args.plugins)
+    cli.take_consents(args)
     formats = check_formats(args.include)
     for name in formats:
         if FORMATS[name].not_run:

@@ -36,6 +36,7 @@ from models.blocks.reparam import register_batch_norm, register_fuser, register_
 from models.errors import ConfigError, UserError, WeightsError, did_you_mean
 
 RESERVED_OPTIONS = ("in_chans", "out_indices", "features_only")  # follow from the rest of a YAML
+ORIGINS = ("pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir")  # files, addresses, folders
 FUSE_METHODS = ("fuse", "reparameterize", "switch_to_deploy")  # timm's three names for one act
 ADAPTED = (4, 8, 16, 32)  # strides that a pyramid makes where a model lacks them
 IMAGE_SIZE = 640  # that a model of one size is built for
@@ -390,6 +391,9 @@ def _check_arguments(arch: Any, dim: Any, options: dict[str, Any]) -> None:
     for option in RESERVED_OPTIONS:
         if option in options:
             raise ConfigError(f"timm's {option} follows from the rest of the YAML and is not an option")
+    for option in ORIGINS:
+        if option in options:
+            raise ConfigError(f"timm's {option} is not an option: take pretrained: true, or weights: FILE")
     if dim is not None and not (_is_whole(dim) and dim > 0):
         raise ConfigError(f"timm's dim is the number of channels that an adapter makes, got {dim!r}")
     size = options.get("img_size", IMAGE_SIZE)

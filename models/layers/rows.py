@@ -13,6 +13,8 @@ from ultralytics.utils.torch_utils import initialize_weights
 from models.arguments import activation, bind
 from models.backbones import BACKBONES, create_backbone
 from models.backbones.lazy_timm import is_timm_model, timm_models
+from models.backbones.weights import SOURCES
+from models.downloads import check_download
 from models.errors import ConfigError, did_you_mean
 from models.heads import HEADS
 from models.layers.site import LAYERS, Feature, Layer, Site, check_repeats
@@ -72,12 +74,14 @@ def build_backbone(row: Row, source: Feature, out_strides: Sequence[int]) -> Lay
     for "the default architecture, pretrained or not", which still means that; a bare timm name is its own architecture.
 
     Raises:
-        ConfigError: the arguments are anything else.
+        ConfigError: the arguments are anything else, or ask for a download that was not allowed.
     """
     if row.number > 1:
         raise ConfigError(f"{row.module} stands once, not {row.number} times in a row")
     _check_margins(row, (source,))
     name, arch, options = _backbone_arguments(row)
+    if options.get("pretrained") or str(options.get("weights", "")).startswith(tuple(SOURCES)):
+        check_download(row.module)
     module = create_backbone(name, arch, in_channels=source.channels, out_strides=out_strides, **options)
     strides = (stride * source.stride for stride in module.strides)
     return Layer(module, tuple(map(Feature, module.channels, strides)))

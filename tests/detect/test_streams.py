@@ -3,6 +3,7 @@
 Cameras, RTSP and RTMP are not there to be tested; OpenCV opens them by the same call as the addresses below.
 """
 
+import argparse
 import signal
 import sys
 import threading
@@ -20,7 +21,9 @@ import pytest
 import detect
 from models.errors import UserError
 from tests.detecting import count_frames, files_below, start
+from utils import cli
 from utils.detect import sources, streams
+from utils.text import without_secrets
 
 # isort: split
 from ultralytics.utils import LOGGER
@@ -216,13 +219,53 @@ def test_streams_that_cannot_be_opened(tmp_path):
     [
         ("0", "0"),
         ("rtsp://me:secret@host:554/live/1", "rtsp_host_554_live_1"),
-        ("http://host/a?token=b%20c&d=../..", "http_host_a_token_b_20c_d_.._"),
+        ("http://host/a%20b?token=b&channel=2&d=../..", "http_host_a_20b_channel_2"),
         ("clips/a b.mp4", "clips_a_b.mp4"),
         ("http://host/" + "x" * 300, "http_host_" + "x" * 90),
     ],
 )
 def test_names_of_streams(address, name):
-    assert streams.stream_name(streams.without_password(address)) == name.strip("_.")
+    assert streams.stream_name(without_secrets(address)) == name.strip("_.")
+
+
+@pytest.mark.parametrize(
+    ("line", "secret"),
+    [
+        ("rtsp://me:s3cret@host:554/live", "s3cret"),
+        ("rtsp://me:at@s3cret@host/live", "s3cret"),
+        ("rtsp://me:slash/s3cret@host/live?x=1", "s3cret"),
+        ("rtsp://me:what?s3cret@host/live", "s3cret"),
+        ("rtsp://me:comma,'s3cret@host/live", "s3cret"),
+        ("http://host/live?user=me&pwd=s3cret", "s3cret"),
+        ("http://host/live?channel=s3cret", "s3cret"),
+        ("http://host/live#token=s3cret", "s3cret"),
+    ],
+)
+def test_no_secret_of_an_address_is_shown(line, secret, capsys):
+    """Not in the first line of a log, in an error, or in the name of a stream's files."""
+    messages = []
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(cli.LOGGER, "info", messages.append)
+        cli.log_options("detect", argparse.Namespace(source=[line, "0"], imgsz=None))
+
+    def fail(_):
+        raise UserError(f"the stream {line} cannot be opened")
+
+    assert cli.run_script(fail, cli.Parser(), []) == 2
+    shown = f"{messages} {capsys.readouterr().err} {streams.stream_name(without_secrets(line))}"
+    assert "host" in shown
+    assert secret not in shown
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["concat:a.mp4|b.mp4", "file:///etc/passwd", "subfile,,start,0,end,9,,:a.mp4", "/dev/video0", "data:x", "ftp://a"],
+)
+def test_a_list_of_streams_opens_nothing_else(line, tmp_path, monkeypatch):
+    monkeypatch.setattr(streams, "connect", pytest.fail)
+    (tmp_path / "cameras.streams").write_text(f"0\n{line}\n")
+    with pytest.raises(UserError, match="where a camera's number, the path of a video, or an address with one of"):
+        sources.open_source(str(tmp_path / "cameras.streams"))
 
 
 # YouTube and the screen, through packages that may be missing ---------------------------------------------------------
@@ -252,7 +295,7 @@ def test_youtube(monkeypatch):
     monkeypatch.setitem(sys.modules, "yt_dlp.utils", package.utils)
     assert streams.find_stream("https://youtu.be/x") == "played from https://youtu.be/x"
     assert streams.find_stream("https://youtube.example/x") == "https://youtube.example/x"
-    with pytest.raises(UserError, match=r"does not give .*gone: ERROR: this video is gone"):
+    with pytest.raises(UserError, match=r"does not give .*watch: ERROR: this video is gone"):
         streams.find_stream("https://www.youtube.com/watch?v=gone")
 
 

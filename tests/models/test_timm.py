@@ -11,12 +11,12 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from models import DetectionModel, create_backbone, switch_to_deploy
+from models import DetectionModel, create_backbone, downloads, switch_to_deploy
 from models.backbones import check_backbone
 from models.backbones.pyramid import Pyramid, fit_to_grid, nearest_stride
 from models.backbones.traceable import Traceable, adaptive_avg_pool2d
 from models.errors import ConfigError, UserError
-from tests.helpers import pictures, randomize_, tiny_backbone, worst_error
+from tests.helpers import pictures, randomize_, tiny, tiny_backbone, worst_error
 from utils import cli, survey_timm
 
 TIMM = ["resnet18", "mobilenetv4_conv_small", "hgnetv2_b0", "ghostnet_050"]
@@ -121,6 +121,33 @@ def test_timm_is_not_asked_to_download(monkeypatch):
     )
     create_backbone("timm", "resnet18", out_strides=(8,))
     assert not any(asked)
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        ["timm", ["resnet18", {"pretrained": True}]],
+        ["resnet18", [True]],
+        ["RIFormer", ["s12", {"weights": "timm/poolformer_s12"}]],
+        ["timm", ["resnet18", {"pretrained": True, "pretrained_cfg": {"url": "http://127.0.0.1:9/x.pth"}}]],
+    ],
+    ids=str,
+)
+def test_a_yaml_downloads_only_what_the_command_line_allows(row, monkeypatch):
+    asked = []
+    monkeypatch.setattr(timm.models._builder, "load_pretrained", lambda *_, **options: asked.append(options))
+    monkeypatch.setitem(downloads.CONSENT, "given", False)
+    cfg = tiny(backbone=[[-1, 1, *row]], head=[[["P3", "P4", "P5"], 1, "Detect", ["nc"]]])
+    with pytest.raises(ConfigError, match="timm downloads only when you allow it: --download"):
+        DetectionModel(cfg)
+    assert not asked
+
+
+@pytest.mark.parametrize("option", ["pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir"])
+def test_a_yaml_chooses_no_address_and_no_folder(option, monkeypatch):
+    monkeypatch.setitem(downloads.CONSENT, "given", True)
+    with pytest.raises(ConfigError, match=f"timm's {option} is not an option"):
+        create_backbone("timm", "resnet18", pretrained=True, **{option: {"url": "http://127.0.0.1:9/x.pth"}})
 
 
 @pytest.mark.parametrize(("arch", "options"), [("resnet18", {}), ("test_vit", {"img_size": 640})])

@@ -19,12 +19,13 @@ from urllib.parse import urlsplit
 import cv2
 import numpy as np
 from ultralytics.data.loaders import LoadScreenshots
+from ultralytics.data.utils import VID_FORMATS
 from ultralytics.utils import LOGGER
 
 from models.errors import UserError
-from utils.data.pictures import is_picture
+from utils.data.pictures import is_picture, suffix
 from utils.detect.frame import Frame
-from utils.text import shorten
+from utils.text import shorten, without_secrets
 
 SCHEMES = ("rtsp", "rtsps", "rtmp", "tcp", "udp", "http", "https")
 YOUTUBE = ("youtube.com", "www.youtube.com", "m.youtube.com", "youtu.be")
@@ -179,7 +180,7 @@ class Streams:
         self.unreadable: dict[Path, str] = {}
         self.news = threading.Condition()
         found = [find_stream(address) for address in addresses]
-        shown = list(map(without_password, addresses))
+        shown = list(map(without_secrets, addresses))
         names = distinct(map(stream_name, shown))
         self.streams = [
             Stream(*texts, f"{i}: ", vid_stride, patience, self.news)
@@ -276,7 +277,7 @@ def read_addresses(source: str) -> list[str]:
     """Return the addresses on a *.streams file, one on each line; any other source is one itself.
 
     Raises:
-        UserError: there is no such file, or nothing on it.
+        UserError: there is no such file, or nothing on it, or a line that is no address.
     """
     if not source.lower().endswith(".streams") or _scheme(source) in SCHEMES:
         return [source]
@@ -285,7 +286,26 @@ def read_addresses(source: str) -> list[str]:
     addresses = Path(source).read_text(encoding="utf-8-sig", errors="replace").split()
     if not addresses:
         raise UserError(f"there is no stream in {source}, where one on each line is expected")
-    return addresses
+    return [_check_line(address, source) for address in addresses]
+
+
+def _check_line(address: str, source: str) -> str:
+    """Return an address of a list as OpenCV may take it: a camera's number, a scheme that is known, or a video's path.
+
+    FFmpeg knows many more, such as `concat:` and `subfile:`, by which a list would choose what is opened.
+
+    Raises:
+        UserError: it is none of them.
+    """
+    if address.isdecimal() or _scheme(address) in SCHEMES:
+        return address
+    if suffix(Path(address)) in VID_FORMATS and Path(address).is_file():
+        return str(Path(address).absolute())  # which has no scheme
+    known = ", ".join(f"{scheme}://" for scheme in SCHEMES)
+    raise UserError(
+        f"{source} has the line {shorten(without_secrets(address))}, where a camera's number, the path of a video, or "
+        f"an address with one of {known} is expected"
+    )
 
 
 def find_stream(address: str) -> str:
@@ -299,9 +319,9 @@ def find_stream(address: str) -> str:
     try:
         parts = urlsplit(address)
     except ValueError as error:
-        raise UserError(f"the stream {without_password(address)} is no address: {error}") from error
+        raise UserError(f"the stream {without_secrets(address)} is no address: {error}") from error
     if is_picture(Path(parts.path)):
-        raise UserError(f"--source does not download pictures: save {without_password(address)} as a file first")
+        raise UserError(f"--source does not download pictures: save {without_secrets(address)} as a file first")
     return find_youtube(address) if parts.hostname in YOUTUBE else address
 
 
@@ -311,13 +331,14 @@ def find_youtube(address: str) -> str:
         from yt_dlp import YoutubeDL  # noqa: PLC0415 (optional)
         from yt_dlp.utils import YoutubeDLError  # noqa: PLC0415
     except ModuleNotFoundError as error:
-        raise UserError(f"{address} needs the package yt-dlp: pip install yt-dlp") from error
+        raise UserError(f"{without_secrets(address)} needs the package yt-dlp: pip install yt-dlp") from error
     options = {"format": "best[vcodec!=none]", "noplaylist": True, "quiet": True, "no_warnings": True, "logger": Mute()}
     try:
         with YoutubeDL(options) as page:
             return page.extract_info(address, download=False)["url"]
     except YoutubeDLError as error:
-        raise UserError(f"YouTube does not give {address}: {shorten(' '.join(str(error).split()), 200)}") from error
+        reason = shorten(without_secrets(" ".join(str(error).split())), 200)
+        raise UserError(f"YouTube does not give {without_secrets(address)}: {reason}") from error
 
 
 class Mute:
@@ -342,11 +363,6 @@ def connect(address: str) -> cv2.VideoCapture:
 def stream_name(address: str) -> str:
     """Return an address as the start of its files' names: only what every system accepts."""
     return re.sub(r"[^\w.@-]+", "_", address).strip("_.")[:MAX_STREAM_NAME] or "stream"
-
-
-def without_password(address: str) -> str:
-    """Return an address without the user and password that may be in front of its host."""
-    return re.sub(r"(?<=://)[^/@]*@", "", address)
 
 
 def distinct(names: Iterable[str]) -> list[str]:

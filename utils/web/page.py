@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from starlette.middleware import Middleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from models.errors import ConfigError, UserError, WeightsError
 from utils.deploy.run import RUN_ERRORS
@@ -26,7 +28,9 @@ INTRODUCTION = (
 )
 HINT = "Drop a picture or a video to begin."
 EVENTS: dict[str, Any] = {"concurrency_id": "network", "concurrency_limit": 1, "api_visibility": "private"}
+OWN_NAMES = ["127.0.0.1", "localhost"]  # another one in a request is that of a site whose name was led to this machine
 LAUNCH: dict[str, Any] = {
+    "app_kwargs": {"middleware": [Middleware(TrustedHostMiddleware, allowed_hosts=OWN_NAMES)]},
     "server_name": "127.0.0.1",
     "footer_links": [],
     "max_file_size": "500mb",  # of an upload
