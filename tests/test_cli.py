@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 
+import numpy as np
 import pytest
 import torch
 from ultralytics.utils import LOGGER
@@ -168,6 +169,12 @@ def test_nonsense_on_the_command_line_is_2(argv, message, capsys):
     assert exit_code(lambda args: None, *argv) == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize("value", [np.zeros((9, 9, 3), np.uint8), [np.zeros((9, 9, 3), np.uint8)], {"a": 1}, [[1]]])
+def test_keywords_that_no_command_line_holds(value):
+    with pytest.raises(UserError, match="--weights takes text, paths and numbers, as on the command line, not "):
+        make_parser().from_keywords(weights=value)
 
 
 # Options --------------------------------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ import argparse
 import errno
 import logging
 import math
+import numbers
 import os
 import select
 import signal
@@ -215,8 +216,17 @@ def _as_words(action: argparse.Action, value: object) -> list[str]:
     if value is True and action.nargs in (0, "?"):
         return [flag]
     if isinstance(value, (list, tuple)):
-        return [flag, *map(str, value)]
-    return [f"{flag}={value}"]
+        return [flag, *(_as_word(flag, one) for one in value)]
+    return [f"{flag}={_as_word(flag, value)}"]
+
+
+def _as_word(flag: str, value: object) -> str:
+    """Return text, a path, a number or a device as a word; UserError for what a command line cannot hold."""
+    if not isinstance(value, (str, os.PathLike, numbers.Number, torch.device)):
+        kind = type(value).__name__
+        hint = ": models.load takes pictures in memory" if hasattr(value, "__array_interface__") else ""
+        raise UserError(f"{flag} takes text, paths and numbers, as on the command line, not {kind}{hint}")
+    return str(value)
 
 
 def fraction(text: str) -> float:

@@ -37,7 +37,10 @@ def check_word(word: str) -> None:
     """Raise ConfigError for a word that builds nothing, saying which one may be meant."""
     if word not in LAYERS and not is_backbone(word):
         hint = did_you_mean(word, [*LAYERS, *BACKBONES]) or did_you_mean(word, timm_models())
-        raise ConfigError(f"unknown module '{word}'{hint}: neither a word of RepYOLO nor a timm model")
+        raise ConfigError(
+            f"unknown module '{word}'{hint}: neither a word of RepYOLO nor a timm model; a module of your own is "
+            "registered in a file that --plugins names (docs/extending.md)"
+        )
 
 
 def build_layer(spec: ModelSpec, row: Row, inputs: tuple[Feature, ...]) -> Layer:

@@ -266,7 +266,7 @@ def backbone_row(word, *args, source=-1, number=1, head=DETECT):
 
 WRONG = {  # name: (YAML, number of the row that is named, what the message says)
     "unknown word": (row(-1, 1, "Cnov", [8]), 3, ["unknown module 'Cnov'", "did you mean 'Conv'"]),
-    "unknown word, nothing near": (row(-1, 1, "Zzz", [8]), 3, ["unknown module 'Zzz'", "nor a timm model"]),
+    "unknown word, nothing near": (row(-1, 1, "Zzz", [8]), 3, ["unknown module 'Zzz'", "a file that --plugins names"]),
     "unknown backbone": (backbone_row("RIformer", "s12"), 0, ["did you mean 'RIFormer'"]),
     "unknown timm name": (backbone_row("mobileone_s00"), 0, ["did you mean 'mobileone_s0'"]),
     "nothing": (row(-1, 1, "", [8]), 3, ["unknown module ''"]),
