@@ -323,8 +323,13 @@ def test_one_failure_fails_the_proof():
 
 def test_summary_counts_what_is_seen_and_background_only_for_want_of_it():
     seen, background = case_of(min_iou=0.99), case_of(conf=1e-4, reference=9, matched=5, min_iou=0.5)
-    assert summarize([seen, background])["detections"] == {"reference": 3, "matched": 3, "min_iou": 0.99}
-    assert summarize([background])["detections"] == {"reference": 9, "matched": 5, "min_iou": 0.5}
+    assert summarize([seen, background])["detections"] == {
+        "reference": 3,
+        "matched": 3,
+        "undecidable": 0,
+        "min_iou": 0.99,
+    }
+    assert summarize([background])["detections"] == {"reference": 9, "matched": 5, "undecidable": 0, "min_iou": 0.5}
     assert "none seen" in proof_table({"onnx": Proof([background])})
 
 

@@ -13,9 +13,7 @@ from __future__ import annotations
 import onnx
 from onnx import GraphProto, ModelProto, TensorProto, compose, helper, parser
 
-from utils.deploy.ends import Nms
-
-CLASS_STEP = 7680  # pixels that the classes are moved apart, as in ultralytics' NMS, so that rounding is the same
+from utils.deploy.ends import CLASS_STEP, Nms
 
 
 def add_preprocess(model: ModelProto, order: str) -> ModelProto:

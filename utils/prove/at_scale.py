@@ -98,6 +98,7 @@ class ScaleProof:
     mask: Distribution = field(default_factory=Distribution)
     reference: int = 0  # detections of the unfused model
     matched: int = 0
+    undecidable: int = 0  # of those of the unfused model: rounding may have dropped or replaced them
     min_iou: float = 1.0
     explained: int = 0  # pictures that needed float64 to explain their errors
     failed: int = 0  # pictures
@@ -115,6 +116,7 @@ class ScaleProof:
         if d.sees_something:
             self.reference += d.reference
             self.matched += d.matched
+            self.undecidable += d.undecidable
             self.min_iou = min(self.min_iou, d.min_iou)
         self.explained += case.ok and case.rounding is not None
         if not case.ok:
@@ -145,7 +147,12 @@ class ScaleProof:
             "box_error_px": self.box.as_dict(),
             "score_error": self.score.as_dict(),
             **({"mask_error": self.mask.as_dict()} if self.mask.counts.any() else {}),
-            "detections": {"reference": self.reference, "matched": self.matched, "min_iou": self.min_iou},
+            "detections": {
+                "reference": self.reference,
+                "matched": self.matched,
+                "undecidable": self.undecidable,
+                "min_iou": self.min_iou,
+            },
             "explained_by_float32": self.explained,
             "failed": self.failed,
             "worst": self.worst.picture if self.worst else None,

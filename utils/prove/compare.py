@@ -1,7 +1,8 @@
 """How far the outputs of two networks are apart: all boxes and scores, and what is left of them after NMS.
 
 A model without NMS gives its boxes in the order of their scores, which rounding changes: there each box is compared
-with the nearest one of its class. NaN and infinite numbers never agree.
+with the nearest one of its class. What NMS leaves is held against those of its decisions that rounding cannot turn
+(`decisions.py`). NaN and infinite numbers never agree.
 """
 
 from __future__ import annotations
@@ -9,22 +10,21 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from ultralytics.utils.metrics import box_iou
 from ultralytics.utils.nms import non_max_suppression
 from ultralytics.utils.ops import xywh2xyxy
 
 from utils.deploy.ends import Nms
 from utils.deploy.run import Outputs
+from utils.prove.decisions import Slack, Verdict, judge_detections, overlap_range, rounding_of_classes
 
 CONF, IOU = 0.25, 0.45  # of NMS
-SCORE_ROUNDING = 2e-3  # as much as float16 may be off
-IOU_ROUNDING = 0.01  # NMS moves classes far apart, where float32 knows fractions of a pixel
 CANDIDATES = 100  # that go into NMS where the model sees nothing
+EXACT = Slack(0.0, 0.0)
 SAME_IOU = 0.4  # below NMS's, so that of two boxes that rounding may swap in NMS each finds the other
 
 
@@ -51,7 +51,14 @@ class Difference:
     reference: int = 0  # detections of the reference after NMS
     matched: int = 0  # of these, the ones that the file has too: same class, overlapping
     min_iou: float = 1.0  # of the matched ones
+    undecidable: int = 0  # detections of the reference that hang on less than rounding: the file may have others
+    wrong: int = 0  # detections that are certain and that the file lacks, or that it has and that are certainly none
     problem: str = ""  # why there is nothing to compare
+
+    @property
+    def detections(self) -> dict[str, Any]:
+        """What is left after NMS, as reports hold it."""
+        return {name: getattr(self, name) for name in ("reference", "matched", "undecidable", "min_iou")}
 
     @property
     def sees_something(self) -> bool:
@@ -61,8 +68,7 @@ class Difference:
     def within(self, tolerance: Tolerance) -> bool:
         """Return whether both sides are the same network; False for anything that is not a number."""
         exact = self.box_px <= tolerance.box_px and self.score <= tolerance.score and self.mask <= tolerance.mask
-        complete = self.matched == self.reference or not self.sees_something  # background scores are full of ties
-        return exact and complete and not self.problem
+        return exact and not self.wrong and not self.problem
 
 
 class Errors(NamedTuple):
@@ -97,12 +103,17 @@ def measure_errors(
     protos = (relative_errors(*pair) for pair in zip(expected[1:], got[1:], strict=True))
     errors = errors._replace(mask=torch.cat([errors.mask, *protos]))
     conf = CONF if end2end else confidence(boxes[0][:, : 4 + nc])
-    reference, found = (
-        detections(output, nc, end2end, least)
-        for output, least in zip(boxes, (conf, max(conf - tolerance.score, 0.0)), strict=True)
-    )
-    box, score, mask = (part.max().item() if len(part) else 0.0 for part in errors)
-    return _matched(Difference(box, score, mask, conf), reference, found, tolerance), errors
+    reference, found = (detections(output, nc, end2end, conf) for output in boxes)
+    largest = _largest(errors)
+    slack = _slack(largest, tolerance)
+    if end2end:
+        judged = (_judge_ranked(*each, tolerance) for each in zip(expected[0], reference, found, strict=True))
+    else:
+        nms = Nms(conf, IOU)
+        each_picture = zip(boxes[0], reference, found, strict=True)
+        judged = (judge_detections(*each, nc, nms, slack, _near(tolerance)) for each in each_picture)
+    difference = Difference(*largest, conf, **asdict(sum(judged, Verdict())))
+    return _matched(difference, reference, found, tolerance), errors
 
 
 def detections(output: Tensor, nc: int, end2end: bool, conf: float = CONF, **options: Any) -> list[Tensor]:
@@ -162,55 +173,83 @@ def _box_errors(expected: Tensor, got: Tensor, nc: int) -> Errors:
 
 
 def measure_nms(
-    expected: Outputs, got: Outputs, nc: int, nms: Nms, tolerance: Tolerance = Tolerance()
+    expected: Outputs, got: Outputs, nc: int, nms: Nms, tolerance: Tolerance = Tolerance(), least: Slack = EXACT
 ) -> tuple[Difference, Errors]:
     """Return how far a file with NMS is from our own NMS on the outputs of the unfused model, as `measure_errors` does.
 
     Each box of the file must be one of the model's candidates, its best class, above the threshold, and no two of a
-    class may overlap by more than they may. What NMS leaves of the model must be there, but where more boxes are left
-    than a file gives, its last ones decide nothing.
+    class may overlap by more than they may. What NMS certainly leaves of the model must be there, and what it certainly
+    drops must not.
 
     Args:
         expected: of the unfused model, candidates (B, 4 + nc + nm, N), and prototypes of a segmenter.
         got: of the file, (B, max_det, 6 + nm): x1 y1 x2 y2 in pixels, score, class; and prototypes.
         nc: number of classes.
         nms: with the thresholds that the file was run with.
-        tolerance: what may be lacking in the score of a detection that counts as the same.
+        tolerance: how far a box of the file may be from the candidate that it is.
+        least: what rounding may have changed in candidates, where the boxes that are left differ by less.
     """
     candidates, boxes = expected[0], got[0]
     due = (len(candidates), nms.max_det, candidates.shape[1] - nc + 2)
     form = candidates.new_zeros(due)  # of which the outputs that may be compared are
     found = [rows[rows[:, 4] > 0] for rows in boxes]
     if problem := _problem((form, *expected[1:]), got) or next(
-        filter(None, (_misfit(rows, nms) for rows in found)), ""
+        filter(None, (_misfit(rows, nms, tolerance) for rows in found)), ""
     ):
         return Difference(problem=problem), Errors(*[torch.empty(0)] * 3)
     options = {"iou_thres": nms.iou_thres, "agnostic": nms.agnostic_nms, "max_det": nms.max_det}
     reference = detections(candidates, nc, end2end=False, conf=nms.conf_thres, **options)
-    judged = [
-        rows[rows[:, 4] > rows[-1, 4] + tolerance.score] if len(rows) == nms.max_det else rows for rows in reference
-    ]
     nearest = [_candidate_errors(*each, nc, tolerance) for each in zip(candidates, found, strict=True)]
     protos = (relative_errors(*pair) for pair in zip(expected[1:], got[1:], strict=True))
     errors = Errors(*map(torch.cat, zip(*nearest, strict=True)))
     errors = errors._replace(mask=torch.cat([errors.mask, *protos]))
+    largest = _largest(errors)
+    slack = Slack(*map(max, _slack(largest, tolerance), least))
+    each_picture = zip(candidates, reference, found, strict=True)
+    judged = (judge_detections(*each, nc, nms, slack, _near(tolerance)) for each in each_picture)
+    difference = Difference(*largest, nms.conf_thres, **asdict(sum(judged, Verdict())))
+    return _matched(difference, reference, found, tolerance, nms.iou_thres), errors
+
+
+def _largest(errors: Errors) -> tuple[float, float, float]:
+    """Return the largest error of boxes, scores and masks."""
     box, score, mask = (part.max().item() if len(part) else 0.0 for part in errors)
-    difference = Difference(box, score, mask, nms.conf_thres)
-    return _matched(difference, judged, found, tolerance, nms.iou_thres), errors
+    return box, score, mask
 
 
-def _misfit(found: Tensor, nms: Nms) -> str:
+def _slack(largest: tuple[float, float, float], tolerance: Tolerance) -> Slack:
+    """Return what rounding has changed as far as errors show it, of which more than is tolerated is no rounding."""
+    return Slack(min(largest[0], tolerance.box_px), min(largest[1], tolerance.score))
+
+
+def _near(tolerance: Tolerance) -> Slack:
+    return Slack(tolerance.box_px, tolerance.score)
+
+
+def _judge_ranked(every: Tensor, reference: Tensor, found: Tensor, tolerance: Tolerance) -> Verdict:
+    """Judge the detections of a picture without NMS, (n, 6 or more), as `judge_detections` does.
+
+    `every` are all rows of the reference, (N, 6 or more), of which the last may have been others by rounding.
+    """
+    certain = reference[:, 4] > max(every[:, 4].min().item(), CONF) + tolerance.score
+    missing = certain & (_best_overlap(reference, found, tolerance, IOU) < SAME_IOU)
+    return Verdict(int((~certain).sum()), int(missing.sum()))
+
+
+def _misfit(found: Tensor, nms: Nms, tolerance: Tolerance) -> str:
     """Return what is wrong with boxes (n, 6 or more) that NMS is said to have left, if anything."""
     if not len(found):
         return ""
     group = found[:, 5] * (not nms.agnostic_nms)
-    overlap = (box_iou(found[:, :4], found[:, :4]).triu(1) * (group[:, None] == group)).max().item()
-    if overlap > nms.iou_thres + IOU_ROUNDING:
-        return f"leaves boxes that overlap by {overlap:.3f}, over {nms.iou_thres}"
-    least = found[:, 4].min().item()
-    return (
-        f"leaves a score of {least:.3g}, under {nms.conf_thres:.3g}" if least < nms.conf_thres - SCORE_ROUNDING else ""
+    overlap, least = (
+        (overlap_range(found[:, :4], error)[0].triu(1) * (group[:, None] == group)).max().item()
+        for error in (torch.zeros_like(group), rounding_of_classes(group))
     )
+    if least > nms.iou_thres:
+        return f"leaves boxes that overlap by {overlap:.3f}, over {nms.iou_thres}"
+    score = found[:, 4].min().item()
+    too_low = score < nms.conf_thres - tolerance.score
+    return f"leaves a score of {score:.3g}, under {nms.conf_thres:.3g}" if too_low else ""
 
 
 def _candidate_errors(candidates: Tensor, found: Tensor, nc: int, tolerance: Tolerance) -> Errors:
@@ -222,10 +261,11 @@ def _candidate_errors(candidates: Tensor, found: Tensor, nc: int, tolerance: Tol
         nc: number of classes.
         tolerance: what counts as near.
     """
-    boxes, (scores, classes) = xywh2xyxy(candidates[:4].T), candidates[4 : 4 + nc].max(0)
+    boxes, scores = xywh2xyxy(candidates[:4].T), candidates[4 : 4 + nc]
     box = (found[:, None, :4] - boxes).abs().amax(-1)  # (n, N)
-    score = (found[:, None, 4] - scores).abs()
-    other = found[:, None, 5] != classes
+    own = scores[found[:, 5].long().clamp(0, nc - 1)]  # of the class of each box, (n, N)
+    score = (found[:, None, 4] - own).abs()
+    other = own < scores.amax(0) - 2 * tolerance.score  # of classes whose scores differ by less either may be the best
     nearest = (box / tolerance.box_px + score / tolerance.score).masked_fill(other, math.inf).argmin(1, keepdim=True)
     box, score = (error.masked_fill(other, math.inf).gather(1, nearest)[:, 0] for error in (box, score))
     return Errors(box, score, relative_errors(candidates[4 + nc :].T[nearest[:, 0]], found[:, 6:]))

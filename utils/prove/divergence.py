@@ -44,7 +44,8 @@ class Divergence:
     """Where a file and its model part.
 
     Attributes:
-        by: "fusing", or "file" where the fused model still agrees with the unfused one.
+        by: "fusing", or "file" where the fused model still agrees with the unfused one; "rounding" where no row differs
+            by more than float32 explains.
         title: of the file's format.
         row: number in the YAML of the first row that differs; None where it is not known.
         word: its module, as in the YAML.
@@ -69,9 +70,11 @@ class Divergence:
         return {"by": self.by, **known, "text": str(self)}
 
     def __str__(self) -> str:
-        culprit = (
-            "fusing changes the model" if self.by == "fusing" else f"fusing is right, the {self.title} file is not"
-        )
+        culprit = {
+            "fusing": "fusing changes the model",
+            "file": f"fusing is right, the {self.title} file is not",
+            "rounding": "neither fusing nor the file is to blame",
+        }[self.by]
         if self.row is None:
             return f"{culprit}: {self.note}" if self.note else culprit
         far = f", by {self.error:.1e} of its largest number" if math.isfinite(self.error) else ""
@@ -166,6 +169,10 @@ def _locate(
     if agrees(outputs):
         return replace(found, note="with its inside shown it agrees, so its runtime's optimization is what differs")
     sound = [site.is_sound(floor) for site in rows]
+    if all(sound):
+        most = max((site.error for site in rows), default=0.0)
+        note = f"all rows agree as far as rounding goes, to {most:.1e}: the outputs hang on less"
+        return replace(found, by="rounding", note=note)
     row = _first_difference(model, sound)
     if not any(sound) and math.isinf(rows[0].error):
         return replace(found, note="the outputs of its rows are not to be found in it")

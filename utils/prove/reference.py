@@ -31,10 +31,21 @@ from models import DetectionModel
 from utils.data.samples import PHOTOS, make_pictures
 from utils.deploy.ends import Nms, nms_of, threshold_inputs
 from utils.deploy.run import RUN_ERRORS, Outputs, load_runner, read_metadata
-from utils.prove.compare import Difference, Errors, Tolerance, compare, confidence, measure_errors, measure_nms
+from utils.prove.compare import (
+    EXACT,
+    Difference,
+    Errors,
+    Tolerance,
+    compare,
+    confidence,
+    measure_errors,
+    measure_nms,
+)
+from utils.prove.decisions import Slack
 
 THRESHOLDS = ((1, 0.45), (1, 0.7), (2, 0.3))  # of files with NMS: share of the confidence, IoU
 TEMPORARY = "temporary"  # what the report calls a file that was made for the proof only
+SPREAD = 4  # how many times the errors of the boxes that NMS leaves those of the others may be
 ROUNDING = 10  # how many times the unfused model's own rounding error a file may be off
 
 
@@ -89,7 +100,7 @@ class Case:
     def as_dict(self) -> dict[str, Any]:
         """Return it as JSON takes it."""
         d = self.difference
-        found = {"conf": d.conf, "reference": d.reference, "matched": d.matched, "min_iou": d.min_iou}
+        found = {"conf": d.conf, **d.detections, "wrong": d.wrong}
         rounding = {}
         if self.rounding:
             rounding["float32_rounding"] = {"box_px": self.rounding.box_px, "score": self.rounding.score}
@@ -194,14 +205,14 @@ class Reference:
             return case, errors
         own = self.rounding(evidence.images, evidence.expected)
         allowed = Tolerance(*map(max, dataclasses.astuple(tolerance), _times(ROUNDING, own)))
-        wider, _ = self._measure(evidence, allowed)
+        wider, _ = self._measure(evidence, allowed, _hidden(difference, own, allowed))
         return dataclasses.replace(case, difference=wider, allowed=allowed, rounding=own), errors
 
-    def _measure(self, evidence: Evidence, tolerance: Tolerance) -> tuple[Difference, Errors]:
-        """Return how far a file is from this model, by what the file gives."""
+    def _measure(self, evidence: Evidence, tolerance: Tolerance, least: Slack = EXACT) -> tuple[Difference, Errors]:
+        """Return how far a file is from this model, by what the file gives; `least` is that of `measure_nms`."""
         outputs = evidence.expected, evidence.got, self.model.nc
         if evidence.nms:
-            return measure_nms(*outputs, evidence.nms, tolerance)
+            return measure_nms(*outputs, evidence.nms, tolerance, least)
         return measure_errors(*outputs, self.model.end2end, tolerance)
 
 
@@ -219,6 +230,19 @@ def run_eager(model: nn.Module, images: Tensor) -> Outputs:
     with torch.inference_mode():
         output = model(images)[0]
     return (output,) if isinstance(output, Tensor) else output
+
+
+def _hidden(shown: Difference, own: Difference, allowed: Tolerance) -> Slack:
+    """Return by how much rounding may have moved the candidates that NMS in a file has dropped.
+
+    Args:
+        shown: how far the boxes are off that the file gives.
+        own: the rounding of the unfused model.
+        allowed: more than that is no rounding.
+    """
+    box = max(SPREAD * shown.box_px, ROUNDING * own.box_px)
+    score = max(SPREAD * shown.score, ROUNDING * own.score)
+    return Slack(min(box, allowed.box_px), min(score, allowed.score))
 
 
 def _times(factor: float, difference: Difference) -> tuple[float, float, float]:

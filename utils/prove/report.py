@@ -47,6 +47,7 @@ def summarize(cases: Sequence[Case]) -> dict[str, Any]:
         "detections": {
             "reference": sum(d.reference for d in seen),
             "matched": sum(d.matched for d in seen),
+            "undecidable": sum(d.undecidable for d in seen),
             "min_iou": min(d.min_iou for d in seen),
         },
     }
@@ -95,7 +96,8 @@ def remark(case: Case) -> str:
         own = case.rounding
         return f"≈ {case.picture}: float32 alone is off by {own.box_px:.1e} px and {own.score:.1e} from float64 here"
     if case.ok:
-        return ""
+        undecided = f"≈ {case.picture}: {d.undecidable} of {d.reference} detections hang on less than rounding"
+        return undecided if d.undecidable and d.matched < d.reference else ""
     reasons = [d.problem] if d.problem else []
     if not d.problem and not d.box_px <= allowed.box_px:
         reasons.append(f"boxes differ by {d.box_px:.3g} px, allowed are {allowed.box_px:.3g}")
@@ -103,6 +105,7 @@ def remark(case: Case) -> str:
         reasons.append(f"scores differ by {d.score:.3g}, allowed are {allowed.score:.3g}")
     if not d.problem and not d.mask <= allowed.mask:
         reasons.append(f"masks differ by {d.mask:.3g} of the largest number, allowed are {allowed.mask:.3g}")
-    if d.matched != d.reference and d.sees_something:
-        reasons.append(f"{d.reference - d.matched} of {d.reference} detections are missing")
+    if d.wrong:
+        judged = d.reference - d.undecidable
+        reasons.append(f"{d.wrong} detections are missing or too many, of {judged} that do not hang on rounding")
     return f"✗ {case.picture}: {', '.join(reasons)}"
