@@ -77,7 +77,10 @@ def prepare_environment() -> None:
 
 
 def patch_ultralytics(
-    *, open_backend: Callable[..., Any] | None = None, check_amp: Callable[..., bool] | None = None
+    *,
+    open_backend: Callable[..., Any] | None = None,
+    check_amp: Callable[..., bool] | None = None,
+    save_yaml: Callable[..., None] | None = None,
 ) -> None:
     """Replace parts of ultralytics by ours. This is the one place that does; whoever has a part to give calls it.
 
@@ -89,6 +92,7 @@ def patch_ultralytics(
             exports without their bytes, thresholds and precision (`utils.deploy.backends`).
         check_amp: takes the place of its check of mixed precision, which downloads a network and compares boxes of
             that; ours compares the outputs of the network that is going to be trained (`utils.train.trainer`).
+        save_yaml: takes the place of its writer of args.yaml, which writes over the old file (`utils.train.trainer`).
     """
     from PIL import Image  # noqa: PLC0415 (this module is imported before any library)
     from ultralytics.utils import patches  # noqa: PLC0415
@@ -102,6 +106,11 @@ def patch_ultralytics(
         from ultralytics.engine import trainer  # noqa: PLC0415
 
         trainer.check_amp = check_amp
+    if save_yaml:
+        from ultralytics.engine import trainer  # noqa: PLC0415
+        from ultralytics.utils import YAML  # noqa: PLC0415
+
+        trainer.YAML = type("YAML", (YAML,), {"save": staticmethod(save_yaml)})
 
 
 prepare_environment()

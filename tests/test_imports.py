@@ -29,7 +29,7 @@ ORDER = [  # a module imports from its own row and the rows above
     ["models.parser"],
     ["models.summary", "models.yolo"],
     ["models"],
-    ["utils.text", "utils.paths", "utils.sizes", "utils.latency"],
+    ["utils.text", "utils.paths", "utils.sizes", "utils.latency", "utils.writing"],
     ["utils.cli", "utils.data", "utils.checkpoint"],
     ["utils.deploy"],
     ["utils.evaluate", "utils.detect"],

@@ -21,11 +21,13 @@ from utils.checkpoint import load_checkpoint, read_checkpoint
 from utils.data.description import load_dataset, write_data_yaml
 from utils.data.files import list_images
 from utils.data.shapes import NAMES, Recipe, ensure_shapes
+from utils.train import trainer
 from utils.train.trainer import Trainer, frozen_modules
 from utils.train.transfer import transfer
 
 # isort: split
 from ultralytics.data.utils import check_det_dataset
+from ultralytics.engine import trainer as engine
 
 EPOCHS = 3
 
@@ -103,6 +105,30 @@ def test_a_stopped_and_resumed_run_ends_with_the_same_bits(finished, folder, mon
         assert all(torch.equal(want[name], got[name]) for name in want)
     with (last.parent.parent / "results.csv").open() as f:
         assert [row["epoch"] for row in csv.DictReader(f)] == [str(i + 1) for i in range(EPOCHS)]
+
+
+def test_the_last_checkpoint_is_written_last(folder, monkeypatch):
+    """A run that is killed between two of them resumes with the epoch before, and writes all of them again."""
+    written, save = [], trainer.save_checkpoint
+    monkeypatch.setattr(
+        trainer, "save_checkpoint", lambda content, path: written.append(path.name) or save(content, path)
+    )
+    monkeypatch.setattr(Trainer, "validate", lambda self: (self.metrics, setattr(self, "best_fitness", 1.0) or 1.0))
+    train.run(**options(folder, "order", epochs=1, save_period=1))
+    assert written == ["best.pt", "epoch0.pt", "last.pt"]
+
+
+def test_a_kill_while_the_options_are_written_leaves_the_old_ones(tmp_path, monkeypatch):
+    file = tmp_path / "args.yaml"
+    engine.YAML.save(file, {"epochs": 3})
+
+    def half(self, text):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "replace", half)
+    with pytest.raises(OSError, match="No space"):
+        engine.YAML.save(file, {"epochs": 4})
+    assert yaml.safe_load(file.read_text()) == {"epochs": 3}
 
 
 HEADS = {  # the last row's module and arguments, further keys

@@ -6,7 +6,6 @@ resuming needs (model, EMA, optimizer, ...); `best.pt` holds the EMA weights alo
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from models.spec import load_spec
 from utils.checkpoint.foreign import find_model
 from utils.checkpoint.unpickle import read_pickled
 from utils.sizes import MAX_IMGSZ
+from utils.writing import remove_partials, replacing
 
 FORMAT = "repyolo/1"
 RANGE_LOW, RANGE_HIGH = "input_low", "input_high"  # buffers of a convolution
@@ -44,7 +44,9 @@ def pack_model(model: DetectionModel) -> dict[str, Any]:
 
 
 def save_checkpoint(content: Mapping[str, Any], path: Path) -> None:
-    """Write `content` to `path` so that a crash at any moment leaves the old file or the new one.
+    """Write `content` to `path` so that a crash or a stop at any moment leaves the old file or the new one.
+
+    What killed processes have left of earlier attempts in the folder is removed.
 
     Args:
         content: dicts, lists, strings, numbers and tensors; NumPy's are turned into these, anything else is refused.
@@ -53,20 +55,10 @@ def save_checkpoint(content: Mapping[str, Any], path: Path) -> None:
         TypeError: `content` holds something else.
         OSError: the disk is full or the folder cannot be written; nothing is left of the attempt.
     """
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with partial.open("wb") as f:
-            torch.save(plain(content), f)
-            f.flush()
-            os.fsync(f.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)  # so that the new name survives a power cut as well
-    finally:
-        os.close(folder)
+    written = plain(content)
+    remove_partials(path.parent)
+    with replacing(path) as file:
+        torch.save(written, file)
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from ultralytics.utils import LOGGER
 from models.errors import UserError, did_you_mean
 from utils.data.shapes import ensure_shapes, shapes_folder
 from utils.paths import ROOT, find_file, why_no_file
+from utils.writing import write_text
 
 BUILT_IN = ROOT / "data" / "shapes.yaml"
 DATA_KEYS = ("path", "train", "val", "test", "names", "nc", "channels", "kpt_shape", "flip_idx", "download")
@@ -206,4 +207,4 @@ def write_data_yaml(data: dict[str, Any], path: Path) -> None:
     """Write a checked data set with absolute paths, in the form that ultralytics' validator reads."""
     keys = ("train", "val", "test", "nc", "names", "channels", "kpt_shape")
     described = {"path": str(data["path"]), **{key: data[key] for key in keys if data.get(key) is not None}}
-    path.write_text(yaml.safe_dump(described, sort_keys=False))
+    write_text(path, yaml.safe_dump(described, sort_keys=False))

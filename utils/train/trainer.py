@@ -38,6 +38,7 @@ from utils.evaluate.validator import VALIDATORS, Validator
 from utils.train.anchors import fit_anchors
 from utils.train.qat import insert_rounding, observe
 from utils.train.transfer import transfer
+from utils.writing import remove_partials, write_text
 
 LOADER_SEED = 6148914691236517205  # ultralytics' own
 OBSERVED = 8  # batches that ranges of INT8 are taken from before they are trained
@@ -100,6 +101,8 @@ class Trainer(DetectionTrainer):
         super().__init__({**OWN_OPTIONS, **vars(engine.get_cfg())}, {**run.options, "mode": "train"})
         if self.device.type == "cpu":
             torch.set_num_threads(cpu_cores())  # ultralytics leaves one for loading, which is done in between here
+        for folder in (self.save_dir, self.wdir):
+            remove_partials(folder)
         self.history: list[dict[str, float]] = []
         self.penalized: list[RepConv] = []
         self.add_callback("on_train_epoch_start", Trainer.seed_epoch)
@@ -219,12 +222,13 @@ class Trainer(DetectionTrainer):
         self.history.append({"epoch": self.epoch + 1, "time": round(seconds, 2), **plain(metrics)})
         columns = list(self.history[-1])
         lines = [",".join(columns), *(",".join(f"{row.get(c, '')}" for c in columns) for row in self.history)]
-        partial = self.csv.with_suffix(".partial")
-        partial.write_text("\n".join(lines) + "\n", encoding="utf-8")
-        partial.replace(self.csv)
+        write_text(self.csv, "\n".join(lines) + "\n")
 
     def save_model(self) -> bool:
-        """Write last.pt, and best.pt and epochN.pt when it is their turn."""
+        """Write best.pt and epochN.pt when it is their turn, then last.pt.
+
+        A run that is killed between two of them resumes with the epoch before, and writes all of them again.
+        """
         model, ema = unwrap_model(self.model), self.ema.ema
         shared = {
             **pack_model(ema),
@@ -245,11 +249,11 @@ class Trainer(DetectionTrainer):
             "history": self.history,
             "seed": self.args.seed,
         }
-        save_checkpoint(resumable, self.last)
         if self.best_fitness == self.fitness:
             save_checkpoint(shared, self.best)
         if self.save_period > 0 and self.epoch % self.save_period == 0:
             save_checkpoint(shared, self.wdir / f"epoch{self.epoch}.pt")
+        save_checkpoint(resumable, self.last)
         return True
 
     def resume_training(self, ckpt: dict[str, Any] | None) -> None:
@@ -428,4 +432,11 @@ def amp_is_safe(model: nn.Module) -> bool:
     return safe
 
 
-patch_ultralytics(check_amp=amp_is_safe)
+def save_yaml(file: str | Path, data: dict[str, Any]) -> None:
+    """Write the options of a run as ultralytics does, but as a whole: a kill leaves the old file or the new one."""
+    kept = (str, int, float, bool, list, tuple, dict, type(None))
+    data = {key: value if isinstance(value, kept) else str(value) for key, value in data.items()}
+    write_text(Path(file), yaml.safe_dump(plain(data), sort_keys=False, allow_unicode=True))
+
+
+patch_ultralytics(check_amp=amp_is_safe, save_yaml=save_yaml)

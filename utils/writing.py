@@ -1,0 +1,108 @@
+"""Files that are replaced as a whole: after a crash, a kill or a stop there is the old content or the new one."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import IO, Any
+
+PARTIAL = ".partial"  # the end of the names of files that are being written
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[IO[bytes]]:
+    """Give a file to write to, which takes the place of `path` at the end, when its content is on the disk.
+
+    Signals that Python handles wait until the file has its name: an exception that a handler raises can get lost in
+    the middle of a library's writer, which then takes the file for complete.
+
+    Raises:
+        OSError: the disk is full or the folder cannot be written; nothing is left of the attempt.
+    """
+    partial = path.with_name(f".{path.name}.{os.getpid()}{PARTIAL}")
+    with signals_held():
+        try:
+            with partial.open("wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
+        sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Write the names in a folder to the disk, so that a new one survives a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text in UTF-8 to `path`, as a whole."""
+    with replacing(path) as file:
+        file.write(text.encode())
+
+
+def remove_partials(folder: Path) -> None:
+    """Remove what killed processes have left of files that they were writing into a folder.
+
+    Files of a process that still runs stay, as far as the system says which process runs.
+    """
+    for partial in folder.glob(f".*{PARTIAL}"):
+        number = partial.name.removesuffix(PARTIAL).rpartition(".")[2]
+        if number.isdecimal() and not is_running(int(number)):
+            partial.unlink(missing_ok=True)
+
+
+def is_running(process: int) -> bool:
+    """Return whether there is another process of this number."""
+    if process == os.getpid():
+        return False
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+@contextmanager
+def signals_held() -> Iterator[None]:
+    """Let the signals for which Python has a handler wait until the end, and deliver them then, in their order."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # handlers run in the main thread alone
+        return
+    came: list[int] = []
+    former: dict[int, Any] = {}
+    holding = True
+
+    def hold(number: int, frame: FrameType | None) -> None:
+        if holding:
+            came.append(number)
+        else:
+            former[number](number, frame)
+
+    try:
+        for number in map(int, signal.valid_signals()):
+            if callable(handler := signal.getsignal(number)) and not isinstance(handler, signal.Handlers):
+                former[number] = handler
+                signal.signal(number, hold)
+        yield
+    finally:
+        try:
+            for number, handler in former.items():
+                signal.signal(number, handler)
+        finally:
+            holding = False
+        for number in came:
+            signal.raise_signal(number)
