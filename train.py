@@ -149,7 +149,7 @@ def new_run(args: argparse.Namespace) -> TrainingRun:
     name = Path(spec.name).stem if args.name == "cfg" else args.name
     sources = [args.weights, args.cfg, args.hyp, *sources_of(data)] if args.exist_ok else []
     save_dir = increment_path(args.project, name, args.exist_ok, sources)
-    options |= {"task": spec.task, "model": str(keep_model(spec, args, save_dir)), "data": args.data or DEMO_DATA}
+    options |= {"task": spec.task, "model": str(keep_model(spec, args, save_dir)), "data": data["yaml_file"]}
     options |= {"project": args.project, "name": save_dir.name, "save_dir": str(save_dir), "exist_ok": True}
     return TrainingRun(options, data, spec, start)
 

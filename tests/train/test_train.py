@@ -131,6 +131,20 @@ def test_a_kill_while_the_options_are_written_leaves_the_old_ones(tmp_path, monk
     assert yaml.safe_load(file.read_text()) == {"epochs": 3}
 
 
+@pytest.mark.parametrize("text", ["", "- 1", "epochs: [1,", "data: x", "epochs: x", "foo: 1", "epochs: [1]"])
+def test_a_strange_args_yaml_is_refused_in_one_sentence(text, finished, tmp_path):
+    whole = (finished / "args.yaml").read_text()
+    (tmp_path / "args.yaml").write_text(f"{whole}{text}\n" if text[:3] in ("foo", "epo") else text)
+    with pytest.raises(UserError, match=r"args\.yaml") as caught:
+        trainer.read_options(tmp_path / "args.yaml")
+    assert "\n" not in str(caught.value)
+    assert trainer.read_options(finished / "args.yaml")["epochs"] == EPOCHS
+
+
+def test_a_run_knows_its_data_set_from_every_folder(finished, folder):
+    assert trainer.read_options(finished / "args.yaml")["data"] == str((folder / "data.yaml").resolve())
+
+
 HEADS = {  # the last row's module and arguments, further keys
     "anchors": ("Detect", ["nc", 2], {}),
     "without NMS": ("Detect", ["nc"], {"end2end": True}),

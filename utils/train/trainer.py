@@ -32,7 +32,7 @@ from models.spec import ModelSpec
 from models.summary import backbone_card
 from utils.checkpoint import build_model, load_checkpoint, pack_model, plain, read_checkpoint, save_checkpoint
 from utils.data.dataset import build_dataset
-from utils.data.description import load_dataset, write_data_yaml
+from utils.data.description import load_dataset, read_yaml, write_data_yaml
 from utils.data.files import check_images
 from utils.evaluate.validator import VALIDATORS, Validator
 from utils.train.anchors import fit_anchors
@@ -307,13 +307,33 @@ def resumed_run(last: Path) -> TrainingRun:
     folder = last.resolve().parent.parent
     if not (folder / "args.yaml").is_file():
         raise UserError(f"{last} is not in the folder of its run: there is no {folder / 'args.yaml'}")
-    options = yaml.safe_load((folder / "args.yaml").read_text(encoding="utf-8"))
+    options = read_options(folder / "args.yaml")
     if checkpoint["epoch"] + 1 >= options["epochs"]:
         raise UserError(f"{last} has all of its {options['epochs']} epochs, there is nothing to resume")
     data = load_dataset(options["data"])
     check_images(data)
     options |= {"resume": str(last), "save_dir": str(folder), "exist_ok": True}
     return TrainingRun(options, data, checkpoint=checkpoint)
+
+
+def read_options(file: Path) -> dict[str, Any]:
+    """Return the options of a run from its args.yaml.
+
+    Raises:
+        UserError: it is damaged, lacks an option that a run has, or has one that is unknown or of a wrong type.
+    """
+    options = read_yaml(file, "run", "epochs, data and imgsz")
+    for key in ("data", "model", "epochs", "imgsz", "batch"):
+        if options.get(key) is None:
+            raise UserError(f"{file}: the option '{key}' of the run is missing")
+    if not isinstance(options["data"], str) or not isinstance(options["model"], str):
+        raise UserError(f"{file}: data and model must be names of files")
+    try:
+        engine.get_cfg({**OWN_OPTIONS, **vars(engine.get_cfg())}, dict(options))
+    except (TypeError, ValueError, LookupError, AttributeError, SyntaxError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{file} holds options that no run has: {reason[:300]}") from error
+    return options
 
 
 def check_trainable(model: DetectionModel) -> None:
