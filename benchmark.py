@@ -83,6 +83,13 @@ def make_parser() -> cli.Parser:
     add("--name", default="exp", help="results go to project/name")
     add("--exist-ok", action="store_true", help="use project/name again instead of counting up")
     cli.add_consents(parser)
+    parser.ignore("--batch-size", reason="every form runs with one picture", values=1)
+    parser.refuse("--pt-only", reason="give --forms eager")
+    parser.refuse("--test", reason="export.py proves each format that it writes")
+    parser.refuse(
+        "--hard-fail", reason="a form that cannot be had ends nothing; benchmark.json tells which", values="?"
+    )
+    parser.refuse("--half", "--device", reason="it measures in float32 on the CPU", values="?")
     return parser
 
 

@@ -78,7 +78,7 @@ def make_parser() -> cli.Parser:
     add("--save-crop", **flag, help="write each box as a picture")
     add("--save-csv", **flag, help="write predictions.csv")
     add("--nosave", **flag, help="write no pictures and no videos")
-    add("--classes", nargs="+", type=cli.non_negative_int, help="keep these class numbers only")
+    add("--classes", nargs="+", help="keep these classes only, by number or name: 0 2, or 0,2, or cat 'traffic light'")
     add("--agnostic-nms", **flag, help="boxes of different classes suppress each other too")
     add("--augment", **flag, help="run at several scales and mirrored as well")
     add("--track", choices=TRACKERS, help="follow objects through videos and streams, and number them")
@@ -86,7 +86,7 @@ def make_parser() -> cli.Parser:
     add("--project", default="runs/detect", help="results go to project/name")
     add("--name", default="exp", help="results go to project/name")
     add("--exist-ok", **flag, help="use project/name again instead of counting up")
-    add("--line-thickness", type=cli.positive_int, help="of boxes and letters, in pixels; default: fits the picture")
+    add("--line-thickness", type=cli.non_negative_int, help="of boxes, in pixels; 0, the default, fits the picture")
     add("--hide-labels", **flag, help="draw boxes only")
     add("--hide-conf", **flag, help="draw names without confidences")
     add("--retina-masks", **flag, help="masks as fine as the picture, not as the network's input")
@@ -96,6 +96,8 @@ def make_parser() -> cli.Parser:
     add("--web", **flag, help="serve a page on this machine to drop pictures and videos on")
     add("--port", type=cli.positive_int, help="of the page of --web; default: the first free one from 7860 on")
     cli.add_consents(parser)
+    parser.ignore("--dnn", reason="ONNX files run in ONNX Runtime, which gives the same boxes")
+    parser.ignore("--update", reason="weights/best.pt holds nothing that only training needs")
     return parser
 
 

@@ -103,7 +103,22 @@ def make_parser() -> cli.Parser:
     add("--max-det", "--topk-all", type=cli.positive_int, default=Nms.max_det, help="with --nms: boxes in one picture")
     add("--verbose", **flag, help="show what ultralytics and torch say while they write")
     cli.add_consents(parser)
+    add_foreign(parser)
     return parser
+
+
+def add_foreign(parser: cli.Parser) -> None:
+    """Add the flags of YOLOv5's export.py that do not apply here."""
+    parser.ignore("--optimize", reason="TorchScript is written for phones and computers alike")
+    parser.ignore("--inplace", reason="the head's arithmetic is exported as each format wants it")
+    parser.ignore("--workspace", reason="TensorRT takes what memory the GPU has", values=1)
+    parser.ignore("--cache", reason="TensorRT's timings are not kept", values=0)
+    parser.refuse(
+        "--keras", reason="no Keras models are written; --include litert gives TensorFlow's format for phones"
+    )
+    parser.refuse("--mlmodel", reason="an .mlpackage has taken the place of .mlmodel; --include coreml writes it")
+    parser.refuse("--per-tensor", reason="INT8 weights have a scale for each channel, which is more accurate")
+    parser.refuse("--topk-per-class", reason="boxes are counted in all classes together, by --max-det", values=1)
 
 
 def run(**options: object) -> int:

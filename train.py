@@ -87,7 +87,7 @@ def make_parser() -> cli.Parser:
     add("--mask-ratio", type=cli.positive_int, default=4, help="masks are learnt at this part of the picture's size")
     add("--no-overlap", action="store_true", help="masks may overlap, which takes more memory; else small ones win")
     add("--single-cls", action="store_true", help="treat all classes as one, 'item'")
-    add("--optimizer", choices=OPTIMIZERS, help="of the recipe when not given")
+    add("--optimizer", type=optimizer, choices=OPTIMIZERS, help="of the recipe when not given")
     add("--workers", type=cli.non_negative_int, default=8, help="loader processes on a GPU")
     add("--project", default="runs/train", help="folder of the runs")
     add("--name", default="exp", help="name of the run; cfg: the YAML's name")
@@ -100,12 +100,33 @@ def make_parser() -> cli.Parser:
     add("--qat", action="store_true", help="fine-tune --weights in their fused form, with the rounding of INT8")
     add("--seed", type=cli.non_negative_int, default=0, help="of all random numbers")
     cli.add_consents(parser)
+    add_foreign(parser)
     return parser
+
+
+def add_foreign(parser: cli.Parser) -> None:
+    """Add the flags of YOLOv5's train.py that do not apply here."""
+    evolve = "hyper-parameters are not searched for; give a recipe of your own with --hyp"
+    parser.refuse("--evolve", reason=evolve, values="?")
+    parser.refuse("--evolve_population", "--resume_evolve", reason=evolve, values=1)
+    parser.refuse("--image-weights", reason="every picture is taken once an epoch, whatever its classes")
+    parser.refuse("--quad", reason="batches are not joined four to one; give a larger --imgsz or --batch-size")
+    parser.refuse("--bucket", "--upload_dataset", reason="nothing is sent anywhere", values="?")
+    parser.ignore("--sync-bn", reason="each GPU keeps its own statistics of BatchNorm, and one GPU has all of them")
+    parser.ignore("--local_rank", "--local-rank", reason="name the GPUs with --device", values=1)
+    loggers = "losses and accuracy go to results.csv in the folder of the run, and to no service"
+    parser.ignore("--entity", "--bbox_interval", "--artifact_alias", "--ndjson-file", reason=loggers, values=1)
+    parser.ignore("--ndjson-console", reason=loggers)
 
 
 def batch_size(text: str) -> int:
     """Return a `--batch-size`: a positive number, or -1."""
     return -1 if text == "-1" else cli.positive_int(text)
+
+
+def optimizer(text: str) -> str:
+    """Return the name of an optimizer as it is written, whatever the case of its letters."""
+    return next((name for name in OPTIMIZERS if name.lower() == text.lower()), text)
 
 
 def main(args: argparse.Namespace) -> Path:

@@ -53,6 +53,8 @@ def make_parser() -> cli.Parser:
     add("--name", default="exp", help="name of the run")
     add("--exist-ok", action="store_true", help="write into an existing run's folder")
     cli.add_consents(parser)
+    parser.ignore("--dnn", reason="ONNX files run in ONNX Runtime, which gives the same boxes")
+    parser.refuse("--save-hybrid", reason="labels are not mixed into predictions, which would be measured as found")
     return parser
 
 

@@ -5,6 +5,7 @@ import ctypes
 import errno
 import logging
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -15,6 +16,11 @@ import pytest
 import torch
 from ultralytics.utils import LOGGER
 
+import benchmark
+import detect
+import export
+import train
+import val
 from models.errors import UserError
 from utils import cli
 from utils.paths import find_file, find_weights, increment_path
@@ -208,6 +214,72 @@ def test_unknown_keyword_or_value_is_a_user_error():
         make_parser().from_keywords(conf_thresh=0.1)
     with pytest.raises(UserError, match="from 0 to 1"):
         make_parser().from_keywords(conf_thres=2)
+
+
+@pytest.mark.parametrize(
+    ("script", "flag", "suggestion"),
+    [
+        (detect, "--save-text", "--save-txt"),
+        (detect, "--confidence-threshold", "--conf-thres"),
+        (detect, "--max-detections", "--max-det"),
+        (train, "--no-save", "--nosave"),
+        (train, "--batchsize", "--batch-size"),
+        *((train, flag, "") for flag in ("--evolved", "--weight-decay", "--plots", "--autoanchor", "--learning-rate")),
+        *((detect, flag, "") for flag in ("--save-json", "--save-xml", "--show-labels", "--no-augment")),
+        *((export, flag, "") for flag in ("--int4", "--no-dynamic", "--qat")),
+    ],
+)
+def test_a_suggestion_is_a_misspelling_and_no_other_option(script, flag, suggestion):
+    with pytest.raises(UserError) as error:
+        script.make_parser().parse_args([flag])
+    assert str(error.value).startswith(
+        f"there is no option {flag}" + (f" (did you mean '{suggestion}'?)" * bool(suggestion))
+    )
+    assert ("did you mean" in str(error.value)) == bool(suggestion)
+
+
+YOLOV5_FLAGS = {  # of the scripts of the same name, with values that YOLOv5 takes; those that have no meaning here
+    train: "--evolve|--evolve 300|--evolve_population x|--resume_evolve x|--bucket x|--image-weights|--sync-bn|--quad|"
+    "--local_rank -1|--local-rank=0|--entity x|--upload_dataset|--bbox_interval -1|--artifact_alias latest",
+    detect: "--dnn|--update|--line-thickness 0",
+    val: "--dnn|--save-hybrid",
+    export: "--optimize|--inplace|--keras|--workspace 4|--workspace=4|--per-tensor|--mlmodel|--topk-per-class 9|"
+    "--cache",
+    benchmark: "--test|--pt-only|--hard-fail 0.3|--half|--device cpu|--batch-size 1",
+}
+
+
+@pytest.mark.parametrize(
+    ("script", "words"), [(script, flag.split()) for script, flags in YOLOV5_FLAGS.items() for flag in flags.split("|")]
+)
+def test_flags_of_yolov5_are_accepted_or_refused_with_a_reason(script, words):
+    parser = script.make_parser()
+    try:
+        args = parser.parse_args([*words, "--plugins", "next"])
+    except UserError as error:
+        assert re.match(rf"{words[0]} of YOLOv5 is not there: \w.* \(--help lists the options\)$", str(error))
+    else:
+        changed = {"line_thickness": 0} if words[0] == "--line-thickness" else {}
+        assert vars(args) == vars(parser.parse_args([])) | {"plugins": ["next"]} | changed
+
+
+def test_flags_without_a_meaning_say_so_and_take_no_prefix_away(monkeypatch):
+    said = []
+    monkeypatch.setattr(cli.LOGGER, "warning", said.append)
+    parser = make_parser()
+    parser.ignore("--devices", "--image-view", reason="there is one", values=1)
+    parser.refuse("--evolve", reason="nothing evolves", values="?")
+    assert parser.parse_args(["--devices", "-1", "--dev", "cpu"]).device == "cpu"
+    assert parser.from_keywords(image_view=2, evolve=False) == parser.parse_args([])
+    assert said == ["--devices has no effect: there is one", "--image-view has no effect: there is one"]
+    with pytest.raises(UserError, match="--evolve of YOLOv5 is not there: nothing evolves"):
+        parser.from_keywords(evolve=300)
+
+
+def test_names_of_optimizers_in_any_case():
+    assert [train.make_parser().parse_args(["--optimizer", n]).optimizer for n in ("sgd", "ADAMW")] == ["SGD", "AdamW"]
+    with pytest.raises(UserError, match="invalid choice: 'sdg'"):
+        train.make_parser().parse_args(["--optimizer", "sdg"])
 
 
 def test_device_that_is_not_there(monkeypatch):

@@ -12,6 +12,7 @@ Exit codes: 0 done; 1 the program failed; 2 the user's input was wrong (one sent
 from __future__ import annotations
 
 import argparse
+import difflib
 import errno
 import logging
 import math
@@ -20,8 +21,9 @@ import os
 import select
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, NoReturn
 
@@ -29,7 +31,7 @@ import torch
 from ultralytics.utils import LOGGER
 
 from models.downloads import allow_downloads
-from models.errors import UserError, did_you_mean
+from models.errors import UserError
 from models.plugins import load_plugins
 from utils.paths import MADE, remove_empty_runs
 from utils.sizes import MAX_IMGSZ
@@ -160,6 +162,21 @@ def take_consents(args: argparse.Namespace) -> None:
 
 
 # Options --------------------------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Foreign:
+    """A flag of YOLOv5's script of the same name that has no meaning here.
+
+    Attributes:
+        reason: why, or what is given instead; completes a sentence.
+        harmless: leaving it away changes no result, so it is accepted.
+        values: how many words follow it: 0, 1, or "?" for one or none.
+    """
+
+    reason: str
+    harmless: bool
+    values: int | str = 0
+
+
 class Parser(argparse.ArgumentParser):
     """An ArgumentParser whose errors are a UserError, and which takes its options as keywords too.
 
@@ -168,6 +185,7 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, **settings: Any) -> None:
         self.flags: dict[str, argparse.Action] = {}  # every "--flag", aliases included
+        self.foreign: dict[str, Foreign] = {}  # in full only, so that they take no prefix away
         super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, **settings)
 
     def add_argument(self, *names: str, **settings: Any) -> argparse.Action:
@@ -176,16 +194,41 @@ class Parser(argparse.ArgumentParser):
         self.flags.update(dict.fromkeys(action.option_strings, action))
         return action
 
+    def ignore(self, *flags: str, reason: str, values: int | str = 0) -> None:
+        """Accept flags of YOLOv5 that would change no result here; a line of the log says why."""
+        self.foreign.update(dict.fromkeys(flags, Foreign(reason, True, values)))
+
+    def refuse(self, *flags: str, reason: str, values: int | str = 0) -> None:
+        """Know flags of YOLOv5 that ask for what there is not; UserError with the reason where one is given."""
+        self.foreign.update(dict.fromkeys(flags, Foreign(reason, False, values)))
+
     def parse_args(self, args: Sequence[str] | None = None) -> argparse.Namespace:  # type: ignore[override]
         """Parse the words of a command line; UserError for the first one that is not known."""
-        options, unknown = self.parse_known_args(args)
+        options, unknown = self.parse_known_args(self._without_foreign(sys.argv[1:] if args is None else args))
         for word in unknown:
             if word.startswith("-"):
                 flag = word.split("=")[0]
-                self.error(f"there is no option {flag}{did_you_mean(flag, self.flags)}")
+                self.error(f"there is no option {flag}{nearest_flag(flag, self.flags)}")
         if unknown:
             self.error(f"'{unknown[0]}' belongs to no option; a value follows its flag")
         return options
+
+    def _without_foreign(self, words: Sequence[str]) -> list[str]:
+        """Return the words without flags that have no meaning here and their values; UserError where one is refused."""
+        kept, rest = [], list(words)
+        while rest:
+            word = rest.pop(0)
+            flag, equals, _ = word.partition("=")
+            foreign = self.foreign.get(flag)
+            if foreign is None:
+                kept.append(word)
+                continue
+            if not foreign.harmless:
+                self.error(f"{flag} of YOLOv5 is not there: {foreign.reason}")
+            LOGGER.warning(f"{flag} has no effect: {foreign.reason}")
+            if rest and not equals and (foreign.values == 1 or (foreign.values == "?" and not rest[0].startswith("-"))):
+                rest.pop(0)
+        return kept
 
     def from_keywords(self, **options: object) -> argparse.Namespace:
         """Return the options that the same command line would give: `imgsz=[320, 480]` is `--imgsz 320 480`.
@@ -194,16 +237,64 @@ class Parser(argparse.ArgumentParser):
         """
         words: list[str] = []
         for name, value in options.items():
-            action = self.flags.get(f"--{name.replace('_', '-')}") or self.flags.get(f"--{name}")
-            if action is None:
+            spelt = (f"--{name.replace('_', '-')}", f"--{name}")
+            action = next((self.flags[flag] for flag in spelt if flag in self.flags), None)
+            foreign = next((flag for flag in spelt if flag in self.foreign), None)
+            if action is not None:
+                words += _as_words(action, value)
+            elif foreign is not None:
+                words += [] if value is None or value is False else [f"{foreign}={value}"]
+            else:
                 known = (flag.lstrip("-").replace("-", "_") for flag in self.flags)
-                raise UserError(f"there is no option '{name}'{did_you_mean(name, known)}")
-            words += _as_words(action, value)
+                raise UserError(f"there is no option '{name}'{nearest_flag(name, known)}")
         return self.parse_args(words)
 
     def error(self, message: str) -> NoReturn:
         """Raise UserError; argparse would print the usage and leave the process."""
         raise UserError(f"{message} (--help lists the options)")
+
+
+def nearest_flag(name: str, known: Iterable[str]) -> str:
+    """Return `` (did you mean 'X'?)`` for the flag that `name` is a misspelling of, or an empty string.
+
+    Words that are merely alike mean other things (--evolve and --nosave, --save and --nosave, --int4 and --int8), so
+    that no part may differ by more than a slip.
+    """
+    ranked = sorted(known, key=lambda flag: -difflib.SequenceMatcher(None, name, flag).ratio())
+    near = next((flag for flag in ranked if _is_misspelt(_parts(name), _parts(flag))), None)
+    return f" (did you mean '{near}'?)" if near else ""
+
+
+def _parts(flag: str) -> list[str]:
+    return flag.lower().strip("-_").replace("_", "-").split("-")
+
+
+def _is_misspelt(name: list[str], flag: list[str]) -> bool:
+    """Return whether the parts of a name are slips, longer or shorter forms of those of a flag."""
+    joined, whole = "".join(name), "".join(flag)
+    if joined == whole:
+        return True
+    if joined.startswith("no") != whole.startswith("no") or _digits(joined) != _digits(whole):
+        return False
+    if len(name) != len(flag):
+        return _is_slip(joined, whole)
+    return all(_is_slip(a, b) or _is_shortened(a, b) for a, b in zip(name, flag, strict=True))
+
+
+def _digits(word: str) -> str:
+    return "".join(filter(str.isdigit, word))
+
+
+def _is_shortened(a: str, b: str) -> bool:
+    short, long = sorted((a, b), key=len)
+    return len(short) > 2 and long.startswith(short)
+
+
+def _is_slip(a: str, b: str) -> bool:
+    """Return whether two words differ in one letter, or in one of every four of a longer word."""
+    changes = difflib.SequenceMatcher(None, a, b).get_opcodes()
+    distance = sum(max(i2 - i1, j2 - j1) for tag, i1, i2, j1, j2 in changes if tag != "equal")
+    return distance <= max(1, min(len(a), len(b)) // 4)
 
 
 def _as_words(action: argparse.Action, value: object) -> list[str]:

@@ -445,6 +445,7 @@ def test_class_names_as_folders(name, safe):
         ({"source": "x.streams"}, "does not exist"),
         ({"data": "cocoo.yaml"}, r"did you mean 'coco\.yaml'"),
         ({"classes": [0, 3]}, r"--classes 3 does not exist: best\.pt knows 0 to 2"),
+        ({"classes": "0,sqare"}, r"--classes 'sqare' is no class of best\.pt \(did you mean 'square'\?\)"),
         ({"imgsz": [64, 64, 64]}, "one side or height and width"),
         ({"imgsz": 10**6}, "a whole number of pixels from 1 to 8192"),
         ({"save_format": 2}, "invalid choice"),
@@ -499,6 +500,8 @@ def test_options_change_what_is_found(run, log, tmp_path):
     for options, expected in [
         ({"conf_thres": 0.99}, "64x64 (no detections), "),
         ({"classes": [0, 2]}, "64x64 (no detections), "),
+        ({"classes": "0,2"}, "64x64 (no detections), "),
+        ({"classes": ["0,2", NAMES[1]]}, "64x64 1 square, "),
         ({"imgsz": [33, 64]}, "64x64 1 square, "),
         ({"imgsz": 128}, "96x128 "),
         ({"augment": True}, " 1 square, "),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,11 @@ from ultralytics.models.yolo.detect import DetectionPredictor
 from ultralytics.utils import LOGGER, ops
 
 from models.environment import cpu_cores
-from models.errors import UserError
+from models.errors import UserError, did_you_mean
 from utils.deploy.backends import share_options
 from utils.deploy.opened import OpenedWeights, check_augment, open_weights
 from utils.detect.frame import Found, Frame
+from utils.text import shorten
 
 MAX_WORKERS = 8  # frames that are computed at once, each of which takes memory
 LEAST_END2END = 300  # boxes that a head without NMS gives, at least
@@ -33,7 +35,7 @@ class PredictorOptions:
         conf_thres: boxes below this confidence are dropped, 0 to 1.
         iou_thres: of two boxes of a class that overlap more than this, the less confident is dropped, 0 to 1.
         max_det: the most boxes in one frame.
-        classes: class numbers to keep; None keeps all.
+        classes: those to keep, by number or name, several of them joined by commas if need be; None keeps all.
         agnostic_nms: boxes of different classes suppress each other too.
         augment: run at several scales and mirrored as well (.pt only).
         half: float16 on a GPU; with OpenVINO the precision that the processor likes best.
@@ -47,7 +49,7 @@ class PredictorOptions:
     conf_thres: float = 0.25
     iou_thres: float = 0.45
     max_det: int = 1000
-    classes: list[int] | None = None
+    classes: Sequence[int | str] | None = None
     agnostic_nms: bool = False
     augment: bool = False
     half: bool = False
@@ -72,7 +74,7 @@ class PredictorOptions:
             "conf": self.conf_thres,
             "iou": self.iou_thres,
             "max_det": self.max_det,
-            "classes": self.classes,
+            "classes": None if self.classes is None else find_classes(self.classes, weights.names, weights.path.name),
             "agnostic_nms": self.agnostic_nms,
             "augment": self.augment,
             "retina_masks": self.retina_masks,
@@ -168,12 +170,37 @@ def shares_cores(weights: OpenedWeights) -> bool:
 
 def check_options(weights: OpenedWeights, options: PredictorOptions) -> None:
     """Raise UserError for an option that does not go with weights, and warn of one that changes nothing."""
-    name, count = weights.path.name, len(weights.names)
+    name = weights.path.name
     if options.augment:
         check_augment(weights)
-    if options.classes and max(options.classes) >= count:
-        raise UserError(f"--classes {max(options.classes)} does not exist: {name} knows 0 to {count - 1}")
     if options.retina_masks and weights.task != "segment":
         LOGGER.warning(f"--retina-masks is of no use: {name} finds boxes, not masks")
     if options.half and not weights.network.fp16:
         LOGGER.warning("--half needs a GPU; computing in float32")
+
+
+def find_classes(words: Sequence[int | str], names: Mapping[int, str], weights: str) -> list[int]:
+    """Return the numbers of classes.
+
+    Args:
+        words: numbers, names, or several of them joined by commas.
+        names: class number → name.
+        weights: name of the file that knows them, for messages.
+
+    Raises:
+        UserError: there is no such class.
+    """
+    by_number, by_name = {str(number): number for number in names}, {name: number for number, name in names.items()}
+    parts = [p for word in map(str, words) for p in ([word] if word in by_name else filter(None, word.split(",")))]
+    found = []
+    for part in map(str.strip, parts):
+        if part in by_number:
+            found.append(by_number[part])
+        elif part in by_name:
+            found.append(by_name[part])
+        elif part.lstrip("-").isdecimal():
+            raise UserError(f"--classes {shorten(part)} does not exist: {weights} knows 0 to {len(names) - 1}")
+        else:
+            hint = did_you_mean(part, by_name) or f", whose classes are {shorten(', '.join(by_name))}"
+            raise UserError(f"--classes '{shorten(part)}' is no class of {weights}{hint}")
+    return found
