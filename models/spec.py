@@ -18,6 +18,7 @@ from typing import Any
 import yaml
 
 from models.errors import ConfigError, did_you_mean
+from models.yaml_numbers import load_yaml
 
 CONFIGS = Path(__file__).parent / "configs"
 MAX_BYTES = 1_000_000  # of a YAML file
@@ -160,7 +161,7 @@ def load_spec(cfg: str | Path | Mapping[str, Any] | ModelSpec) -> ModelSpec:
     if path.stat().st_size > MAX_BYTES:
         raise ConfigError(f"{path} is larger than {MAX_BYTES:,} bytes, which no model YAML is")
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = load_yaml(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, ValueError, OverflowError, RecursionError) as e:  # also of its numbers and dates
         raise ConfigError(f"{path} is not a YAML file: {' '.join(str(e).split())}") from e
     if not isinstance(content, Mapping):

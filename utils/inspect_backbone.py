@@ -52,6 +52,7 @@ from models.summary import (
     row_levels,
     run_on_meta,
 )
+from models.yaml_numbers import load_yaml
 from utils import cli
 from utils.deploy.fresh import calibrate_batch_norms
 from utils.latency import Latency, measure, torch_threads
@@ -241,7 +242,7 @@ def parse_options(words: Iterable[str]) -> dict[str, Any]:
     for word in words:
         key, equals, value = word.partition("=")
         try:
-            options[key] = yaml.safe_load(value)
+            options[key] = load_yaml(value)
         except yaml.YAMLError:
             equals = ""
         if not (key.isidentifier() and equals):

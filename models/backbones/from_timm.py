@@ -24,7 +24,7 @@ from typing import Any, ClassVar
 
 import timm
 import torch
-from timm.layers import BatchNormAct2d, Conv2dSame, RotaryEmbeddingCat
+from timm.layers import BatchNormAct2d, Conv2dSame, FrozenBatchNormAct2d, RotaryEmbeddingCat
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -32,6 +32,7 @@ from models.backbones.base import Backbone, level_name, select_strides
 from models.backbones.pyramid import Pyramid, fit_to_grid, nearest_stride
 from models.backbones.traceable import Traceable, as_constant
 from models.backbones.weights import Adapted, Dialect, WeightsReport
+from models.blocks.frozen import thaw
 from models.blocks.reparam import register_batch_norm, register_fuser, register_linear
 from models.errors import ConfigError, UserError, WeightsError, did_you_mean
 
@@ -465,6 +466,12 @@ def _is_channels_last(body: Any) -> bool:
 
 def _first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+@register_fuser
+def fuse_frozen(module: Any) -> nn.Module | None:
+    """Return timm's FrozenBatchNormAct2d as torch's BatchNorm2d, then its drop and act; None for others."""
+    return nn.Sequential(thaw(module), module.drop, module.act) if type(module) is FrozenBatchNormAct2d else None
 
 
 @register_fuser

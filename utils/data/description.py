@@ -15,6 +15,7 @@ import yaml
 from ultralytics.utils import LOGGER
 
 from models.errors import UserError, did_you_mean
+from models.yaml_numbers import load_yaml
 from utils.data.shapes import ensure_shapes, shapes_folder
 from utils.paths import ROOT, find_file, why_no_file
 from utils.writing import write_text
@@ -80,7 +81,7 @@ def read_yaml(file: Path, what: str = "data set", keys: str = "train, val and na
     if file.stat().st_size > MAX_YAML:
         raise UserError(f"{file} is larger than {MAX_YAML >> 20} MB, so it is not the YAML of a {what}")
     try:
-        described = yaml.safe_load(file.read_bytes())
+        described = load_yaml(file.read_bytes())
     except OSError as error:
         raise UserError(f"{file} cannot be read: {error.strerror}") from error
     except yaml.MarkedYAMLError as error:
