@@ -87,7 +87,7 @@ class AnchorDetect(Detect):
         It keeps to four dimensions and to operations that every format knows.
         """
         height, width = level.shape[2], level.shape[3]
-        rows, columns = (torch.arange(side, device=level.device, dtype=level.dtype) for side in (height, width))
+        rows, columns = (torch.arange(side).type_as(level) for side in (height, width))  # a device would be traced
         grid = torch.stack([columns.expand(height, width), rows[:, None].expand(height, width)]).flatten(1)
         t = level.reshape(-1, self.na, self.no, height * width)
         xy, wh, objectness, classes = t[:, :, : 5 + self.nc].sigmoid().split((2, 2, 1, self.nc), 2)

@@ -23,4 +23,8 @@ def load_yaml(text: str | bytes | IO[Any]) -> Any:
     Raises:
         yaml.YAMLError: the text is no YAML, or asks for an object of Python's.
     """
-    return yaml.load(text, _Loader)
+    loader = _Loader(text)
+    try:
+        return loader.get_single_data()
+    finally:
+        loader.dispose()

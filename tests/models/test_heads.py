@@ -221,3 +221,20 @@ def test_masks_need_a_map_of_stride_8():
 def test_a_detection_model_is_not_made_from_a_head_that_segments():
     with pytest.raises(ConfigError, match="head to segment, which create_model builds"):
         DetectionModel("yolov5n-seg.yaml")
+
+
+# On other devices -----------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("word", "args", "keys"),
+    [("Detect", *form) for form in FORMS.values()] + [("Segment", *form) for form in SEGMENT_FORMS.values()],
+)
+def test_what_a_trace_makes_on_a_device_follows_the_input(word, args, keys):
+    """A device in a traced graph is that of the tracing: a file would run where it was written and nowhere else."""
+    model = model_of(word, args, keys).eval()
+    for module in model.modules():
+        module.dynamic = True  # as ultralytics' exporter has its heads compute their grid anew
+    graph = torch.jit.trace(model, torch.rand(1, 3, 64, 96), check_trace=False, strict=False).inlined_graph
+    placed = [node for node in graph.nodes() if any(str(value.type()) == "Device" for value in node.inputs())]
+    assert any(node.kind() == "aten::arange" for node in graph.nodes())
+    users = {use.user.kind() for node in placed for output in node.outputs() for use in output.uses()}
+    assert users <= {"aten::type_as"}
