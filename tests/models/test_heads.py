@@ -232,7 +232,7 @@ def test_what_a_trace_makes_on_a_device_follows_the_input(word, args, keys):
     """A device in a traced graph is that of the tracing: a file would run where it was written and nowhere else."""
     model = model_of(word, args, keys).eval()
     for module in model.modules():
-        module.dynamic = True  # as ultralytics' exporter has its heads compute their grid anew
+        module.dynamic = module.export = True  # as in ultralytics' exporter: the grid is computed anew
     graph = torch.jit.trace(model, torch.rand(1, 3, 64, 96), check_trace=False, strict=False).inlined_graph
     placed = [node for node in graph.nodes() if any(str(value.type()) == "Device" for value in node.inputs())]
     assert any(node.kind() == "aten::arange" for node in graph.nodes())
