@@ -141,6 +141,24 @@ def test_a_strange_args_yaml_is_refused_in_one_sentence(text, finished, tmp_path
     assert trainer.read_options(finished / "args.yaml")["epochs"] == EPOCHS
 
 
+@pytest.mark.parametrize(
+    ("names", "channels", "said"),
+    [
+        (["a", "b", "c"], 3, "class 2 is 'c', in the run it is missing"),
+        (["b", "a"], 3, "class 0 is 'b', in the run it is 'a'"),
+        (["a"], 3, "class 1 is missing, in the run it is 'b'"),
+        (["a", "b"], 1, "pictures have 1 channels, in the run 3"),
+    ],
+)
+def test_a_run_goes_on_with_its_own_classes_only(names, channels, said):
+    checkpoint = {"names": {0: "a", 1: "b"}, "yaml": {"nc": 2}}
+    data = {"names": dict(enumerate(names)), "channels": channels, "yaml_file": "data.yaml"}
+    with pytest.raises(UserError, match=f"^data.yaml: {said}; train on it anew"):
+        trainer.check_same_classes(data, checkpoint, single_cls=False)
+    trainer.check_same_classes({**data, "channels": 3}, {**checkpoint, "names": {0: "item"}}, single_cls=True)
+    trainer.check_same_classes({**data, "names": {0: "a", 1: "b"}, "channels": 3}, checkpoint, single_cls=False)
+
+
 def test_a_run_knows_its_data_set_from_every_folder(finished, folder):
     assert trainer.read_options(finished / "args.yaml")["data"] == str((folder / "data.yaml").resolve())
 

@@ -311,9 +311,29 @@ def resumed_run(last: Path) -> TrainingRun:
     if checkpoint["epoch"] + 1 >= options["epochs"]:
         raise UserError(f"{last} has all of its {options['epochs']} epochs, there is nothing to resume")
     data = load_dataset(options["data"])
+    check_same_classes(data, checkpoint, bool(options.get("single_cls")))
     check_images(data)
     options |= {"resume": str(last), "save_dir": str(folder), "exist_ok": True}
     return TrainingRun(options, data, checkpoint=checkpoint)
+
+
+def check_same_classes(data: dict[str, Any], checkpoint: dict[str, Any], single_cls: bool) -> None:
+    """Check that the classes and the channels of a data set are still those that a run is trained on.
+
+    Raises:
+        UserError: they are others.
+    """
+    names, known = {0: "item"} if single_cls else data["names"], checkpoint["names"]
+    anew = "train on it anew with --weights, which takes over all that fits, or put back the data set of the run"
+    other = next((i for i in sorted({*names, *known}) if names.get(i) != known.get(i)), None)
+    if other is not None:
+        now, then = (f"'{some[other]}'" if other in some else "missing" for some in (names, known))
+        raise UserError(f"{data['yaml_file']}: class {other} is {now}, in the run it is {then}; {anew}")
+    channels = checkpoint["yaml"].get("ch", 3)
+    if data["channels"] != channels:
+        raise UserError(
+            f"{data['yaml_file']}: pictures have {data['channels']} channels, in the run {channels}; {anew}"
+        )
 
 
 def read_options(file: Path) -> dict[str, Any]:
