@@ -17,7 +17,7 @@ from ultralytics.engine.results import Results
 from ultralytics.utils import LOGGER
 from ultralytics.utils.torch_utils import select_device
 
-from models.errors import UserError, did_you_mean
+from models.errors import UserError
 from utils import cli
 from utils.deploy.opened import open_weights
 from utils.detect.frame import Found, Frame
@@ -27,7 +27,7 @@ from utils.detect.predictor import PREDICTORS, Predictor, PredictorOptions
 from utils.detect.sources import open_source
 from utils.detect.streams import is_live
 from utils.paths import find_file, find_weights
-from utils.text import printable, shorten
+from utils.text import printable
 
 KEPT = 8  # sets of options whose predictor is kept
 
@@ -120,7 +120,7 @@ class Detector:
             conf_thres=_checked("conf", conf, cli.fraction),
             iou_thres=_checked("iou", iou, cli.fraction),
             max_det=_checked("max_det", max_det, cli.positive_int),
-            classes=self._class_numbers(classes),
+            classes=self._listed(classes),
             agnostic_nms=agnostic_nms,
             augment=augment,
             half=self.half,
@@ -158,18 +158,12 @@ class Detector:
                 self._predictors[key] = PREDICTORS[self.task](self.weights, options)
             return self._predictors[key]
 
-    def _class_numbers(self, classes: Any) -> list[int] | None:
-        """Return the numbers of classes that are given by number or name."""
+    def _listed(self, classes: Any) -> list[Any] | None:
+        """Return classes as a list, those of a known name by number; the predictor checks the rest."""
         if classes is None:
             return None
         numbers: dict[Any, int] = {name: number for number, name in self.names.items()}
-        given = [classes] if isinstance(classes, (int, str)) else list(classes)
-        for name in given:
-            if isinstance(name, str) and name not in numbers:
-                raise UserError(
-                    f"classes: {self.weights.path.name} knows no '{shorten(name)}'{did_you_mean(name, numbers)}"
-                )
-        return _checked_list("classes", [numbers.get(name, name) for name in given], cli.non_negative_int)
+        return [numbers.get(one, one) for one in ([classes] if isinstance(classes, (int, str)) else classes)]
 
     def _check_device(self, device: Any) -> None:
         """Raise UserError for another device than that of `load`."""
