@@ -102,15 +102,12 @@ def patch_ultralytics(
         from ultralytics.engine import validator  # noqa: PLC0415
 
         validator.AutoBackend = open_backend
-    if check_amp:
+    if check_amp or save_yaml:
         from ultralytics.engine import trainer  # noqa: PLC0415
 
-        trainer.check_amp = check_amp
-    if save_yaml:
-        from ultralytics.engine import trainer  # noqa: PLC0415
-        from ultralytics.utils import YAML  # noqa: PLC0415
-
-        trainer.YAML = type("YAML", (YAML,), {"save": staticmethod(save_yaml)})
+        trainer.check_amp = check_amp or trainer.check_amp
+        if save_yaml:
+            trainer.YAML = type("YAML", (trainer.YAML,), {"save": staticmethod(save_yaml)})
 
 
 prepare_environment()

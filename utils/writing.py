@@ -34,12 +34,12 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
             partial.replace(path)
         finally:
             partial.unlink(missing_ok=True)
-        sync_folder(path.parent)
+        sync(path.parent)
 
 
-def sync_folder(folder: Path) -> None:
-    """Write the names in a folder to the disk, so that a new one survives a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
+def sync(path: Path) -> None:
+    """Write a file, or the names in a folder, to the disk, so that it survives a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

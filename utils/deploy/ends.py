@@ -14,9 +14,7 @@ import torch
 from torch import Tensor, nn
 
 ORDERS = ("bgr", "rgb")  # of the bytes of a pixel
-CLASS_STEP = (
-    7680  # pixels that NMS moves the classes apart, ultralytics' as that of files, so that rounding is the same
-)
+CLASS_STEP = 7680  # pixels that NMS moves the classes apart; in files as in ultralytics, so that rounding is the same
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from models.errors import UserError
+from utils.writing import sync
 
 TEMPORARY_PREFIX, REPLACED = ".export-", "replaced"  # of the folder to write in; in it, of what was there before
 
@@ -97,12 +98,12 @@ def publish(made: Sequence[Path], temporary: Path, folder: Path) -> list[Path]:
     """Move files and folders from `temporary` into `folder`, the last one last, and return where they are then."""
     for path in made:
         for file in files_in(path):
-            _sync(file)
+            sync(file)
     former = temporary / REPLACED
     former.mkdir()
     for path in made:
         _replace(path, folder / path.name, former / path.name)
-    _sync(folder)
+    sync(folder)
     return [folder / path.name for path in made]
 
 
@@ -118,15 +119,6 @@ def _replace(new: Path, place: Path, former: Path) -> None:
         if former.exists() and not place.exists():
             former.replace(place)
         raise
-
-
-def _sync(path: Path) -> None:
-    """Have a file or a folder written to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def files_in(path: Path) -> list[Path]:
