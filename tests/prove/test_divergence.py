@@ -18,7 +18,7 @@ from utils.deploy.fresh import calibrate_batch_norms
 from utils.deploy.write import write
 from utils.export import Options
 from utils.prove.compare import Tolerance
-from utils.prove.divergence import _first_difference, explain, find_divergence
+from utils.prove.divergence import FLOOR, ModuleOutputs, _first_difference, explain, find_divergence
 from utils.prove.inside import _groups, watch
 from utils.prove.reference import Reference
 
@@ -239,3 +239,12 @@ def test_watching_gives_the_outputs_and_each_inner_tensor(detector):
         torch.testing.assert_close(outputs[0], expected[0], atol=1e-3, rtol=1e-4)
         assert any(tensor.shape == (1, 16, 16, 16) for tensor in seen)
     assert watch(detector.folder / "good.unknown", images, set(), print) is None
+
+
+def test_an_order_that_float32_and_float64_do_not_share_says_nothing_of_a_file():
+    site = ModuleOutputs("model.6", [torch.ones(1)], rounding=[0.2], errors=[0.3])
+    assert site.is_undecided
+    assert site.is_sound(FLOOR)
+    sharp = ModuleOutputs("model.6", [torch.ones(1)], rounding=[1e-6], errors=[0.3])
+    assert not sharp.is_undecided
+    assert not sharp.is_sound(FLOOR)

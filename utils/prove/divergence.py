@@ -33,6 +33,7 @@ from utils.prove.reference import ROUNDING, Case, Evidence, Reference, run_eager
 
 FLOOR = 3e-6  # relative error that float32 explains anywhere
 HALF_FLOOR = 2e-2  # and float16
+DECISION = 1e-2  # a relative error of float32 that rounding alone does not make: a tie was ordered otherwise
 LOOK_ERRORS = (*RUN_ERRORS, onnx.shape_inference.InferenceError, ValueError, TypeError, KeyError)
 Look = Callable[
     [Collection[TensorShape], Visit], Outputs | None
@@ -169,21 +170,25 @@ def _locate(
     if agrees(outputs):
         return replace(found, note="with its inside shown it agrees, so its runtime's optimization is what differs")
     sound = [site.is_sound(floor) for site in rows]
-    if all(sound):
-        most = max((site.error for site in rows), default=0.0)
-        note = f"all rows agree as far as rounding goes, to {most:.1e}: the outputs hang on less"
-        return replace(found, by="rounding", note=note)
+    most = max((site.error for site in rows if not site.is_undecided), default=0.0)
+    note = f"all rows agree as far as rounding goes, to {most:.1e}: the outputs hang on less"
+    nothing = replace(found, by="rounding", note=note)
+    if all(sound) and not rows[-1].is_undecided:
+        return nothing
     row = _first_difference(model, sound)
     if not any(sound) and math.isinf(rows[0].error):
         return replace(found, note="the outputs of its rows are not to be found in it")
     modules = _observe(original, list(inner(f"model.{row}", model.model[row])))
     search = Search(modules)
     look(search.shapes, search)
+    module = next((site.name for site in modules if not site.is_sound(floor)), "")
+    if all(sound) and not module:
+        return nothing
     return replace(
         found,
         row=row,
         word=model.nodes[row].row.module,
-        module=next((site.name for site in modules if not site.is_sound(floor)), ""),
+        module=module,
         error=rows[row].error,
         before=max((site.error for site, fine in zip(rows, sound, strict=True) if fine), default=0.0),
     )
@@ -235,8 +240,14 @@ class ModuleOutputs:
         return max(self.errors, default=0.0)
 
     def is_sound(self, floor: float) -> bool:
-        """Return whether something equal was found for each output, up to rounding."""
-        return all(error <= max(floor, ROUNDING * own) for error, own in zip(self.errors, self.rounding, strict=True))
+        """Return whether something equal was found for each output that is decided, up to rounding."""
+        pairs = zip(self.errors, self.rounding, strict=True)
+        return all(error <= max(floor, ROUNDING * own) for error, own in pairs if own <= DECISION)
+
+    @property
+    def is_undecided(self) -> bool:
+        """Whether an output holds an order that float32 and float64 do not share, as that of scores which tie does."""
+        return any(own > DECISION for own in self.rounding)
 
 
 class Search:
