@@ -315,6 +315,23 @@ def test_links_in_a_circle_and_hidden_files(folder):
     assert len(list_images(str(folder / "images" / "train"))) == 4
 
 
+def test_pictures_of_any_name(folder):
+    names = ["e.jfif", "f.JPE", "g.ppm", "h", "h.v2/i"]
+    for name in names:
+        path = folder / "images" / "train" / name
+        write_picture(path.with_name("x.ppm" if name == "g.ppm" else "x.jpg")).rename(path)
+        write_label(folder, f"train/{Path(name).with_suffix('')}", "1 0.5 0.5 0.25 0.25\n")
+    (folder / "images" / "train" / "README").write_text("about these pictures")
+    (folder / "train.txt").write_text("".join(f"images/train/{name}\n" for name in names))
+    for source in ("images/train", "train.txt"):
+        data = load_dataset(write_yaml(folder, train=source))
+        found = build_dataset(options(), data["train"], 2, data, mode="val")
+        assert found.rejected == []
+        used = {str(Path(path).relative_to(folder / "images/train")) for path in found.im_files}
+        assert used - set("abcd") >= set(names) and not used & {"README"}
+        assert all(len(label["cls"]) for label in found.labels)
+
+
 def png_that_claims(width: int, height: int) -> bytes:
     """Return a valid PNG header with almost no pixels behind it."""
 
@@ -332,8 +349,8 @@ def spoil(path: Path, how: str) -> None:
         "is empty": b"",
         "known format": b"<html>404</html>",
         "truncated": whole[: len(whole) // 2],
-        "million pixels": png_that_claims(20000, 20000),
-        "more than 100 million": png_that_claims(12000, 12000),
+        "20000x20000 pixels, more than the 100 million allowed": png_that_claims(20000, 20000),
+        "12000x12000 pixels, more than the 100 million allowed": png_that_claims(12000, 12000),
         "cannot be decoded": png_that_claims(64, 64),
     }
     if how == "too few":
@@ -351,8 +368,8 @@ def spoil(path: Path, how: str) -> None:
         "is empty",
         "known format",
         "truncated",
-        "million pixels",
-        "more than 100 million",
+        "20000x20000 pixels, more than the 100 million allowed",
+        "12000x12000 pixels, more than the 100 million allowed",
         "cannot be decoded",
         "too few",
         "does not exist",

@@ -1,5 +1,6 @@
 """Pictures of every kind that people have, decoded to the same 8-bit colours, or refused with the reason."""
 
+import os
 import sys
 
 import cv2
@@ -8,7 +9,7 @@ import pytest
 from PIL import Image
 
 from utils.data import pictures
-from utils.data.pictures import Unreadable, read_picture
+from utils.data.pictures import Unreadable, is_picture, read_picture
 
 # isort: split
 from ultralytics.utils import LOGGER
@@ -87,6 +88,25 @@ def test_colours(tmp_path, mode, suffix, within):
     path = tmp_path / f"a.{suffix}"
     PICTURE.convert(mode).save(path, quality=95, lossless=True)
     assert error(path) <= within
+
+
+@pytest.mark.parametrize("ending", [".jfif", ".JPE", ".jif", ".ppm", ""])
+def test_other_suffixes_and_none(tmp_path, ending):
+    path = tmp_path / f"a{ending}"
+    PICTURE.save(path, format="PPM" if ending == ".ppm" else "JPEG", quality=95)
+    assert is_picture(path)
+    assert error(path) < 2
+
+
+def test_without_suffix_the_first_bytes_decide(tmp_path):
+    (tmp_path / "README").write_text("what is here")
+    (tmp_path / "empty").touch()
+    (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / "pipe")
+    PICTURE.save(tmp_path / "icon", format="ICO")  # which OpenCV does not decode
+    assert not any(map(is_picture, [*tmp_path.iterdir(), tmp_path / "gone"]))
+    PICTURE.save(tmp_path / "photo", format="WEBP")
+    assert is_picture(tmp_path / "photo")
 
 
 @pytest.mark.parametrize("suffix", ["png", "tif", "jpg"])

@@ -89,6 +89,17 @@ def test_folder_with_broken_files_does_the_others_and_says_so(run, log, tmp_path
     assert {p: p.read_bytes() for p in folder.iterdir()} == before
 
 
+def test_other_suffixes_and_none(run, tmp_path):
+    folder = tmp_path / "in"
+    for name in ("photo", "scan.jfif"):
+        picture(folder / "x.jpg").rename(folder / name)
+    video(tmp_path / "clip.avi").rename(folder / "clip.3gp")
+    (folder / "README").write_text("about these pictures")
+    assert run(source=folder) == 0
+    assert files_below("runs/detect/exp") == ["clip.mp4", "photo.jpg", "scan.jpg"]
+    assert run(source=folder / "photo") == 0
+
+
 def test_pattern_and_list(run, log, tmp_path):
     for name in ("a1.jpg", "a2.jpg", "b.jpg", f"{NOT_UTF8}.jpg"):
         picture(tmp_path / "in" / name)

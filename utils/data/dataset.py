@@ -12,11 +12,11 @@ from typing import Any
 import cv2
 import numpy as np
 from ultralytics.data.dataset import YOLODataset
-from ultralytics.data.utils import get_split_fraction, img2label_paths
+from ultralytics.data.utils import get_split_fraction
 from ultralytics.utils import LOCAL_RANK, LOGGER, IterableSimpleNamespace, colorstr
 
 from models.errors import UserError
-from utils.data.files import list_images
+from utils.data.files import label_paths, list_images
 from utils.data.scan import Record, Settings, cache_file, log_scan, scan
 from utils.text import printable
 
@@ -48,7 +48,7 @@ class SafeYOLODataset(YOLODataset):
 
     def get_labels(self) -> list[dict[str, Any]]:
         """Scan the split and return ultralytics' label dictionaries of the pictures that can be used."""
-        self.label_files = img2label_paths(self.im_files)
+        self.label_files = label_paths(self.im_files)
         keypoints, dimensions = self.data.get("kpt_shape", (0, 0))
         settings = Settings(len(self.data["names"]), self.channels, self.single_cls, keypoints * dimensions)
         cache = cache_file(self.img_path, settings, self.fraction)

@@ -7,11 +7,11 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ultralytics.data.utils import IMG_FORMATS, img2label_paths
 from ultralytics.utils import LOGGER
 
 from models.errors import UserError
 from utils.data.description import BUILT_IN, load_dataset
+from utils.data.pictures import PICTURES, is_picture
 from utils.paths import why_no_file
 from utils.text import printable
 
@@ -28,9 +28,9 @@ def list_images(source: str | Sequence[str], root: str | Path = "") -> list[str]
     files = (
         path for one in sources for path in (walk(one) if Path(one).is_dir() else read_image_list(Path(one), root))
     )
-    images = sorted(path for path in files if path.rpartition(".")[2].lower() in IMG_FORMATS)
+    images = sorted(filter(is_picture, files))
     if not images:
-        raise UserError(f"there are no pictures in {', '.join(sources)} (looked for {', '.join(sorted(IMG_FORMATS))})")
+        raise UserError(f"there are no pictures in {', '.join(sources)} (looked for {', '.join(sorted(PICTURES))})")
     return images
 
 
@@ -77,6 +77,15 @@ def read_image_list(file: Path, root: str | Path) -> Iterable[str]:
         yield str(beside if line.startswith("./") else next((path for path in choices if path.exists()), line))
 
 
+def label_paths(images: Sequence[str]) -> list[str]:
+    """Return the path of each picture's label file, as YOLOv5 has it.
+
+    The last folder called `images` is replaced by `labels`, the suffix, if there is one, by `.txt`.
+    """
+    before, after = (f"{os.sep}{name}{os.sep}" for name in ("images", "labels"))
+    return [f"{os.path.splitext(after.join(image.rsplit(before, 1)))[0]}.txt" for image in images]  # noqa: PTH122
+
+
 def check_images(data: dict[str, Any], splits: Iterable[str] = ("train", "val")) -> None:
     """Raise UserError when a split has no pictures, or no label file for any of them; before any model is built.
 
@@ -87,7 +96,7 @@ def check_images(data: dict[str, Any], splits: Iterable[str] = ("train", "val"))
     for split in splits:
         if not data.get(split):
             raise UserError(f"{data['yaml_file']} describes no {split} split")
-        labels = img2label_paths(list_images(data[split], data["path"]))
+        labels = label_paths(list_images(data[split], data["path"]))
         if not any(map(os.path.isfile, labels)):
             more = f" and {len(labels) - 1} more" if len(labels) > 1 else ""
             raise UserError(f"no labels found for the {split} split: looked for {labels[0]}{more}")

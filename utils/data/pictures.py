@@ -8,25 +8,46 @@ in training.
 
 from __future__ import annotations
 
+import struct
+import warnings
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+from threading import Lock
 
 import cv2
 import numpy as np
 from PIL import Image
-from ultralytics.data.utils import IMG_FORMATS
+from ultralytics.data.utils import IMG_FORMATS, VID_FORMATS
 from ultralytics.utils import LOGGER, patches
 
 from models.environment import patch_ultralytics
 from utils.paths import why_no_file
 from utils.text import printable
 
-MAX_PIXELS = 100_000_000  # a larger picture is refused from its header
+PICTURES = IMG_FORMATS | {"jfif", "jif", "jpe", "pbm", "pgm", "pnm", "ppm"}  # suffixes
+VIDEOS = VID_FORMATS | {"3g2", "3gp", "flv", "m2ts", "m2v", "mjpeg", "mjpg", "mts", "ogv", "vob"}
 HEIF = ("heic", "heif")  # what a package of its own decodes
+MAX_PIXELS = 100_000_000  # a larger picture is refused from its header
 TIFF = ("tif", "tiff")  # whose pages are all decoded, though the first is taken
 PAGED = (*TIFF, "png", "webp")  # may hold several pictures
 DEEP = ("I;16", "I;16B", "I;16L", "I;16N")  # what Pillow calls a grey picture of 16 bits
 WIDE = ("I", "F")  # 32 bits
+BROKEN_PICTURE = (  # what Pillow raises for one
+    OSError,
+    SyntaxError,
+    ValueError,
+    TypeError,
+    LookupError,
+    EOFError,
+    OverflowError,
+    struct.error,
+    zlib.error,
+)
+UNLIMITED = Lock()  # held while Pillow is told that a picture may have any size
 
 
 class Unreadable(Exception):
@@ -71,28 +92,58 @@ def read_header(path: Path) -> Header:
     Raises:
         Unreadable: it is none of a picture's, or says more than MAX_PIXELS pixels.
     """
-    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None  # this function is the stricter check
-    kind = suffix(path)
-    if kind in HEIF:
-        register_heif()
     try:
         if problem := why_no_file(path):
             raise Unreadable(problem)
-        with patches._image_open(path) as picture:
-            pages = getattr(picture, "n_frames", 1) if kind in PAGED else 1
-            width, height = picture.size
-            header = Header(width, height, picture.mode, pages)
+        with open_picture(path) as picture:
+            return checked_header(picture, suffix(path))
     except FileNotFoundError as error:  # since it was looked at
         raise Unreadable("does not exist") from error
     except PermissionError as error:
         raise Unreadable("no permission to read it") from error
-    except (OSError, ValueError, SyntaxError, EOFError) as error:
+    except BROKEN_PICTURE as error:
         raise Unreadable("not a picture, or a damaged one" if path.stat().st_size else "empty file") from error
-    finally:
-        Image.MAX_IMAGE_PIXELS = limit
-    pages = header.pages if kind in TIFF else 1
-    if header.width * header.height * pages > MAX_PIXELS:
-        many = f"{pages} pages of " if pages > 1 else ""
+
+
+@contextmanager
+def open_picture(path: str | Path, formats: tuple[str, ...] | None = None) -> Iterator[Image.Image]:
+    """Open a picture of any size, of which no more than the header is read.
+
+    Args:
+        path: of a file.
+        formats: Pillow's names of those to try; all of them by default.
+
+    Raises:
+        Unreadable: a package for it is missing.
+        OSError: it is no picture; damaged ones raise one of BROKEN_PICTURE.
+    """
+    if suffix(path) in HEIF:
+        register_heif()
+    try:
+        picture = patches._image_open(path, formats=formats)
+    except Image.DecompressionBombError:
+        with UNLIMITED:
+            limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+            try:
+                picture = patches._image_open(path, formats=formats)
+            finally:
+                Image.MAX_IMAGE_PIXELS = limit
+    with picture:
+        yield picture
+
+
+def checked_header(picture: Image.Image, kind: str) -> Header:
+    """Return the header of an open picture; Unreadable when it says more than MAX_PIXELS pixels.
+
+    Args:
+        picture: what `open_picture` gave.
+        kind: the suffix of its name, by which the decoder is chosen.
+    """
+    pages = getattr(picture, "n_frames", 1) if kind in PAGED else 1
+    header = Header(*picture.size, picture.mode, pages)
+    decoded = pages if kind in TIFF else 1
+    if header.width * header.height * decoded > MAX_PIXELS:
+        many = f"{decoded} pages of " if decoded > 1 else ""
         size = f"{many}{header.width}x{header.height}"
         raise Unreadable(f"{size} pixels, more than the {MAX_PIXELS // 10**6} million allowed")
     return header
@@ -107,14 +158,37 @@ def is_readable(path: Path) -> bool:
     return True
 
 
-def is_picture(path: Path) -> bool:
-    """Return whether a name is one of a picture."""
-    return suffix(path) in IMG_FORMATS
+def is_picture(path: str | Path) -> bool:
+    """Return whether a name is one of a picture; that of a file without suffix is when its first bytes say so."""
+    return suffix(path) in PICTURES or (not suffix(path) and begins_as_picture(path))
 
 
-def suffix(path: Path) -> str:
+def is_video(path: str | Path) -> bool:
+    """Return whether a name is one of a video; a GIF's is."""
+    return suffix(path) in VIDEOS
+
+
+def begins_as_picture(path: str | Path) -> bool:
+    """Return whether a file begins as a picture of one of our formats does, whatever its name."""
+    if why_no_file(path):
+        return False
+    try:
+        with open_picture(path, formats=picture_formats()):
+            return True
+    except BROKEN_PICTURE:
+        return False
+
+
+@cache
+def picture_formats() -> tuple[str, ...]:
+    """Return Pillow's names of the formats of PICTURES."""
+    formats = {Image.registered_extensions().get(f".{ending}") for ending in PICTURES}
+    return tuple(name for name in Image.OPEN if name in formats)
+
+
+def suffix(path: str | Path) -> str:
     """Return the suffix of a name in small letters and without its dot."""
-    return path.suffix[1:].lower()
+    return Path(path).suffix[1:].lower()
 
 
 def register_heif() -> None:
@@ -126,5 +200,6 @@ def register_heif() -> None:
     register_heif_opener()
 
 
+warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # `checked_header` is stricter
 patch_ultralytics()
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)

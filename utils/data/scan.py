@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import struct
 import tempfile
 import warnings
 import zipfile
@@ -22,14 +21,13 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import UnidentifiedImageError
 from ultralytics.utils import LOGGER, NUM_THREADS, TQDM
 from ultralytics.utils.ops import segments2boxes
-from ultralytics.utils.patches import _image_open as open_header
 from ultralytics.utils.patches import imread
 
 from models.environment import config_dir
-from utils.data.pictures import MAX_PIXELS
+from utils.data.pictures import BROKEN_PICTURE, Unreadable, checked_header, open_picture, suffix
 from utils.paths import why_no_file
 from utils.text import printable
 
@@ -38,18 +36,6 @@ COORDINATE_TOLERANCE = 0.01  # coordinates may lie this far outside of [0, 1]
 MAX_LABELS = 64 << 20  # bytes of a label file
 MAX_NAMED = 10  # files that a warning names
 CACHE_VERSION = 1  # of the records below
-TOO_LARGE = f"it claims to have more than {MAX_PIXELS // 1_000_000} million pixels"
-BROKEN_PICTURE = (  # what Pillow raises for one
-    OSError,
-    SyntaxError,
-    ValueError,
-    TypeError,
-    LookupError,
-    EOFError,
-    OverflowError,
-    struct.error,
-    zlib.error,
-)
 BROKEN_CACHE = (OSError, ValueError, TypeError, LookupError, EOFError, zlib.error, zipfile.BadZipFile)
 
 
@@ -94,19 +80,17 @@ def size_and_time(path: str) -> tuple[int, int]:
 def picture_shape(path: str, channels: int) -> tuple[int, int]:
     """Return height and width in pixels, decoded as training will; ValueError says why a picture cannot be used."""
     try:
-        with open_header(path) as header:
-            width, height = header.size
-            if width * height > MAX_PIXELS:
-                raise ValueError(TOO_LARGE)
+        with open_picture(path) as header:
+            checked_header(header, suffix(path))
             if header.format in ("JPEG", "MPO") and not ends_as_jpeg(path):
                 header.load()  # fails when the end is missing; junk after it is harmless
             elif header.format == "PNG":
                 header.verify()  # its checksums
-            claim = f"{width}×{height} {header.format}"
+            claim = f"{header.width}×{header.height} {header.format}"
     except UnidentifiedImageError as error:
         raise ValueError("not a picture of a known format") from error
-    except Image.DecompressionBombError as error:
-        raise ValueError(TOO_LARGE) from error
+    except Unreadable as error:
+        raise ValueError(str(error)) from error
     except BROKEN_PICTURE as error:
         raise ValueError(str(error) or type(error).__name__) from error
     return decoded_shape(path, channels, claim)

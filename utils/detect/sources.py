@@ -17,11 +17,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import cv2
-from ultralytics.data.utils import VID_FORMATS
 
 from models.errors import UserError, did_you_mean
 from utils.data.files import folders_below
-from utils.data.pictures import Unreadable, is_picture, read_picture, suffix
+from utils.data.pictures import Unreadable, is_picture, is_video, read_picture
 from utils.detect.frame import Frame
 from utils.detect.names import output_names
 from utils.detect.streams import PATIENCE, Screen, Streams, is_live, read_addresses
@@ -121,7 +120,7 @@ def expand_source(name: Path) -> list[Path]:
     """
     path = name.absolute()
     if os.path.isdir(path):  # noqa: PTH112 (False for any name that no folder can have)
-        return sorted(p for p in path.glob("*.*") if not p.name.startswith("."))
+        return sorted(p for p in path.glob("*") if not p.name.startswith("."))
     if os.path.lexists(path):
         return [path]
     if "*" in str(path):
@@ -158,11 +157,6 @@ def read_source_list(path: Path) -> list[Path]:
 def has_pictures(folder: Path) -> bool:
     """Whether a folder holds a picture or a video."""
     return folder.is_dir() and any(is_picture(path) or is_video(path) for path in expand_source(folder))
-
-
-def is_video(path: Path) -> bool:
-    """Return whether a name is one of a video; a GIF's is."""
-    return suffix(path) in VID_FORMATS
 
 
 @contextmanager

@@ -19,11 +19,10 @@ from urllib.parse import urlsplit
 import cv2
 import numpy as np
 from ultralytics.data.loaders import LoadScreenshots
-from ultralytics.data.utils import VID_FORMATS
 from ultralytics.utils import LOGGER
 
 from models.errors import UserError
-from utils.data.pictures import is_picture, suffix
+from utils.data.pictures import PICTURES, is_video, suffix
 from utils.detect.frame import Frame
 from utils.text import shorten, without_secrets
 
@@ -299,7 +298,7 @@ def _check_line(address: str, source: str) -> str:
     """
     if address.isdecimal() or _scheme(address) in SCHEMES:
         return address
-    if suffix(Path(address)) in VID_FORMATS and Path(address).is_file():
+    if is_video(address) and Path(address).is_file():
         return str(Path(address).absolute())  # which has no scheme
     known = ", ".join(f"{scheme}://" for scheme in SCHEMES)
     raise UserError(
@@ -320,7 +319,7 @@ def find_stream(address: str) -> str:
         parts = urlsplit(address)
     except ValueError as error:
         raise UserError(f"the stream {without_secrets(address)} is no address: {error}") from error
-    if is_picture(Path(parts.path)):
+    if suffix(parts.path) in PICTURES:
         raise UserError(f"--source does not download pictures: save {without_secrets(address)} as a file first")
     return find_youtube(address) if parts.hostname in YOUTUBE else address
 

@@ -20,12 +20,12 @@ import torch
 from models.errors import UserError
 from utils.benchmark.forms import FORMS, FUSED, ONNX, UNFUSED, make
 from utils.checkpoint import load_checkpoint
-from utils.data.pictures import is_picture
+from utils.data.pictures import is_picture, is_video
 from utils.deploy.formats import format_of
 from utils.deploy.run import load_runner
 from utils.detect.frame import Frame
 from utils.detect.predictor import Predictor, create_predictor
-from utils.detect.sources import Files, is_video
+from utils.detect.sources import Files
 from utils.detect.writers import Wanted, draw
 from utils.latency import measure
 from utils.web.tables import Tally, speed_table
