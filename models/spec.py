@@ -17,6 +17,7 @@ from typing import Any
 
 import yaml
 
+from models import ultralytics_yaml
 from models.errors import ConfigError, did_you_mean
 from models.yaml_numbers import load_yaml
 
@@ -27,8 +28,11 @@ MAX_DEPTH = 20
 MAX_ROWS = 1_000
 MAX_MULTIPLE = 16.0
 MAX_CLASSES = 100_000
+MAX_WIDTH = 1_000_000  # of max_channels
 MAX_INPUT_CHANNELS = 4096  # of a picture
-KEYS = tuple("nc depth_multiple width_multiple anchors activation ch end2end plugins backbone head".split())
+KEYS = tuple(
+    "nc depth_multiple width_multiple max_channels anchors activation ch end2end plugins backbone head".split()
+)
 OTHERS = ("inplace", "yaml_file", "channels")  # of YOLOv5 and ultralytics, whose `channels` is our `ch`
 PRETRAINED = (  # options that say where first weights come from; a checkpoint brings its own and drops these
     "weights",
@@ -80,6 +84,7 @@ class ModelSpec:
     backbone_rows: int  # how many of the rows stand under `backbone`
     depth_multiple: float = 1.0
     width_multiple: float = 1.0
+    max_channels: int | None = None  # of a row, before they are scaled
     ch: int = 3
     activation: str | None = None
     anchors: Any = None
@@ -123,8 +128,8 @@ class ModelSpec:
         return dataclasses.replace(self, rows=(*self.rows[:index], row, *self.rows[index + 1 :]))
 
     def width(self, channels: int) -> int:
-        """Return `channels` scaled by width_multiple, rounded up to a multiple of 8."""
-        return math.ceil(channels * self.width_multiple / 8) * 8
+        """Return `channels`, max_channels at most, scaled by width_multiple and rounded up to a multiple of 8."""
+        return math.ceil(min(channels, self.max_channels or channels) * self.width_multiple / 8) * 8
 
     def depth(self, number: int) -> int:
         """Return how often a row with this `number` is repeated: scaled by depth_multiple, at least once."""
@@ -227,6 +232,8 @@ def _check_size(content: Any, name: str) -> None:
 
 def _check(content: Mapping[str, Any], name: str) -> ModelSpec:
     _check_size(content, name)
+    if any(key in content for key in ultralytics_yaml.KEYS):
+        content = ultralytics_yaml.translate(content, name)
     for key in content:
         if key not in (*KEYS, *OTHERS):
             raise ConfigError(f"{name}: unknown key '{key}'{did_you_mean(str(key), KEYS)}, expected {', '.join(KEYS)}")
@@ -247,12 +254,17 @@ def _check(content: Mapping[str, Any], name: str) -> ModelSpec:
         backbone_rows=len(sections[0]),
         depth_multiple=_multiple(content.get("depth_multiple", 1.0), f"{name}: depth_multiple"),
         width_multiple=_multiple(content.get("width_multiple", 1.0), f"{name}: width_multiple"),
+        max_channels=_max_channels(content.get("max_channels"), name),
         ch=_integer(content.get("ch", content.get("channels", 3)), 1, MAX_INPUT_CHANNELS, f"{name}: ch"),
         activation=activation,
         anchors=_freeze(content.get("anchors")),
         end2end=_boolean(content.get("end2end", False), f"{name}: end2end"),
         plugins=_plugins(content.get("plugins"), name),
     )
+
+
+def _max_channels(value: Any, name: str) -> int | None:
+    return None if value is None else _integer(value, 1, MAX_WIDTH, f"{name}: max_channels")
 
 
 def _plugins(value: Any, name: str) -> tuple[str, ...] | None:

@@ -28,7 +28,6 @@ from models.errors import UserError, WeightsError
 from tests.helpers import randomize_, relative_error, tiny
 from utils import cli, convert
 from utils.checkpoint import load_checkpoint, pack_model, read_checkpoint, save_checkpoint
-from utils.checkpoint.foreign import translate_row
 from utils.checkpoint.unpickle import Global, Inert, read_pickled
 
 ROOT = Path(__file__).parents[2]
@@ -105,24 +104,6 @@ def test_the_head_is_the_one_of_the_file_whatever_ultralytics_built_last(tmp_pat
     ultralytics_model("yolov8n.yaml")
     assert heads.Detect.legacy, "ultralytics marks its class, not its model"
     convert.run(file)
-
-
-@pytest.mark.parametrize(
-    ("row", "scale", "most", "expected"),
-    [
-        ([-1, 2, "C3k2", [512, False, 0.25]], "n", 1024, [-1, 2, "C3k2", [512, False, 0.25]]),
-        ([-1, 2, "C3k2", [1024, False, 0.25]], "m", 512, [-1, 2, "C3k2", [512, True, 0.25]]),
-        ([-1, 2, "C3k2", [1024]], "x", 512, [-1, 2, "C3k2", [512, True]]),
-        ([-1, 4, "A2C2f", [512, True, 4]], "l", 512, [-1, 4, "A2C2f", [512, True, 4, True, 1.2]]),
-        ([-1, 2, "A2C2f", [256, False, -1]], "n", 1024, [-1, 2, "A2C2f", [256, False, 1]]),
-        ([-1, 1, "nn.Upsample", ["None", 2, "nearest"]], "n", 8, [-1, 1, "nn.Upsample", [None, 2, "nearest"]]),
-        ([[1], 1, "Segment", ["nc", 32, 256]], "n", 128, [[1], 1, "Segment", ["nc", 32, 128]]),
-        ([-1, 1, "Bottleneck", [64, False]], None, None, [-1, 1, "Bottleneck", [64, {"k": [3, 3], "shortcut": False}]]),
-    ],
-    ids=str,
-)
-def test_rules_of_ultralytics_parser_become_rows(row, scale, most, expected):
-    assert translate_row(row, scale, most) == expected
 
 
 @pytest.mark.parametrize(

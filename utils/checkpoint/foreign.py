@@ -1,23 +1,19 @@
 """YOLOv5's and ultralytics' checkpoints, which hold whole modules, read as data: YAML, class names and tensors.
 
-Their YAML is turned into our language: ultralytics' file is one for all sizes, and its parser knows rules that depend
-on the size, which become plain rows here.
+Their YAML is turned into our language: ultralytics' by `models.ultralytics_yaml`, as a YAML that a user gives.
 """
 
 from __future__ import annotations
 
-import ast
-import inspect
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
+from models import ultralytics_yaml
 from models.errors import WeightsError
-from models.layers import LAYERS
 from utils.checkpoint.unpickle import Inert
 from utils.sizes import MAX_IMGSZ
 
@@ -92,12 +88,12 @@ def _read_model(root: Inert, content: Any, name: str) -> ForeignModel:
         f"{path}.{key}".lstrip("."): tensor for path, module in modules.items() for key, tensor in own_tensors(module)
     }
     maker = "ultralytics" if str(root.kind).startswith("ultralytics.") else "YOLOv5"
-    spec = {key: yaml[key] for key in OWN_KEYS if yaml.get(key) is not None}
+    keys = (*OWN_KEYS, *ultralytics_yaml.KEYS, "end2end") if maker == "ultralytics" else OWN_KEYS
+    spec = {key: yaml[key] for key in keys if yaml.get(key) is not None}
     spec["ch"] = yaml.get("channels", yaml.get("ch", 3))
     spec["yaml_file"] = Path(str(yaml.get("yaml_file") or f"{Path(name).stem}.yaml")).name
     if maker == "ultralytics":
-        spec.update(translate(yaml))
-        _describe_head(spec, yaml, head)
+        spec = ultralytics_yaml.translate(spec, spec["yaml_file"], legacy=not _has_depthwise_classes(head))
     else:
         _use_anchors(spec, tensors, f"model.{last}", _attribute(head, "stride", root.get("stride")), name)
     names = _class_names(root.get("names"), spec.get("nc"))
@@ -197,71 +193,6 @@ def _use_anchors(spec: dict[str, Any], tensors: dict[str, Tensor], head: str, st
     pixels = anchors.float() * strides.float()[:, None, None]
     tensors[f"{head}.anchor_sizes"] = pixels
     spec["anchors"] = [[float(f"{side:.4g}") for side in level.flatten().tolist()] for level in pixels]
-
-
-# ultralytics' YAML in our language ------------------------------------------------------------------------------------
-def translate(yaml: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the scales and rows of an ultralytics model of one size."""
-    scale, scales = yaml.get("scale"), yaml.get("scales")
-    if scales:
-        depth, width, most = scales[scale or next(iter(scales))]
-    else:
-        depth, width, most = yaml.get("depth_multiple", 1.0), yaml.get("width_multiple", 1.0), None
-    sections = {section: [translate_row(row, scale, most) for row in yaml[section]] for section in ("backbone", "head")}
-    return {"depth_multiple": depth, "width_multiple": width, **sections}
-
-
-def translate_row(row: list[Any], scale: str | None, most: int | None) -> list[Any]:
-    """Return a row of an ultralytics YAML with its rules for sizes applied.
-
-    Args:
-        row: [from, number, module, args].
-        scale: the letter of the size, if the YAML has sizes.
-        most: the most channels before they are scaled, if there is such a limit.
-    """
-    source, number, word, args = row
-    args = [_literal(arg) for arg in args]
-    if most is not None and _scales_width(word):
-        args[0] = min(args[0], most)
-    if most is not None and word == "Segment" and len(args) > 2:
-        args[2] = min(args[2], most)
-    if word == "C3k2" and scale in ("m", "l", "x"):
-        args[1:2] = [True]
-    elif word == "A2C2f":
-        args += [True, 1.2] if scale in ("l", "x") else []
-        args[2:3] = [max(area, 1) for area in args[2:3]]  # -1 where there is no attention
-    elif word == "Bottleneck":
-        names = dict(zip(("shortcut", "g", "k", "e"), args[1:], strict=False))
-        args = [args[0], {"k": [3, 3], **names}]
-    elif word == "v10Detect":
-        word = "Detect"
-    return [source, number, word, args]
-
-
-def _scales_width(word: str) -> bool:
-    """Return whether the first argument of a word is channels that width_multiple scales."""
-    return word in LAYERS and list(inspect.signature(LAYERS[word]).parameters)[1:2] == ["c2"]
-
-
-def _literal(value: Any) -> Any:
-    """Return what text such as "None" means in a row; other text stays."""
-    if isinstance(value, str) and len(value) < 100:
-        with suppress(ValueError, SyntaxError):
-            return ast.literal_eval(value)
-    return value
-
-
-def _describe_head(spec: dict[str, Any], yaml: Mapping[str, Any], head: Inert) -> None:
-    """Say in the last row which of ultralytics' heads it is: its file leaves this to its version and to other rows."""
-    options: dict[str, Any] = {}
-    if yaml.get("reg_max", 16) != 16:
-        options["reg_max"] = yaml["reg_max"]
-    if not _has_depthwise_classes(head):
-        options["legacy"] = True
-    source, number, word, args = spec["head"][-1]
-    spec["head"][-1] = [source, number, word, [*args, options] if options else args]
-    if yaml.get("end2end") or head.class_name == "v10Detect":
-        spec["end2end"] = True
 
 
 def _has_depthwise_classes(head: Inert) -> bool:

@@ -1,0 +1,132 @@
+"""ultralytics' YAMLs with sizes: the network that ultralytics builds, of the size that the file's name says."""
+
+from pathlib import Path
+
+import pytest
+import ultralytics
+import yaml
+from ultralytics.nn import tasks
+
+from models import create_model
+from models.errors import ConfigError
+from models.spec import load_spec
+from models.ultralytics_yaml import translate
+from tests.helpers import tiny, write
+
+THEIRS = {path.stem: path for path in Path(ultralytics.__file__).parent.glob("cfg/models/*/*.yaml")}
+SMALL = {"scales": {size: [0.5, 0.25, 512] for size in "nsmlx"}}  # the rules for large models, at small widths
+FILES = {  # the name of a file, whose YAML it holds, and what is changed there
+    "yolo11s-mine": ("yolo11", {}),
+    "yolo11m": ("yolo11", SMALL),
+    "my-yolo11x-seg": ("yolo11-seg", SMALL),
+    "yolo12n": ("yolo12", {}),
+    "yolo12l": ("yolo12", SMALL),
+    "yolo26n": ("yolo26", {}),
+    "yolo26x-p2": ("yolo26-p2", SMALL),
+    "yolov10n": ("yolov10n", {}),
+    "yolov8s": ("yolov8", {"activation": "nn.ReLU()"}),
+    "yolov8x-ghost": ("yolov8-ghost", SMALL),
+    "yolov8x-seg-p6": ("yolov8-seg-p6", SMALL),
+    "yolov5s-p6": ("yolov5-p6", SMALL),
+    "yolov6n": ("yolov6", {}),
+    "bare": ("yolo11", {}),
+}
+MINE = tiny(scales={"n": [0.5, 0.25, 1024], "s": [0.33, 0.5, 512], "m": [1.0, 1.0, 256]})
+
+
+def shapes(model):
+    return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+
+
+@pytest.mark.parametrize(
+    "name", [name if name == "yolo11m" else pytest.param(name, marks=pytest.mark.slow) for name in FILES]
+)
+def test_the_network_is_that_of_ultralytics(name, tmp_path):
+    base, changes = FILES[name]
+    content = yaml.safe_load(THEIRS[base].read_text())
+    file = write(tmp_path, {**content, "nc": 5, **changes}, f"{name}.yaml")
+    kind = tasks.SegmentationModel if "-seg" in name else tasks.DetectionModel
+    own, other = create_model(file), kind(str(file), verbose=False)
+    assert shapes(own) == shapes(other)
+    assert own.stride.tolist() == other.stride.tolist()
+
+
+@pytest.mark.parametrize(
+    ("name", "size"), [("yolo11s-mine", "s"), ("my-yolov8m", "m"), ("yoloe-11n", "n"), ("mine-s", "n"), ("yolos", "n")]
+)
+def test_the_name_says_the_size(name, size, tmp_path, caplog):
+    spec = load_spec(write(tmp_path, MINE, f"{name}.yaml"))
+    assert [spec.depth_multiple, spec.width_multiple, spec.max_channels] == MINE["scales"][size]
+    said = f"{name}.yaml is built in size n, the first of n, s, m: its name has no letter of a size" in caplog.text
+    assert said == (name in ("mine-s", "yolos"))
+
+
+def test_the_key_scale_goes_before_the_name(tmp_path):
+    assert load_spec(write(tmp_path, {**MINE, "scale": "m"}, "yolo11s.yaml")).width_multiple == 1.0
+
+
+def test_a_size_survives_the_plain_form(tmp_path):
+    spec = load_spec(write(tmp_path, MINE, "yolo11s.yaml"))
+    assert load_spec({**spec.as_dict(), "yaml_file": spec.name}) == spec
+    assert (spec.width(1024), spec.width(64)) == (256, 32)
+
+
+@pytest.mark.parametrize(
+    ("row", "size", "expected"),
+    [
+        ([-1, 2, "C3k2", [512, False, 0.25]], "n", [-1, 2, "C3k2", [512, False, 0.25]]),
+        ([-1, 2, "C3k2", [1024, False, 0.25]], "m", [-1, 2, "C3k2", [1024, True, 0.25]]),
+        ([-1, 2, "C3k2", [1024]], "x", [-1, 2, "C3k2", [1024, True]]),
+        ([-1, 2, "C3k2", [1024, {"e": 0.25}]], "x", [-1, 2, "C3k2", [1024, True, {"e": 0.25}]]),
+        ([-1, 4, "A2C2f", [512, True, 4]], "l", [-1, 4, "A2C2f", [512, True, 4, True, 1.2]]),
+        ([-1, 2, "A2C2f", [256, False, -1]], "n", [-1, 2, "A2C2f", [256, False, 1]]),
+        ([-1, 1, "nn.Upsample", ["None", 2, "nearest"]], "n", [-1, 1, "nn.Upsample", [None, 2, "nearest"]]),
+        ([-1, 1, "Bottleneck", [64, False]], "n", [-1, 1, "Bottleneck", [64, {"k": [3, 3], "shortcut": False}]]),
+        ([-1, 1, "Bottleneck", []], "n", [-1, 1, "Bottleneck", [{"k": [3, 3]}]]),
+        ([-1, 1, "no row"], "n", [-1, 1, "no row"]),
+        ("no row", "n", "no row"),
+    ],
+    ids=str,
+)
+def test_rules_of_ultralytics_parser_become_rows(row, size, expected):
+    cfg = {**MINE, "scales": {size: [1, 1, 64]}, "scale": size, "backbone": [row]}
+    assert translate(cfg, "a.yaml")["backbone"] == [expected]
+
+
+@pytest.mark.parametrize(
+    ("word", "keys", "expected"),
+    [
+        ("Conv", {}, ["nc", {"legacy": True}]),
+        ("C3k2", {}, ["nc"]),
+        ("A2C2f", {"reg_max": 1}, ["nc", {"reg_max": 1}]),
+    ],
+)
+def test_a_head_is_described_by_other_rows_and_keys(word, keys, expected):
+    cfg = {**MINE, "scale": "n", "backbone": [[-1, 1, word, [64]]], **keys}
+    assert translate(cfg, "a.yaml")["head"][-1][3] == expected
+
+
+def test_a_head_with_anchors_stays_as_it_is():
+    anchors = [[10, 13], [30, 61]]
+    head = [*MINE["head"][:-1], [[5, 3], 1, "Detect", ["nc", "anchors"]]]
+    assert load_spec({**MINE, "head": head, "anchors": anchors, "scale": "n"}).rows[-1].args == ("nc", "anchors")
+
+
+@pytest.mark.parametrize(
+    ("keys", "problem"),
+    [
+        ({"scales": [1]}, "scales must give three numbers for each size"),
+        ({"scales": {"n": [0.5, 0.25]}}, "scales must give three numbers for each size"),
+        ({"scales": {1: [0.5, 0.25, 9]}}, "scales must give three numbers for each size"),
+        ({"scales": {"n": ["a", 0.25, 9]}}, "depth_multiple must be a number above 0"),
+        ({"scales": {"n": [0.5, 0.25, 1.5]}}, "max_channels must be a whole number"),
+        ({"scale": "x"}, "means size 'x' by its key scale, but its scales are n, s, m"),
+        ({"scale": ["n"]}, r"means size \['n'\] by its key scale"),
+        ({"yaml_file": "yolo11l.yaml"}, "yolo11l.yaml means size 'l' by its name, but its scales are n, s, m"),
+        ({"reg_max": "a"}, r"reg_max must be .*, got 'a'"),
+        ({"backbone": 3}, "'backbone' must be a list of rows"),
+    ],
+)
+def test_what_is_wrong_is_one_sentence(keys, problem):
+    with pytest.raises(ConfigError, match=problem):
+        create_model({**MINE, "yaml_file": "yolo11n.yaml", **keys})
