@@ -33,6 +33,7 @@ from ultralytics.utils import LOGGER
 from models.downloads import allow_downloads
 from models.errors import UserError
 from models.plugins import load_plugins
+from utils.data.pictures import LIMIT, MOST_MEGAPIXELS, allow_megapixels
 from utils.paths import MADE, remove_empty_runs
 from utils.sizes import MAX_IMGSZ
 from utils.text import printable, shorten, without_secrets
@@ -148,17 +149,25 @@ def log_options(script: str, args: argparse.Namespace) -> None:
 
 
 def add_consents(parser: Parser) -> None:
-    """Add the options by which a user allows what a YAML alone may not have done; see `take_consents`."""
+    """Add the options by which a user allows what a file alone may not have done; see `take_consents`."""
     parser.add_argument(
         "--plugins", nargs="+", default=[], metavar="FILE", help="Python files that register backbones of your own"
     )
     parser.add_argument("--download", action="store_true", help="let a YAML have pretrained weights downloaded by timm")
+    parser.add_argument(
+        "--megapixels", type=megapixels, default=LIMIT["megapixels"], help="read no larger pictures than these"
+    )
 
 
 def take_consents(args: argparse.Namespace) -> None:
-    """Run the plugins that the options name, and allow downloads if they say so; UserError for a wrong file."""
+    """Run the plugins that the options name, and allow downloads and large pictures if they say so.
+
+    Raises:
+        UserError: a plugin is wrong.
+    """
     load_plugins(args.plugins)
     allow_downloads(args.download)
+    allow_megapixels(args.megapixels)
 
 
 # Options --------------------------------------------------------------------------------------------------------------
@@ -338,6 +347,12 @@ def positive_int(text: str) -> int:
 def image_side(text: str) -> int:
     """An option's value that is the side of a picture in pixels, 1 to MAX_IMGSZ."""
     return _number(text, int, f"a whole number of pixels from 1 to {MAX_IMGSZ}", lambda x: 1 <= x <= MAX_IMGSZ)
+
+
+def megapixels(text: str) -> int:
+    """An option's value that is a picture's size in million pixels, 1 to MOST_MEGAPIXELS."""
+    expected = f"a whole number from 1 to {MOST_MEGAPIXELS}, in million pixels"
+    return _number(text, int, expected, lambda x: 1 <= x <= MOST_MEGAPIXELS)
 
 
 def finite_float(text: str) -> float:

@@ -165,9 +165,28 @@ def test_heic_without_its_package(tmp_path, monkeypatch):
 
 
 def test_pages_count_where_all_are_decoded(tmp_path, monkeypatch):
-    monkeypatch.setattr(pictures, "MAX_PIXELS", 2 * HEIGHT * WIDTH)
+    monkeypatch.setitem(pictures.LIMIT, "megapixels", 1)
+    large = PICTURE.resize((800, 500))
     for suffix in ("tif", "webp"):
-        PICTURE.save(tmp_path / f"a.{suffix}", save_all=True, append_images=[PICTURE.rotate(180)] * 2)
+        large.save(tmp_path / f"a.{suffix}", save_all=True, append_images=[large.rotate(180)] * 2)
     read_picture(tmp_path / "a.webp")
-    with pytest.raises(Unreadable, match="3 pages of 60x40 pixels"):
+    with pytest.raises(Unreadable, match="3 pages of 800x500 pixels, more than the 1 million .* --megapixels 2$"):
         read_picture(tmp_path / "a.tif")
+
+
+def test_a_larger_picture_is_read_when_that_is_allowed(tmp_path, monkeypatch):
+    monkeypatch.setitem(pictures.LIMIT, "megapixels", 1)
+    path = tmp_path / "a.png"
+    PICTURE.resize((1250, 1000)).save(path)
+    with pytest.raises(Unreadable, match="1250x1000 pixels, more than the 1 million allowed: give --megapixels 2$"):
+        read_picture(path)
+    pictures.allow_megapixels(2)
+    assert read_picture(path).shape == (1000, 1250, 3)
+
+
+def test_pixels_that_pillow_refuses_are_counted(tmp_path):
+    path = tmp_path / "a.bmp"
+    header = np.array([0x36, 0, 0x36, 40, 40_000, 30_000], "<u4").tobytes() + b"\1\0\x18\0" + bytes(24)
+    path.write_bytes(b"BM" + header)
+    with pytest.raises(Unreadable, match="40000x30000 pixels, more than the 1000 million that can be decoded"):
+        read_picture(path)

@@ -83,7 +83,7 @@ def test_folder_with_broken_files_does_the_others_and_says_so(run, log, tmp_path
     assert [line.removeprefix(f"  {folder}/") for line in log[-4:]] == [
         "cut.jpg: damaged picture",
         "empty.jpg: empty file",
-        "huge.png: 16000x16000 pixels, more than the 100 million allowed",
+        "huge.png: 16000x16000 pixels, more than the 100 million allowed: give --megapixels 256",
         "text.png: not a picture, or a damaged one",
     ]
     assert {p: p.read_bytes() for p in folder.iterdir()} == before

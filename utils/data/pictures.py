@@ -31,7 +31,8 @@ from utils.text import printable
 PICTURES = IMG_FORMATS | {"jfif", "jif", "jpe", "pbm", "pgm", "pnm", "ppm"}  # suffixes
 VIDEOS = VID_FORMATS | {"3g2", "3gp", "flv", "m2ts", "m2v", "mjpeg", "mjpg", "mts", "ogv", "vob"}
 HEIF = ("heic", "heif")  # what a package of its own decodes
-MAX_PIXELS = 100_000_000  # a larger picture is refused from its header
+LIMIT = {"megapixels": 100}  # a larger picture is refused from its header
+MOST_MEGAPIXELS = 1000  # OpenCV decodes 2**30 pixels
 TIFF = ("tif", "tiff")  # whose pages are all decoded, though the first is taken
 PAGED = (*TIFF, "png", "webp")  # may hold several pictures
 DEEP = ("I;16", "I;16B", "I;16L", "I;16N")  # what Pillow calls a grey picture of 16 bits
@@ -68,7 +69,7 @@ def read_picture(path: Path) -> np.ndarray:
     """Return a picture as (H, W, 3) uint8 in BGR, decoded as for training.
 
     Raises:
-        Unreadable: it is no picture, it is damaged, or it has more than MAX_PIXELS pixels.
+        Unreadable: it is no picture, it is damaged, or it has more pixels than are allowed.
     """
     header = read_header(path)
     try:
@@ -90,7 +91,7 @@ def read_header(path: Path) -> Header:
     """Return a picture's header.
 
     Raises:
-        Unreadable: it is none of a picture's, or says more than MAX_PIXELS pixels.
+        Unreadable: it is none of a picture's, or says more pixels than are allowed.
     """
     try:
         if problem := why_no_file(path):
@@ -133,7 +134,7 @@ def open_picture(path: str | Path, formats: tuple[str, ...] | None = None) -> It
 
 
 def checked_header(picture: Image.Image, kind: str) -> Header:
-    """Return the header of an open picture; Unreadable when it says more than MAX_PIXELS pixels.
+    """Return the header of an open picture; Unreadable when it says more pixels than are allowed.
 
     Args:
         picture: what `open_picture` gave.
@@ -141,12 +142,26 @@ def checked_header(picture: Image.Image, kind: str) -> Header:
     """
     pages = getattr(picture, "n_frames", 1) if kind in PAGED else 1
     header = Header(*picture.size, picture.mode, pages)
-    decoded = pages if kind in TIFF else 1
-    if header.width * header.height * decoded > MAX_PIXELS:
-        many = f"{decoded} pages of " if decoded > 1 else ""
-        size = f"{many}{header.width}x{header.height}"
-        raise Unreadable(f"{size} pixels, more than the {MAX_PIXELS // 10**6} million allowed")
+    check_pixels(header, pages if kind in TIFF else 1)
     return header
+
+
+def check_pixels(header: Header, pages: int) -> None:
+    """Raise Unreadable when so many pages have more pixels than are allowed."""
+    megapixels = -(-header.width * header.height * pages // 10**6)
+    if megapixels <= LIMIT["megapixels"]:
+        return
+    many = f"{pages} pages of " if pages > 1 else ""
+    if megapixels > MOST_MEGAPIXELS:
+        reason = f"the {MOST_MEGAPIXELS} million that can be decoded"
+    else:
+        reason = f"the {LIMIT['megapixels']} million allowed: give --megapixels {megapixels}"
+    raise Unreadable(f"{many}{header.width}x{header.height} pixels, more than {reason}")
+
+
+def allow_megapixels(count: int) -> None:
+    """Let pictures of up to so many million pixels be read from now on: 1 to MOST_MEGAPIXELS."""
+    LIMIT["megapixels"] = count
 
 
 def is_readable(path: Path) -> bool:

@@ -27,7 +27,7 @@ from ultralytics.utils.ops import segments2boxes
 from ultralytics.utils.patches import imread
 
 from models.environment import config_dir
-from utils.data.pictures import BROKEN_PICTURE, Unreadable, checked_header, open_picture, suffix
+from utils.data.pictures import BROKEN_PICTURE, LIMIT, Unreadable, checked_header, open_picture, suffix
 from utils.paths import why_no_file
 from utils.text import printable
 
@@ -248,7 +248,7 @@ def scan(images: list[str], labels: list[str], settings: Settings, cache: Path, 
 # The cache of the scan ------------------------------------------------------------------------------------------------
 def cache_file(source: str | Sequence[str], settings: Settings, fraction: float) -> Path:
     """Return the file that keeps the records of a split: in our private folder, never in the data set's."""
-    identity = json.dumps([CACHE_VERSION, source, repr(settings), fraction])
+    identity = json.dumps([CACHE_VERSION, source, repr(settings), fraction, LIMIT["megapixels"]])
     folder = Path(os.environ.get("YOLO_CONFIG_DIR") or config_dir()) / "labels"
     return folder / f"{hashlib.sha256(identity.encode()).hexdigest()[:24]}.npz"
 
