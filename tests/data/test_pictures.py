@@ -170,7 +170,7 @@ def test_pages_count_where_all_are_decoded(tmp_path, monkeypatch):
     for suffix in ("tif", "webp"):
         large.save(tmp_path / f"a.{suffix}", save_all=True, append_images=[large.rotate(180)] * 2)
     read_picture(tmp_path / "a.webp")
-    with pytest.raises(Unreadable, match="3 pages of 800x500 pixels, more than the 1 million .* --megapixels 2$"):
+    with pytest.raises(Unreadable, match=r"3 pages of 800x500 pixels, more than the 1 million .* --megapixels 2$"):
         read_picture(tmp_path / "a.tif")
 
 
@@ -178,7 +178,7 @@ def test_a_larger_picture_is_read_when_that_is_allowed(tmp_path, monkeypatch):
     monkeypatch.setitem(pictures.LIMIT, "megapixels", 1)
     path = tmp_path / "a.png"
     PICTURE.resize((1250, 1000)).save(path)
-    with pytest.raises(Unreadable, match="1250x1000 pixels, more than the 1 million allowed: give --megapixels 2$"):
+    with pytest.raises(Unreadable, match=r"1250x1000 pixels, more than the 1 million allowed: give --megapixels 2$"):
         read_picture(path)
     pictures.allow_megapixels(2)
     assert read_picture(path).shape == (1000, 1250, 3)
