@@ -37,6 +37,7 @@ from utils.detect.loop import Speed, predict
 from utils.detect.sources import AnySource, Files, has_pictures, open_source
 from utils.detect.tracking import LOW_CONF, TRACKERS, Tracking
 from utils.detect.writers import Wanted, Writers
+from utils.drawing.fonts import use_font
 
 # isort: split
 from ultralytics.utils import ASSETS, LOGGER
@@ -56,6 +57,7 @@ WEB = {
     "line_thickness",
     "hide_labels",
     "hide_conf",
+    "font",
 }  # with --web
 
 
@@ -95,6 +97,7 @@ def make_parser() -> cli.Parser:
     add("--reconnect", type=cli.non_negative_int, default=300, help="seconds to connect to a lost stream again; 0: end")
     add("--web", **flag, help="serve a page on this machine to drop pictures and videos on")
     add("--port", type=cli.positive_int, help="of the page of --web; default: the first free one from 7860 on")
+    cli.add_font(parser)
     cli.add_consents(parser)
     parser.ignore("--dnn", reason="ONNX files run in ONNX Runtime, which gives the same boxes")
     parser.ignore("--update", reason="weights/best.pt holds nothing that only training needs")
@@ -117,6 +120,7 @@ def main(args: argparse.Namespace) -> int:
     """Detect, say what was done, and return the exit code."""
     cli.log_options("detect", args)
     cli.take_consents(args)
+    use_font(args.font)
     if args.web:
         return open_page(args)
     if args.port:

@@ -47,6 +47,7 @@ from models.spec import ModelSpec, find_config, load_spec
 from utils.checkpoint import load_checkpoint
 from utils.data.description import load_dataset, read_yaml
 from utils.data.files import check_images, sources_of
+from utils.drawing.fonts import use_font
 from utils.paths import ROOT, find_file, increment_path
 from utils.text import quote
 from utils.train.trainer import Trainer, TrainingRun, resumed_run
@@ -99,6 +100,7 @@ def make_parser() -> cli.Parser:
     add("--custom-l2", action="store_true", help="RepVGG's L2 on fused kernels instead of weight decay; for SGD")
     add("--qat", action="store_true", help="fine-tune --weights in their fused form, with the rounding of INT8")
     add("--seed", type=cli.non_negative_int, default=0, help="of all random numbers")
+    cli.add_font(parser)
     cli.add_consents(parser)
     add_foreign(parser)
     return parser
@@ -134,6 +136,7 @@ def main(args: argparse.Namespace) -> Path:
     started = time.time()
     cli.log_options("train", args)
     cli.take_consents(args)
+    use_font(args.font)
     trainer = Trainer(resumed_run(find_last(args)) if args.resume else new_run(args))
     try:
         trainer.train()

@@ -5,7 +5,7 @@ script, and depends on nothing but the standard library. What the switches do an
 - `YOLO_OFFLINE`: no look-ups, no update check, no usage statistics;
 - `YOLO_AUTOINSTALL`: never runs pip;
 - `ULTRALYTICS_SAFE_LOAD`: its loader reads tensors and known classes only, and its YAML reader has no `eval`;
-- `YOLO_CONFIG_DIR`: settings and the two fonts that it would otherwise download, in a folder of our own;
+- `YOLO_CONFIG_DIR`: its settings, in a folder of our own;
 - `ORT_DISABLE_TELEMETRY`: ONNX Runtime neither reports to its makers nor keeps a number for this machine;
 - `OPENCV_FFMPEG_LOGLEVEL`: OpenCV is silent about videos, what is wrong with a file is said by us;
 - `REPORTERS`: modules of OpenVINO and MNN that report to their makers, MNN's after installing what it needs for that
@@ -14,9 +14,7 @@ script, and depends on nothing but the standard library. What the switches do an
 
 from __future__ import annotations
 
-import importlib.util
 import os
-import shutil
 import sys
 import tempfile
 from collections.abc import Callable
@@ -25,7 +23,6 @@ from typing import Any
 
 THREADS = os.environ.get("OMP_NUM_THREADS", "")  # the user's wish; ultralytics sets it to 1 where there is none
 REPORTERS = ("openvino_telemetry", "MNN.tools.utils.log")
-FONTS = ("Arial.ttf", "Arial.Unicode.ttf")  # the names under which ultralytics looks for a font
 
 
 def cpu_cores() -> int:
@@ -46,21 +43,6 @@ def config_dir() -> Path:
         return Path(tempfile.mkdtemp(prefix="repyolo-"))
 
 
-def provide_fonts(folder: Path) -> None:
-    """Put DejaVu Sans, which ships with matplotlib, where ultralytics would download Arial to."""
-    spec = importlib.util.find_spec("matplotlib")
-    if spec is None or spec.origin is None:
-        return
-    source = Path(spec.origin).parent / "mpl-data" / "fonts" / "ttf" / "DejaVuSans.ttf"
-    for font in FONTS:
-        target = folder / "Ultralytics" / font
-        if source.exists() and not target.exists():
-            target.parent.mkdir(parents=True, exist_ok=True)
-            partial = target.with_name(f".{font}.{os.getpid()}")  # two processes may start at once
-            shutil.copyfile(source, partial)
-            partial.replace(target)
-
-
 def prepare_environment() -> None:
     """Set the switches. A host program that imported ultralytics first keeps its own choice, with a warning."""
     os.environ["ORT_DISABLE_TELEMETRY"] = "1"
@@ -73,7 +55,6 @@ def prepare_environment() -> None:
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
     if "YOLO_CONFIG_DIR" not in os.environ:
         os.environ["YOLO_CONFIG_DIR"] = str(config_dir())
-    provide_fonts(Path(os.environ["YOLO_CONFIG_DIR"]))
 
 
 def patch_ultralytics(
@@ -81,6 +62,8 @@ def patch_ultralytics(
     open_backend: Callable[..., Any] | None = None,
     check_amp: Callable[..., bool] | None = None,
     save_yaml: Callable[..., None] | None = None,
+    annotator: type | None = None,
+    check_font: Callable[..., str] | None = None,
 ) -> None:
     """Replace parts of ultralytics by ours. This is the one place that does; whoever has a part to give calls it.
 
@@ -93,6 +76,8 @@ def patch_ultralytics(
         check_amp: takes the place of its check of mixed precision, which downloads a network and compares boxes of
             that; ours compares the outputs of the network that is going to be trained (`utils.train.trainer`).
         save_yaml: takes the place of its writer of args.yaml, which writes over the old file (`utils.train.trainer`).
+        annotator: takes the place of its Annotator, whose one font lacks most scripts (`utils.drawing.annotator`).
+        check_font: takes the place of its search for Arial, which downloads it (`utils.drawing.annotator`).
     """
     from PIL import Image  # noqa: PLC0415 (this module is imported before any library)
     from ultralytics.utils import patches  # noqa: PLC0415
@@ -108,6 +93,13 @@ def patch_ultralytics(
         trainer.check_amp = check_amp or trainer.check_amp
         if save_yaml:
             trainer.YAML = type("YAML", (trainer.YAML,), {"save": staticmethod(save_yaml)})
+    if annotator and check_font:
+        from ultralytics.data import utils as data  # noqa: PLC0415
+        from ultralytics.engine import results  # noqa: PLC0415
+        from ultralytics.utils import plotting  # noqa: PLC0415
+
+        results.Annotator = plotting.Annotator = annotator
+        data.check_font = plotting.check_font = check_font
 
 
 prepare_environment()

@@ -31,6 +31,7 @@ ORDER = [  # a module imports from its own row and the rows above
     ["models.summary", "models.yolo"],
     ["models"],
     ["utils.text", "utils.paths", "utils.sizes", "utils.latency", "utils.writing"],
+    ["utils.drawing"],
     ["utils.cli", "utils.data", "utils.checkpoint"],
     ["utils.deploy"],
     ["utils.evaluate", "utils.detect"],

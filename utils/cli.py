@@ -34,6 +34,7 @@ from models.downloads import allow_downloads
 from models.errors import UserError
 from models.plugins import load_plugins
 from utils.data.pictures import LIMIT, MOST_MEGAPIXELS, allow_megapixels
+from utils.drawing.fonts import font_file
 from utils.paths import MADE, remove_empty_runs
 from utils.sizes import MAX_IMGSZ
 from utils.text import printable, shorten, without_secrets
@@ -156,6 +157,13 @@ def add_consents(parser: Parser) -> None:
     parser.add_argument("--download", action="store_true", help="let a YAML have pretrained weights downloaded by timm")
     parser.add_argument(
         "--megapixels", type=megapixels, default=LIMIT["megapixels"], help="read no larger pictures than these"
+    )
+
+
+def add_font(parser: Parser) -> None:
+    """Add the option that names a font; `utils.drawing.fonts.use_font` takes it."""
+    parser.add_argument(
+        "--font", type=font_file, metavar="FILE", help="to draw names of classes with; default: one that has them"
     )
 
 

@@ -11,6 +11,7 @@ from ultralytics.models.yolo.detect import DetectionValidator
 from models.errors import UserError
 from utils.data.dataset import build_dataset
 from utils.deploy.backends import Backend, share_options
+from utils.drawing.fonts import use_in_plots
 
 matplotlib.rcParams["text.parse_math"] = False  # the names of classes in its plots are no formulas
 
@@ -35,6 +36,8 @@ class Validator(DetectionValidator):
                 f"the weights know {known} classes and the data set has {described}: name the data set that they were "
                 f"trained on, or treat all classes as one with --single-cls"
             )
+        if self.args.plots:
+            use_in_plots("".join(self.data["names"].values()))
         super().init_metrics(model)
         share_options(model, self.args)
 

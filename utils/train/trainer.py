@@ -34,6 +34,7 @@ from utils.checkpoint import build_model, load_checkpoint, pack_model, plain, re
 from utils.data.dataset import build_dataset
 from utils.data.description import load_dataset, read_yaml, write_data_yaml
 from utils.data.files import check_images
+from utils.drawing.fonts import use_in_plots
 from utils.evaluate.validator import VALIDATORS, Validator
 from utils.train.anchors import fit_anchors
 from utils.train.qat import insert_rounding, observe
@@ -116,6 +117,8 @@ class Trainer(DetectionTrainer):
         data = {**self.run.data, **({"nc": 1, "names": {0: "item"}} if self.args.single_cls else {})}
         if RANK in (-1, 0):
             write_data_yaml(data, self.save_dir / "data.yaml")
+        if self.args.plots:
+            use_in_plots("".join(data["names"].values()))
         return data
 
     def build_dataset(self, img_path: str, mode: str = "train", batch: int = 1) -> Any:
