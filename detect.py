@@ -27,12 +27,15 @@ from __future__ import annotations
 
 import argparse
 import sys
+from functools import partial
 from pathlib import Path
 
 from models.errors import UserError
 from utils import cli
+from utils.deploy.trust import trust_weights
 from utils.detect.ensemble import create_ensemble
 from utils.detect.feature_maps import FeatureMaps
+from utils.detect.frame import Found
 from utils.detect.loop import Speed, predict
 from utils.detect.sources import AnySource, Files, has_pictures, open_source
 from utils.detect.tracking import LOW_CONF, TRACKERS, Tracking
@@ -40,6 +43,7 @@ from utils.detect.writers import Wanted, Writers
 from utils.drawing.fonts import use_font
 
 # isort: split
+from ultralytics.engine.results import Results
 from ultralytics.utils import ASSETS, LOGGER
 from ultralytics.utils.checks import check_imshow
 
@@ -54,6 +58,7 @@ WEB = {
     "weights",
     "plugins",
     "download",
+    "trust",
     "line_thickness",
     "hide_labels",
     "hide_conf",
@@ -98,31 +103,59 @@ def make_parser() -> cli.Parser:
     add("--web", **flag, help="serve a page on this machine to drop pictures and videos on")
     add("--port", type=cli.positive_int, help="of the page of --web; default: the first free one from 7860 on")
     cli.add_font(parser)
+    add("--trust", **flag, help="run .torchscript files from elsewhere, which are programs, now and later")
     cli.add_consents(parser)
     parser.ignore("--dnn", reason="ONNX files run in ONNX Runtime, which gives the same boxes")
     parser.ignore("--update", reason="weights/best.pt holds nothing that only training needs")
     return parser
 
 
-def run(**options: object) -> int:
+def run(**options: object) -> list[Results]:
     """Detect with the options of the command line as keywords: `detect.run(source="photo.jpg", conf_thres=0.4)`.
 
     Returns:
-        0, or 1 when a file could not be read.
+        ultralytics' `Results` of each picture and frame in their order, with tensors on the CPU. Those of frames come
+        without the frame (`orig_img` is None), which would fill the memory. Of live streams, which may have no end, and
+        of the page nothing is kept: `models.load` gives the results of a stream as they come.
 
     Raises:
-        UserError: an option or the input is wrong.
+        UserError: an option or the input is wrong, or nothing could be read. Broken files among others are logged.
     """
-    return main(make_parser().from_keywords(**options))
+    kept: list[Results] = []
+    source = detect(make_parser().from_keywords(**options), kept)
+    if source and source.unreadable and not kept:
+        path, reason = next(iter(source.unreadable.items()))
+        raise UserError(f"{path} cannot be read: {reason}")
+    return kept
 
 
 def main(args: argparse.Namespace) -> int:
     """Detect, say what was done, and return the exit code."""
+    source = detect(args)
+    return 1 if source and source.unreadable else 0
+
+
+def detect(args: argparse.Namespace, kept: list[Results] | None = None) -> AnySource | None:
+    """Detect and say what was done.
+
+    Args:
+        args: the options.
+        kept: takes the results of a source with an end.
+
+    Returns:
+        the source, which knows what could not be read; None after --web.
+
+    Raises:
+        UserError: an option or the input is wrong.
+    """
     cli.log_options("detect", args)
     cli.take_consents(args)
     use_font(args.font)
+    if args.trust:
+        trust_weights(args.weights)
     if args.web:
-        return open_page(args)
+        open_page(args)
+        return None
     if args.port:
         raise UserError("--port goes with --web")
     source = open_source(args.source or default_source(), args.vid_stride, args.reconnect)
@@ -148,12 +181,20 @@ def main(args: argparse.Namespace) -> int:
     folder = increment_path(args.project, args.name, args.exist_ok, sources) if wanted.anything else Path()
     outputs = Writers(folder, wanted)
     steps = ([tracking.follow] if tracking else []) + ([features.writer(folder / "features")] if features else [])
+    if kept is not None and not source.live:
+        steps.append(partial(keep, kept))
     speed = predict(finder, source, outputs, args.view_img and check_imshow(warn=True), steps)
     log_report(speed, source, outputs)
-    return 1 if source.unreadable else 0
+    return source
 
 
-def open_page(args: argparse.Namespace) -> int:
+def keep(results: list[Results], found: Found) -> Found:
+    """Add what was found in a frame to results, as `run` returns them, and pass it on."""
+    results.append(found.as_tensors(with_image=found.frame.number is None))
+    return found
+
+
+def open_page(args: argparse.Namespace) -> None:
     """Serve the page of --web until Ctrl-C; UserError for an option that the page does not have."""
     from utils.web import find_listed, serve  # noqa: PLC0415 (it exports too, which takes a while to import)
 
@@ -167,7 +208,6 @@ def open_page(args: argparse.Namespace) -> int:
         wanted_files(args),
         **{name: getattr(args, name) for name in PAGE_OPTIONS},
     )
-    return 0
 
 
 def default_source() -> Path:

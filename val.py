@@ -24,6 +24,7 @@ from models.errors import UserError
 from utils.data.description import write_data_yaml
 from utils.data.files import check_images, find_data, sources_of
 from utils.deploy.opened import OpenedWeights, check_augment, open_weights
+from utils.deploy.trust import trust_weights
 from utils.drawing.fonts import use_font
 from utils.evaluate.validator import VALIDATORS
 from utils.paths import find_weights, increment_path
@@ -54,6 +55,7 @@ def make_parser() -> cli.Parser:
     add("--name", default="exp", help="name of the run")
     add("--exist-ok", action="store_true", help="write into an existing run's folder")
     cli.add_font(parser)
+    add("--trust", action="store_true", help="run a .torchscript file from elsewhere, a program, now and later")
     cli.add_consents(parser)
     parser.ignore("--dnn", reason="ONNX files run in ONNX Runtime, which gives the same boxes")
     parser.refuse("--save-hybrid", reason="labels are not mixed into predictions, which would be measured as found")
@@ -65,6 +67,8 @@ def main(args: argparse.Namespace) -> dict[str, float]:
     cli.log_options("val", args)
     cli.take_consents(args)
     use_font(args.font)
+    if args.trust:
+        trust_weights([args.weights])
     weights = open_weights(find_weights(args.weights), device=args.device, half=args.half)
     if args.augment:
         check_augment(weights)

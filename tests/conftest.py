@@ -117,8 +117,9 @@ def log():
 
 @pytest.fixture
 def run(weights, tmp_path, monkeypatch):
-    """`detect.run` in an empty folder, with the weights above."""
+    """`detect.main` in an empty folder, with the weights above and options as keywords; returns the exit code."""
     import detect
 
     monkeypatch.chdir(tmp_path)
-    return lambda **options: detect.run(**{"weights": weights, **options})
+    parser = detect.make_parser()
+    return lambda **options: detect.main(parser.from_keywords(**{"weights": weights, **options}))

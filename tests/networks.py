@@ -9,6 +9,8 @@ import onnx
 import torch
 from torch import Tensor, nn
 
+from utils.deploy.trust import trust
+
 NAMES = {0: "circle", 1: "square", 2: "star"}
 
 
@@ -61,6 +63,7 @@ def write_export(folder: Path, network: Disc, suffix: str, **changes: object) ->
     if suffix == "torchscript":
         scripted = torch.jit.trace(network, example, check_trace=False)
         scripted.save(str(path), _extra_files={"config.txt": json.dumps(metadata)})
+        trust(path)
         return path
     torch.onnx.export(network, (example,), path, opset_version=17, dynamo=False)
     graph = onnx.load(path)

@@ -32,6 +32,7 @@ from ultralytics.utils import LOGGER, TQDM
 from models.errors import UserError
 from utils import cli
 from utils.data.shapes import NAMES, PALETTE, Shape, bounce, draw_shape, load_photos
+from utils.deploy.trust import trust
 from utils.detect.frame import Finder, Frame
 from utils.detect.loop import predict
 from utils.detect.predictor import create_predictor
@@ -51,6 +52,7 @@ def make_parser() -> cli.Parser:
     parser = cli.Parser(prog="python -m utils.video_benchmark", description=__doc__)
     add = parser.add_argument
     add("--weights", default="", help="an exported file, or .pt; default: the newest runs/train/*/weights/best.pt")
+    add("--trust", action="store_true", help="run a .torchscript file from elsewhere, a program, now and later")
     add("--video", default="", help="a video; default: one is drawn")
     add("--frames", type=cli.positive_int, default=1000, help="of the video that is drawn")
     add("--rounds", type=cli.positive_int, default=2, help="how often each of the two is timed")
@@ -196,6 +198,8 @@ def find_video(name: str) -> Path:
 def main(args: argparse.Namespace) -> int:
     """Measure, print the figures, and return 1 when the boxes are others or memory grew."""
     weights = find_weights(args.weights)
+    if args.trust:
+        trust(weights)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         video = find_video(args.video) if args.video else folder / "video.mp4"

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from ultralytics.engine.results import Results
 
+import detect
 from models import load
 from models.errors import UserError
 from tests.detecting import picture, video
@@ -195,3 +196,25 @@ def test_sahi_takes_a_detector(detector, photo):
     )
     found = predict.get_sliced_prediction(str(photo), model, slice_height=32, slice_width=32, verbose=0)
     assert {one.category.name for one in found.object_prediction_list} == {"square"}
+
+
+# detect.run -----------------------------------------------------------------------------------------------------------
+def test_the_script_as_a_function_returns_what_it_found(weights, detector, photo, tmp_path):
+    clip = video(tmp_path / "clip.avi", frames=3, size=(90, 50))
+    options = {"weights": weights, "project": tmp_path / "runs", "device": "cpu"}
+    results = detect.run(source=[photo, clip], **options)
+    assert len(results) == 4 and all(isinstance(result, Results) for result in results)
+    assert same(results[:1], detector(photo)) and results[0].plot().shape == (50, 90, 3)
+    assert [result.orig_img is None for result in results] == [False, True, True, True]
+    followed = detect.run(source=clip, track="bytetrack", nosave=True, **options)
+    assert followed[-1].boxes.id.tolist() == [1.0]
+
+
+def test_the_script_as_a_function_with_nothing_to_read(weights, photo, tmp_path):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in/broken.jpg").write_bytes(b"no picture")
+    options = {"weights": weights, "source": tmp_path / "in", "nosave": True, "device": "cpu"}
+    with pytest.raises(UserError, match=r"broken\.jpg cannot be read"):
+        detect.run(**options)
+    photo.replace(tmp_path / "in/photo.png")
+    assert len(detect.run(**options)) == 1

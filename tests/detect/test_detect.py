@@ -21,6 +21,7 @@ from models.errors import UserError
 from tests.detecting import count_frames, files_below, picture, start, video
 from tests.networks import NAMES, Disc, write_export
 from utils import cli
+from utils.deploy.trust import trust
 from utils.detect import loop, names, predictor, sources, streams, writers
 
 # isort: split
@@ -446,7 +447,7 @@ def test_class_names_as_folders(name, safe):
         ({"weights": "bets.pt"}, r"weights file bets\.pt does not exist \(did you mean 'best\.pt'\?\)"),
         ({"weights": "bad.pt"}, "bad.pt"),
         ({"weights": "bad.onnx"}, r"bad\.onnx is damaged, or no onnx file"),
-        ({"weights": "bad.torchscript"}, r"bad\.torchscript is damaged, or no torchscript file"),
+        ({"weights": "bad.torchscript", "trust": True}, r"bad\.torchscript is damaged, or no torchscript file"),
         ({"weights": "a.jpg"}, r"a\.jpg is none of \.pt, \.torchscript, \.onnx"),
         ({"weights": None}, "train first"),
         ({"source": "b.jpg"}, r"the source b\.jpg does not exist \(did you mean 'a\.jpg'\?\)"),
@@ -543,6 +544,7 @@ def exports(square_finder, tmp_path_factory):
         path = folder / f"changed.{suffix}"
         if suffix == "torchscript":
             scripted.save(str(path), _extra_files={"config.txt": json.dumps(metadata)})
+            trust(path)
             return path
         graph = onnx.load(folder / "best.onnx")
         for key, value in metadata.items():

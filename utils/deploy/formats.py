@@ -37,6 +37,7 @@ class Format:
         runners: packages that run it, as pip takes them.
         systems: what `sys.platform` must say for it to be written; empty: anything.
         gpu: whether writing needs an NVIDIA GPU.
+        program: whether a file can do more than compute, such as write files: `utils/deploy/trust.py`.
         elsewhere: why the proof cannot run it; empty where it can.
     """
 
@@ -55,6 +56,7 @@ class Format:
     runners: tuple[str, ...] = ()
     systems: tuple[str, ...] = ()
     gpu: bool = False
+    program: bool = False
     elsewhere: str = ""
 
     @property
@@ -71,7 +73,7 @@ class Format:
 FORMATS = {
     row.name: row
     for row in (
-        Format("torchscript", "TorchScript", ".torchscript", dynamic=True, half="cuda"),
+        Format("torchscript", "TorchScript", ".torchscript", dynamic=True, half="cuda", program=True),
         Format("onnx", "ONNX", ".onnx", dynamic=True, half="cpu", onnx=True, copies=3),
         Format(
             name="openvino",

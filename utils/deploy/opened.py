@@ -17,6 +17,7 @@ from utils.deploy.backends import Backend
 from utils.deploy.formats import FORMATS, Format, format_of
 from utils.deploy.metadata import check_metadata
 from utils.deploy.run import RUN_ERRORS
+from utils.deploy.trust import check_trusted
 from utils.sizes import check_imgsz
 
 OutputShape = tuple[int | str, ...]  # a word stands for any number
@@ -126,13 +127,14 @@ def open_weights(
 
     Raises:
         WeightsError: the file is not one of ours, or damaged.
-        UserError: the runtime of an exported file is not there.
+        UserError: the runtime of an exported file is not there, or the file is a program that nobody has trusted.
     """
     options = {"device": select_device(device), "fp16": half, "data": str(data or "")}
     if path.suffix == ".pt":
         model = load_checkpoint(path)
         return OpenedWeights(path, model.task, Backend(model, **options), model, model.imgsz, fixed=False)
     kind = check_export(path)
+    check_trusted(path)
     task = check_metadata(path)
     try:
         with warnings.catch_warnings():

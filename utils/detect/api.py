@@ -20,6 +20,7 @@ from ultralytics.utils.torch_utils import select_device
 from models.errors import UserError
 from utils import cli
 from utils.deploy.opened import open_weights
+from utils.deploy.trust import trust_weights
 from utils.detect.frame import Found, Frame
 from utils.detect.in_memory import KINDS, is_picture_in_memory, read_memory
 from utils.detect.loop import line_of
@@ -40,6 +41,8 @@ class Detector:
         device: '', cpu, mps, or a CUDA number; '' is the first GPU, else the CPU.
         half: float16 on a GPU; with OpenVINO the precision that the processor likes best.
         data: a dataset YAML, read for the class names when the weights hold none.
+        trust: run a .torchscript file that was not written on this machine, a program that can read and write files,
+            now and later.
 
     Attributes:
         names: class number → name.
@@ -57,7 +60,10 @@ class Detector:
         device: str | int | torch.device | None = "",
         half: bool = False,
         data: str | Path | None = None,
+        trust: bool = False,
     ) -> None:
+        if trust:
+            trust_weights([weights])
         self.half, self.data = half, find_file(data, "data") if data else None
         self._device = _checked("device", "" if device is None else device, cli.device)
         self.weights = open_weights(find_weights(weights), device=self._device, half=half, data=self.data)
@@ -178,12 +184,13 @@ def load(
     device: str | int | torch.device | None = "",
     half: bool = False,
     data: str | Path | None = None,
+    trust: bool = False,
 ) -> Detector:
     """Return weights as a function of pictures: `load("best.pt")("photo.jpg")[0].boxes`.
 
     Arguments and errors are those of `Detector`.
     """
-    return Detector(path, device, half, data)
+    return Detector(path, device, half, data, trust)
 
 
 @torch.inference_mode()

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
+import torch
 from ultralytics.engine.results import Results
 
 
@@ -37,6 +39,17 @@ class Found:
     result: Results  # in the frame's own pixels, as numpy arrays
     shape: tuple[int, ...]  # of the network's input, (B, C, H, W)
     seconds: tuple[float, float, float]  # for preparing, the network, NMS
+
+    def as_tensors(self, with_image: bool) -> Results:
+        """Return the result with tensors on the CPU in place of arrays, and with the frame if that is wanted."""
+        result = copy.copy(self.result)
+        for name in ("boxes", "masks"):
+            part = getattr(result, name)
+            if part is not None:
+                setattr(result, name, type(part)(torch.as_tensor(part.data), part.orig_shape))
+        if not with_image:
+            result.orig_img = None
+        return result
 
 
 Step = Callable[[Found], Found]

@@ -18,6 +18,7 @@ from models.errors import UserError
 from utils.deploy.files import publish, temporary_folder
 from utils.deploy.formats import FORMATS, format_of
 from utils.deploy.run import load_runner
+from utils.deploy.trust import trust
 from utils.deploy.write import Written, quiet, write
 from utils.detect.writers import write_bytes, write_image
 from utils.export.options import Options
@@ -185,6 +186,8 @@ def _publish(report: Report, temporary: Path, folder: Path, stem: str) -> list[P
     summary = temporary / f"{stem}.export.json"
     summary.write_text(to_json(report), encoding="utf-8")
     files = publish([*(written.path for written in report.written.values()), *quantized, summary], temporary, folder)
+    for file in files:
+        trust(file)
     for found in report.quantized.values():
         found.file = folder / f"{stem}-int8{found.format.ending}"
     return files
