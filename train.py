@@ -45,6 +45,7 @@ from models.layers import is_backbone
 from models.loss import AnchorGains
 from models.spec import ModelSpec, find_config, load_spec
 from utils.checkpoint import load_checkpoint
+from utils.checkpoint.fields import why_wrong
 from utils.data.description import load_dataset, read_yaml
 from utils.data.files import check_images, sources_of
 from utils.drawing.fonts import use_font
@@ -167,6 +168,8 @@ def new_run(args: argparse.Namespace) -> TrainingRun:
     """Read and check all that a new training starts from, then make its folder."""
     spec, start = choose_model(args)
     check_task(args.task, spec)
+    if problem := why_wrong("yaml_name", spec.name):
+        raise UserError(f"a checkpoint cannot hold the name of the model YAML: {problem}")
     options = {**choose_recipe(args), **flag_options(args), "freeze": freeze(args.freeze)}
     data = load_dataset(args.data or DEMO_DATA)
     check_images(data)

@@ -11,8 +11,7 @@ import yaml
 
 from models import DetectionModel
 from tests import network
-from tests.helpers import tiny
-from utils.checkpoint import pack_model, save_checkpoint
+from tests.helpers import save, tiny
 
 ROOT = Path(__file__).parents[1]
 TRY = "import socket; socket.socket(socket.AF_INET, socket.SOCK_DGRAM).connect_ex(('192.0.2.1', 53))"
@@ -117,7 +116,7 @@ def test_the_page_touches_the_loopback_address_only(tmp_path):
     pytest.importorskip("gradio")
     if not network.can_trace():
         pytest.skip("strace, which tells the loopback address from others, is not there or not allowed")
-    save_checkpoint(pack_model(DetectionModel(tiny())), tmp_path / "tiny.pt")
+    save(DetectionModel(tiny()), tmp_path / "tiny.pt")
     command = [sys.executable, "-c", PAGE, str(tmp_path / "tiny.pt")]
     result, tries = network.run_watched(command, tmp_path, environment(tmp_path))
     assert result.stdout.splitlines()[-1:] == ["quiet"], result.stderr[-3000:]

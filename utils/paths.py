@@ -8,6 +8,7 @@ import shutil
 import stat
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import TypeGuard
 
 from ultralytics.utils import LOGGER
 
@@ -17,6 +18,7 @@ from utils.text import shorten
 ROOT = Path(__file__).resolve().parents[1]  # the folder that holds models/, data/ and the scripts
 MADE: list[Path] = []  # folders of runs that the script has made
 KERNEL = ("/proc", "/sys")  # whose files are made when they are read, and may be waited for
+MAX_PATH, MAX_NAME_BYTES = 2048, 255  # characters of a path that a file names, bytes of one name in it
 KINDS = {stat.S_IFDIR: "folder", stat.S_IFIFO: "pipe", stat.S_IFCHR: "device", stat.S_IFBLK: "device"}  # of no file
 
 
@@ -104,6 +106,14 @@ def remove_empty_runs() -> None:
         folder = MADE.pop()
         if not any(path.is_file() for path in folder.rglob("*")):
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def is_path(value: object) -> TypeGuard[str]:
+    """Return whether `value` is a text that the system takes for a path."""
+    if not isinstance(value, str) or not value.strip() or len(value) > MAX_PATH:
+        return False
+    whole = "\0" not in value and is_utf8(value)
+    return whole and all(len(part.encode()) <= MAX_NAME_BYTES for part in Path(value).parts)
 
 
 def is_utf8(path: str | Path) -> bool:

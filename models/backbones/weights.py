@@ -187,9 +187,14 @@ def read_tensors(file: str | Path) -> dict[str, Tensor]:
     if not tensors:
         raise WeightsError(f"{file} holds no tensors by name")
     for name, tensor in tensors.items():
-        if tensor.layout is not torch.strided or tensor.is_meta or tensor.is_quantized or tensor.is_complex():
+        if not has_usual_form(tensor):
             raise WeightsError(f"{file} holds {name} in a form that no network here has: quantized, sparse, or alike")
     return _without_prefixes(tensors)
+
+
+def has_usual_form(tensor: Tensor) -> bool:
+    """Return whether a tensor has a form that networks here have: dense, with values, neither quantized nor complex."""
+    return not (tensor.layout is not torch.strided or tensor.is_meta or tensor.is_quantized or tensor.is_complex())
 
 
 def _named_tensors(content: Any) -> dict[str, Tensor]:

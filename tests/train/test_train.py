@@ -159,6 +159,14 @@ def test_a_run_goes_on_with_its_own_classes_only(names, channels, said):
     trainer.check_same_classes({**data, "names": {0: "a", 1: "b"}, "channels": 3}, checkpoint, single_cls=False)
 
 
+def test_a_model_that_no_checkpoint_can_hold_is_refused_before_the_training(folder):
+    nameless = folder / "\udcff.yaml"
+    write(nameless, tiny())
+    with pytest.raises(UserError, match="yaml_name should be the name of a file, in UTF-8"):
+        train.run(**options(folder, "nameless", cfg=nameless))
+    assert not (folder / "runs/nameless").exists()
+
+
 def test_a_run_knows_its_data_set_from_every_folder(finished, folder):
     assert trainer.read_options(finished / "args.yaml")["data"] == str((folder / "data.yaml").resolve())
 

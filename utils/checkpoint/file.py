@@ -16,12 +16,12 @@ from torch import Tensor
 
 from models import DetectionModel, create_model
 from models.backbones.weights import load_plain
-from models.errors import ConfigError, WeightsError
+from models.errors import WeightsError
 from models.plugins import MissingPlugin
 from models.spec import load_spec
+from utils.checkpoint.fields import why_damaged
 from utils.checkpoint.foreign import find_model
 from utils.checkpoint.unpickle import read_pickled
-from utils.sizes import MAX_IMGSZ
 from utils.writing import remove_partials, replacing
 
 FORMAT = "repyolo/1"
@@ -50,22 +50,26 @@ def save_checkpoint(content: Mapping[str, Any], path: Path) -> None:
 
     Args:
         content: dicts, lists, strings, numbers and tensors; NumPy's are turned into these, anything else is refused.
+            With a `format`, a checkpoint, of which nothing is written that `read_checkpoint` would refuse.
 
     Raises:
         TypeError: `content` holds something else.
+        WeightsError: a field of a checkpoint is missing, or of a wrong type, range or text.
         OSError: the disk is full or the folder cannot be written; nothing is left of the attempt.
     """
     written = plain(content)
+    if "format" in written and (problem := why_damaged(written)):
+        raise WeightsError(f"{path} is not written, as it could not be read again: {problem}")
     remove_partials(path.parent)
     with replacing(path) as file:
         torch.save(written, file)
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """Return what a checkpoint of ours holds.
+    """Return what a checkpoint of ours holds, each field of which has the type, range and text that it should have.
 
     Raises:
-        WeightsError: no such file, or not a checkpoint of RepYOLO; the message says what it seems to be.
+        WeightsError: no such file, not a checkpoint of RepYOLO, or a damaged one; the message says what is wrong.
     """
     try:
         content = load_plain(path)
@@ -73,6 +77,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         raise explain_foreign(path) or e from e
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise WeightsError(f"{path} is a file of tensors, but not a RepYOLO checkpoint (format {FORMAT})")
+    if problem := why_damaged(content):
+        raise WeightsError(f"{path} is a damaged checkpoint: {problem}")
     return content
 
 
@@ -101,13 +107,9 @@ def load_checkpoint(path: str | Path) -> DetectionModel:
 def build_model(content: Mapping[str, Any], path: str | Path) -> DetectionModel:
     """Return the model of a checkpoint that `read_checkpoint` has read. `path` is for messages."""
     try:
-        spec = load_spec({**content["yaml"], "yaml_file": str(content["yaml_name"])})
+        spec = load_spec({**content["yaml"], "yaml_file": content["yaml_name"]})
         model = create_model(spec.without_pretrained())  # a file names no other file and no download
-        names = {int(i): str(name) for i, name in content["names"].items()}
-        if sorted(names) != list(range(model.nc)):
-            raise ConfigError(f"{len(names)} class names for {model.nc} classes")
-        model.names = names
-        model.imgsz = valid_imgsz(content["imgsz"])
+        model.names, model.imgsz = dict(sorted(content["names"].items())), content["imgsz"]
         if content.get("fused"):
             model = model.fuse()
         weights, model.ranges = split_ranges(content["ema"])
@@ -119,14 +121,6 @@ def build_model(content: Mapping[str, Any], path: str | Path) -> DetectionModel:
         raise WeightsError(f"{path} is a damaged checkpoint: {reason[:300]}") from e
     model.pt_path = str(path)
     return model.eval()
-
-
-def valid_imgsz(imgsz: Any) -> int | list[int]:
-    """Return an image size, one side or height and width in pixels; ValueError for anything else."""
-    sides = imgsz if isinstance(imgsz, list) else [imgsz]
-    if len(sides) not in (1, 2) or not all(type(side) is int and 0 < side <= MAX_IMGSZ for side in sides):
-        raise ValueError(f"imgsz is {imgsz!r}")
-    return imgsz
 
 
 def plain(value: Any) -> Any:

@@ -9,7 +9,7 @@ import reprlib
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any
 
 import yaml
 from ultralytics.utils import LOGGER
@@ -17,13 +17,12 @@ from ultralytics.utils import LOGGER
 from models.errors import UserError, did_you_mean
 from models.yaml_numbers import load_yaml
 from utils.data.shapes import ensure_shapes, shapes_folder
-from utils.paths import ROOT, find_file, why_no_file
+from utils.paths import ROOT, find_file, is_path, why_no_file
 from utils.writing import write_text
 
 BUILT_IN = ROOT / "data" / "shapes.yaml"
 DATA_KEYS = ("path", "train", "val", "test", "names", "nc", "channels", "kpt_shape", "flip_idx", "download")
 MAX_YAML = 1 << 20  # bytes
-MAX_PATH, MAX_NAME_BYTES = 2048, 255  # characters of a path in a YAML, bytes of one name in it
 
 
 def load_dataset(data: str | Path, split: str = "val") -> dict[str, Any]:
@@ -170,14 +169,6 @@ def find_roots(path: object, file: Path) -> list[Path]:
         looked = " and ".join(map(str, dict.fromkeys(candidates)))
         raise UserError(f"{file}: the data set's folder (path: {path}) is not there; looked for {looked}")
     return roots
-
-
-def is_path(value: object) -> TypeGuard[str]:
-    """Return whether `value` is a text that the system takes for a path."""
-    if not isinstance(value, str) or not value.strip() or len(value) > MAX_PATH:
-        return False
-    refused = any(c == "\0" or "\ud800" <= c <= "\udfff" for c in value)
-    return not refused and all(len(part.encode()) <= MAX_NAME_BYTES for part in Path(value).parts)
 
 
 def find_split(value: object, key: str, roots: list[Path], file: Path, required: bool) -> str | list[str] | None:
