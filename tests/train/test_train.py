@@ -17,7 +17,7 @@ from models.errors import UserError, WeightsError
 from models.loss import AnchorGains
 from tests.helpers import TINY_HEAD, tiny, tiny_backbone
 from tests.runs import stopped
-from utils.checkpoint import load_checkpoint, read_checkpoint
+from utils.checkpoint import load_checkpoint, plain, read_checkpoint
 from utils.data.description import load_dataset, write_data_yaml
 from utils.data.files import list_images
 from utils.data.shapes import NAMES, Recipe, ensure_shapes
@@ -139,6 +139,47 @@ def test_a_strange_args_yaml_is_refused_in_one_sentence(text, finished, tmp_path
         trainer.read_options(tmp_path / "args.yaml")
     assert "\n" not in str(caught.value)
     assert trainer.read_options(finished / "args.yaml")["epochs"] == EPOCHS
+
+
+def stepped(kind=torch.optim.AdamW, sizes=(2, 3), **settings) -> torch.optim.Optimizer:
+    """Return an optimizer that took a step down a gradient of ones."""
+    weights = [torch.nn.Parameter(torch.zeros(size)) for size in sizes]
+    optimizer = kind(weights, **settings)
+    for weight in weights:
+        weight.grad = torch.ones_like(weight)
+    optimizer.step()
+    return optimizer
+
+
+def test_the_state_of_an_optimizer_comes_back():
+    first, second = stepped(), torch.optim.AdamW([torch.nn.Parameter(torch.zeros(size)) for size in (2, 3)])
+    trainer.load_optimizer(second, plain(first.state_dict()))
+    for name in ("step", "exp_avg", "exp_avg_sq"):
+        pairs = zip(first.state.values(), second.state.values(), strict=True)
+        assert all(torch.equal(one[name], other[name]) for one, other in pairs)
+
+
+def change_first(**changes):
+    """Return what changes the state of the first weight, from the state of an optimizer."""
+    return lambda state: {**state, "state": {**state["state"], 0: {**state["state"][0], **changes}}}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda _: stepped(sizes=(3, 2)).state_dict(),
+        lambda _: stepped(sizes=(2,)).state_dict(),
+        lambda _: stepped(torch.optim.SGD, lr=0.1, momentum=0.9).state_dict(),
+        lambda state: {**state, "param_groups": []},
+        lambda state: {**state, "param_groups": [{**state["param_groups"][0], "lr": "x"}]},
+        change_first(exp_avg=torch.zeros(5)),
+        change_first(other=torch.zeros(2)),
+    ],
+)
+def test_the_state_of_another_optimizer_is_refused(change):
+    optimizer = stepped()
+    with pytest.raises(ValueError, match=r"optimizer|argument|parameter group"):
+        trainer.load_optimizer(optimizer, plain(change(optimizer.state_dict())))
 
 
 @pytest.mark.parametrize(

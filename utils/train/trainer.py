@@ -260,15 +260,24 @@ class Trainer(DetectionTrainer):
         return True
 
     def resume_training(self, ckpt: dict[str, Any] | None) -> None:
-        """Continue where `ckpt` stopped: weights, EMA, optimizer, scaler, early stopping and history."""
+        """Continue where `ckpt` stopped: weights, EMA, optimizer, scaler, early stopping and history.
+
+        Raises:
+            WeightsError: its tensors or its optimizer are not those of this training.
+        """
         if ckpt is None:
             return
         model = unwrap_model(self.model)
-        model.load_state_dict(ckpt["model"])
-        self.optimizer.load_state_dict(ckpt["optimizer"])
-        self.scaler.load_state_dict(ckpt["scaler"])
         self.ema = ModelEMA(model)
-        self.ema.ema.load_state_dict(ckpt["ema"])
+        try:
+            model.load_state_dict(ckpt["model"])
+            self.ema.ema.load_state_dict(ckpt["ema"])
+            load_optimizer(self.optimizer, ckpt["optimizer"])
+            if ckpt["scaler"]:  # empty after an epoch without mixed precision
+                self.scaler.load_state_dict(ckpt["scaler"])
+        except (LookupError, TypeError, ValueError, RuntimeError) as e:
+            reason = " ".join(str(e).split())
+            raise WeightsError(f"{self.args.resume} does not fit the options of its run: {reason[:300]}") from e
         self.ema.updates = ckpt["updates"]
         self.best_fitness = ckpt["best_fitness"]
         self.stopper.__dict__.update(ckpt["stopper"])
@@ -451,6 +460,30 @@ def without_decay(optimizer: torch.optim.Optimizer, parameters: list[torch.Tenso
         group["params"] = [p for p in group["params"] if id(p) not in ids]
         if moved:
             optimizer.add_param_group({**group, "params": moved, "weight_decay": 0.0})
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
+    """Give an optimizer the state of one that was saved.
+
+    Raises:
+        ValueError: that one was of another kind, or had weights of other shapes.
+    """
+    for own, came in zip(optimizer.state_dict()["param_groups"], saved["param_groups"], strict=True):
+        for key, value in own.items():
+            if kind_of_setting(value) != kind_of_setting(came.get(key, "")):
+                raise ValueError(f"its optimizer has no such {key} as {value!r}")
+    optimizer.load_state_dict(saved)
+    names = [set(state) for state in optimizer.state.values() if state]
+    for weight, state in optimizer.state.items():
+        fits = all(held.numel() == 1 or held.shape == weight.shape for held in state.values() if torch.is_tensor(held))
+        if not fits or (state and set(state) != names[0]):
+            raise ValueError(f"its optimizer has another state for a weight of shape {tuple(weight.shape)}")
+
+
+def kind_of_setting(value: object) -> str:
+    """Return which kind of setting of an optimizer a value is; a checkpoint has lists for tuples."""
+    kinds = {type(None): "switch", bool: "switch", int: "number", float: "number", tuple: "list"}
+    return kinds.get(type(value), type(value).__name__)
 
 
 def amp_is_safe(model: nn.Module) -> bool:
