@@ -172,7 +172,7 @@ def new_run(args: argparse.Namespace) -> TrainingRun:
         raise UserError(f"a checkpoint cannot hold the name of the model YAML: {problem}")
     options = {**choose_recipe(args), **flag_options(args), "freeze": freeze(args.freeze)}
     data = load_dataset(args.data or DEMO_DATA)
-    check_images(data)
+    check_images(data, single_cls=args.single_cls, training=True)
     name = Path(spec.name).stem if args.name == "cfg" else args.name
     sources = [args.weights, args.cfg, args.hyp, *sources_of(data)] if args.exist_ok else []
     save_dir = increment_path(args.project, name, args.exist_ok, sources)

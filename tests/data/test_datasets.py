@@ -302,6 +302,90 @@ def test_split_without_labels_is_an_error(folder):
         check_images(load_dataset(write_yaml(folder)))
 
 
+def test_no_label_file_is_told_apart_from_an_empty_one(folder, logged):
+    (folder / "labels" / "train" / "b.txt").unlink()
+    write_label(folder, "train/c", "\n")
+    states = {Path(label["im_file"]).name: len(label["cls"]) for label in build(folder).labels}
+    assert states == {"a.jpg": 1, "b.jpg": 0, "c.jpg": 0, "d.jpg": 1}
+    said = "\n".join(logged)
+    assert "2 with objects, 1 with an empty label file, 1 without a label file, 0 rejected" in said
+    assert f"there is no {folder}/labels/train/b.txt" in said
+
+
+def test_labels_beside_pictures_in_a_folder_called_images(folder):
+    for path in (folder / "labels" / "train").iterdir():
+        path.rename(folder / "images" / "train" / path.name)
+    data = load_dataset(write_yaml(folder))
+    check_images(data, training=True)
+    for split in ("train", "val"):
+        found = build_dataset(options(), data[split], 2, data, mode="val")
+        assert all(len(label["cls"]) == 1 for label in found.labels)
+    write_label(folder, "train/a", "1 0.5 0.5 0.5 0.5\n1 0.25 0.25 0.5 0.5\n")  # where YOLOv5 looks: that counts
+    assert [len(label["cls"]) for label in build(folder).labels] == [2, 0, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", r"the train split has no objects: .*a\.txt and 3 more label files have no rows"),
+        ("\n\n", "the train split has no objects"),
+        ("7 .5 .5 .1 .1", r"no object that can be used: a\.txt, line 1 has the class 7, but the classes are 0 to 1"),
+    ],
+)
+def test_a_training_split_without_objects_is_refused(folder, text, message):
+    for name in "abcd":
+        write_label(folder, f"train/{name}", text)
+    data = load_dataset(write_yaml(folder))
+    check_images(data)  # enough to validate, quantize or compare
+    with pytest.raises(UserError, match=message):
+        check_images(data, training=True)
+    if "7" not in text:
+        assert len(build(folder, mode="val")) == 4
+        with pytest.raises(UserError, match="nothing to train on: the 4 pictures that can be used have no objects"):
+            build(folder)
+
+
+VOC = "<annotation><filename>a.jpg</filename><object><name>cat</name></object></annotation>"
+COCO = '{"info": {}, "images": [{"id": 1, "file_name": "a.jpg"}], "annotations": [], "categories": []}'
+LABELME = '{"version": "5.4.1", "flags": {}, "shapes": [{"label": "cat"}], "imagePath": "a.jpg"}'
+FOREIGN = {
+    "VOC in its folder": ("Annotations/a.xml", f'<?xml version="1.0"?>\n{VOC}', "Pascal VOC"),
+    "VOC beside pictures": ("images/train/a.xml", VOC, "Pascal VOC"),
+    "VOC where labels belong": ("labels/train/a.xml", VOC, "Pascal VOC"),
+    "COCO": ("annotations/instances_train.json", COCO, "COCO"),
+    "COCO beside pictures": ("images/train/_annotations.coco.json", COCO, "COCO"),
+    "LabelMe": ("images/train/a.json", LABELME, "LabelMe"),
+    "CVAT": ("annotations.xml", "<annotations><image/></annotations>", "CVAT"),
+    "CreateML": ("images/train/_annotations.createml.json", '[{"image": "a.jpg", "annotations": []}]', "CreateML"),
+}
+
+
+@pytest.mark.parametrize(("name", "text", "form"), FOREIGN.values(), ids=FOREIGN)
+def test_labels_of_other_tools_are_named(folder, name, text, form):
+    for path in (folder / "labels" / "train").iterdir():
+        path.unlink()
+    (folder / "package.json").write_text('{"name": "not labels"}')
+    (folder / name).parent.mkdir(exist_ok=True, parents=True)
+    (folder / name).write_text(text)
+    with pytest.raises(UserError) as caught:
+        check_images(load_dataset(write_yaml(folder)))
+    said = f"and 3 more; {folder / name} holds labels of {form}: convert them to .txt, as 'Labels of other tools' in "
+    assert said in str(caught.value)
+    assert "## Labels of other tools\n" in (ROOT / "docs" / "training.md").read_text()
+
+
+def test_a_split_that_is_a_file_of_another_tool(folder):
+    (folder / "train.json").write_text(COCO)
+    with pytest.raises(UserError, match=r"train\.json, which holds labels of COCO: convert them to \.txt"):
+        load_dataset(write_yaml(folder, train="train.json"))
+
+
+def test_a_list_of_names_without_suffix(folder):
+    (folder / "train.txt").write_text("2007_000027\n2007_000032\n")
+    with pytest.raises(UserError, match=r"no pictures in .*train\.txt .*; its first line is '2007_000027'"):
+        check_images(load_dataset(write_yaml(folder, train="train.txt")))
+
+
 def test_unreadable_list_is_an_error(folder):
     (folder / "list.txt").write_bytes(b"\xff\xff")
     with pytest.raises(UserError, match=r"list\.txt cannot be read"):
@@ -383,7 +467,9 @@ def test_bad_picture_is_skipped_named_and_left_as_it_is(folder, logged, how):
     dataset = build_dataset(options(), data["train"], 2, data)
     assert [(path, how in reason) for path, reason in dataset.rejected] == [(str(bad), True)], dataset.rejected
     assert len(dataset) == len(dataset.im_files) == 3
-    assert "4 pictures: 3 with objects, 0 without, 1 rejected" in "\n".join(logged)
+    assert "4 pictures: 3 with objects, 0 with an empty label file, 0 without a label file, 1 rejected" in "\n".join(
+        logged
+    )
     assert str(bad) in "\n".join(logged)
     assert digest(folder) == before
     assert len([dataset[i] for i in range(3)]) == 3

@@ -16,7 +16,8 @@ from ultralytics.data.utils import get_split_fraction
 from ultralytics.utils import LOCAL_RANK, LOGGER, IterableSimpleNamespace, colorstr
 
 from models.errors import UserError
-from utils.data.files import label_paths, list_images
+from utils.data.files import list_images
+from utils.data.labels import label_paths
 from utils.data.scan import Record, Settings, cache_file, log_scan, scan
 from utils.text import printable
 
@@ -49,17 +50,18 @@ class SafeYOLODataset(YOLODataset):
     def get_labels(self) -> list[dict[str, Any]]:
         """Scan the split and return ultralytics' label dictionaries of the pictures that can be used."""
         self.label_files = label_paths(self.im_files)
-        keypoints, dimensions = self.data.get("kpt_shape", (0, 0))
-        settings = Settings(len(self.data["names"]), self.channels, self.single_cls, keypoints * dimensions)
+        settings = Settings.of(self.data, self.single_cls)
         cache = cache_file(self.img_path, settings, self.fraction)
         records = scan(self.im_files, self.label_files, settings, cache, self.prefix)
         self.rejected = [(r.path, r.note) for r in records if r.state == "rejected"]
         used = [r for r in records if r.state != "rejected"]
         if LOCAL_RANK in (-1, 0):
-            log_scan(records, self.prefix)
+            log_scan(records, self.label_files, self.prefix)
         if not used:
             path, reason = self.rejected[0]
             raise UserError(f"none of the {len(records)} pictures can be used: {path}: {reason}, and so on")
+        if self.augment and not any(len(r.rows) for r in used):
+            raise UserError(f"there is nothing to train on: the {len(used)} pictures that can be used have no objects")
         self.im_files = [r.path for r in used]
         keep_segments = self.all_have_polygons(used) or self.use_segments
         return [label_dict(r, keep_segments) for r in used]

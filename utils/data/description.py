@@ -16,6 +16,7 @@ from ultralytics.utils import LOGGER
 
 from models.errors import UserError, did_you_mean
 from models.yaml_numbers import load_yaml
+from utils.data.labels import form_of
 from utils.data.shapes import ensure_shapes, shapes_folder
 from utils.paths import ROOT, find_file, is_path, why_no_file
 from utils.writing import write_text
@@ -191,7 +192,9 @@ def find_source(entry: str, key: str, roots: list[Path], file: Path, required: b
         near = did_you_mean(path.name, [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else [])
         raise UserError(f"{file}: {key} names {path}, which is not there{near}")
     if path.is_file() and path.suffix.lower() != ".txt":
-        raise UserError(f"{file}: {key} must be a folder of pictures or a .txt list of them, not {path}")
+        form = form_of(path)
+        foreign = f", which holds {form.what_to_do}" if form else ""
+        raise UserError(f"{file}: {key} must be a folder of pictures or a .txt list of them, not {path}{foreign}")
     return str(path)
 
 

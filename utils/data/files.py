@@ -11,9 +11,11 @@ from ultralytics.utils import LOGGER
 
 from models.errors import UserError
 from utils.data.description import BUILT_IN, load_dataset
+from utils.data.labels import check_label_files, check_objects
 from utils.data.pictures import PICTURES, is_picture
+from utils.data.scan import Settings
 from utils.paths import why_no_file
-from utils.text import printable
+from utils.text import printable, shorten
 
 
 def list_images(source: str | Sequence[str], root: str | Path = "") -> list[str]:
@@ -25,12 +27,14 @@ def list_images(source: str | Sequence[str], root: str | Path = "") -> list[str]
         root: the data set's folder.
     """
     sources = [source] if isinstance(source, str) else source
-    files = (
+    files = [
         path for one in sources for path in (walk(one) if Path(one).is_dir() else read_image_list(Path(one), root))
-    )
+    ]
     images = sorted(filter(is_picture, files))
     if not images:
-        raise UserError(f"there are no pictures in {', '.join(sources)} (looked for {', '.join(sorted(PICTURES))})")
+        listed = f"; its first line is '{shorten(files[0])}'" if files and not Path(sources[0]).is_dir() else ""
+        known = ", ".join(sorted(PICTURES))
+        raise UserError(f"there are no pictures in {', '.join(sources)} (looked for {known}){listed}")
     return images
 
 
@@ -77,29 +81,26 @@ def read_image_list(file: Path, root: str | Path) -> Iterable[str]:
         yield str(beside if line.startswith("./") else next((path for path in choices if path.exists()), line))
 
 
-def label_paths(images: Sequence[str]) -> list[str]:
-    """Return the path of each picture's label file, as YOLOv5 has it.
-
-    The last folder called `images` is replaced by `labels`, the suffix, if there is one, by `.txt`.
-    """
-    before, after = (f"{os.sep}{name}{os.sep}" for name in ("images", "labels"))
-    return [f"{os.path.splitext(after.join(image.rsplit(before, 1)))[0]}.txt" for image in images]  # noqa: PTH122
-
-
-def check_images(data: dict[str, Any], splits: Iterable[str] = ("train", "val")) -> None:
-    """Raise UserError when a split has no pictures, or no label file for any of them; before any model is built.
+def check_images(
+    data: dict[str, Any], splits: Iterable[str] = ("train", "val"), single_cls: bool = False, training: bool = False
+) -> None:
+    """Check the pictures of some splits, and that there are labels; before any model is built.
 
     Args:
         data: what `load_dataset` returned.
-        splits: the splits that will be used.
+        splits: those that will be used.
+        single_cls: all classes are taken for one.
+        training: the train split will be trained on.
+
+    Raises:
+        UserError: a split has no pictures, or no label file for any of them, or there is nothing to train on.
     """
     for split in splits:
         if not data.get(split):
             raise UserError(f"{data['yaml_file']} describes no {split} split")
-        labels = label_paths(list_images(data[split], data["path"]))
-        if not any(map(os.path.isfile, labels)):
-            more = f" and {len(labels) - 1} more" if len(labels) > 1 else ""
-            raise UserError(f"no labels found for the {split} split: looked for {labels[0]}{more}")
+        labels = check_label_files(list_images(data[split], data["path"]), split, data["path"])
+        if training and split == "train":
+            check_objects(labels, split, Settings.of(data, single_cls))
 
 
 def sources_of(data: dict[str, Any], splits: Iterable[str] = ("train", "val")) -> list[str]:

@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -61,6 +62,12 @@ class Settings:
     channels: int
     single_cls: bool
     keypoint_columns: int = 0  # columns after the box that a data set with keypoints has, and detection ignores
+
+    @classmethod
+    def of(cls, data: dict[str, Any], single_cls: bool) -> Settings:
+        """Return those of what `load_dataset` returned."""
+        keypoints, dimensions = data.get("kpt_shape", (0, 0))
+        return cls(len(data["names"]), data["channels"], single_cls, keypoints * dimensions)
 
 
 def stamp_of(image: str, label: str) -> tuple[int, int, int, int]:
@@ -316,14 +323,24 @@ def split_by(array: np.ndarray, counts: np.ndarray) -> list[np.ndarray]:
     return [array[start:end] for start, end in zip(ends - counts, ends, strict=True)]
 
 
-def log_scan(records: list[Record], prefix: str) -> None:
-    """Log how many pictures there are of each kind, and name some that were rejected or changed."""
+def log_scan(records: list[Record], labels: Sequence[str], prefix: str) -> None:
+    """Log how many pictures there are of each kind, and name some that were rejected or changed.
+
+    Args:
+        records: of the pictures.
+        labels: paths of their label files, in the same order.
+        prefix: how lines of the log start, for instance 'train: '.
+    """
     states = Counter(r.state for r in records)
-    backgrounds = states["empty"] + states["missing"]
     LOGGER.info(
-        f"{prefix}{len(records)} pictures: {states['labelled']} with objects, {backgrounds} without, "
-        f"{states['rejected']} rejected"
+        f"{prefix}{len(records)} pictures: {states['labelled']} with objects, {states['empty']} with an empty label "
+        f"file, {states['missing']} without a label file, {states['rejected']} rejected"
     )
+    if states["missing"]:
+        example = next(label for r, label in zip(records, labels, strict=True) if r.state == "missing")
+        LOGGER.info(
+            printable(f"{prefix}pictures without a label file count as without objects; there is no {example}, for one")
+        )
     rejected = [r for r in records if r.state == "rejected"]
     changed = [r for r in records if r.state != "rejected" and r.note]
     for title, some in (("rejected", rejected), ("labels corrected", changed)):

@@ -323,8 +323,9 @@ def resumed_run(last: Path) -> TrainingRun:
     if checkpoint["epoch"] + 1 >= options["epochs"]:
         raise UserError(f"{last} has all of its {options['epochs']} epochs, there is nothing to resume")
     data = load_dataset(options["data"])
-    check_same_classes(data, checkpoint, bool(options.get("single_cls")))
-    check_images(data)
+    single_cls = bool(options.get("single_cls"))
+    check_same_classes(data, checkpoint, single_cls)
+    check_images(data, single_cls=single_cls, training=True)
     options |= {"resume": str(last), "save_dir": str(folder), "exist_ok": True}
     return TrainingRun(options, data, checkpoint=checkpoint)
 

@@ -1,0 +1,172 @@
+"""Where the label files of pictures are, and what is said where there are none.
+
+Labels of other tools, such as Pascal VOC, are not read but named, with what to do.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from models.errors import UserError
+from utils.data.scan import Settings, read_labels
+from utils.paths import why_no_file
+from utils.text import printable
+
+MOST_FOLDERS, MOST_FILES = 200, 20  # that are searched for labels of other tools: below the data set, and in each
+HEAD = 1 << 16  # bytes of such a file that tell what it is
+
+
+@dataclass(frozen=True)
+class Form:
+    """A form of labels that is not read.
+
+    Attributes:
+        name: of the tool or data set that it comes from.
+        suffix: of its files.
+        mark: what stands in the beginning of its files and of no others'.
+    """
+
+    name: str
+    suffix: str
+    mark: re.Pattern[bytes]
+
+    @property
+    def what_to_do(self) -> str:
+        """The end of a sentence that has named a file of this form."""
+        return f"labels of {self.name}: convert them to .txt, as 'Labels of other tools' in docs/training.md says"
+
+
+FORMS = (
+    Form("Pascal VOC", ".xml", re.compile(rb"<annotation[\s>]")),
+    Form("CVAT", ".xml", re.compile(rb"<annotations[\s>]")),
+    Form("LabelMe", ".json", re.compile(rb'"shapes"\s*:\s*\[')),
+    Form("CreateML", ".json", re.compile(rb'\A\s*\[\s*\{.*"annotations?"\s*:', re.DOTALL)),
+    Form("COCO", ".json", re.compile(rb'"(images|annotations|categories)"\s*:\s*\[')),
+)
+
+
+# Paths ----------------------------------------------------------------------------------------------------------------
+def label_paths(images: Sequence[str]) -> list[str]:
+    """Return the path of each picture's label file.
+
+    As YOLOv5 has it, the last folder called `images` is replaced by `labels` and the suffix, if there is one, by
+    `.txt`. Where no picture of a folder has a file there, but one has it beside itself, all of them have it beside.
+    """
+    pairs = [(usual_path(image), beside(image)) for image in images]
+    folders: dict[str, list[tuple[str, str]]] = {}
+    for usual, near in pairs:
+        folders.setdefault(os.path.dirname(near), []).append((usual, near))  # noqa: PTH120
+    flat = {folder for folder, some in folders.items() if lie_beside(some)}
+    return [near if os.path.dirname(near) in flat else usual for usual, near in pairs]  # noqa: PTH120
+
+
+def usual_path(image: str) -> str:
+    """Return where YOLOv5 looks for the label file of a picture."""
+    before, after = (f"{os.sep}{name}{os.sep}" for name in ("images", "labels"))
+    return beside(after.join(image.rsplit(before, 1)))
+
+
+def beside(image: str) -> str:
+    """Return the path of the label file that lies in the folder of a picture."""
+    return f"{os.path.splitext(image)[0]}.txt"  # noqa: PTH122
+
+
+def lie_beside(pairs: Iterable[tuple[str, str]]) -> bool:
+    """Return whether label files of a folder lie beside the pictures and none where YOLOv5 looks for them."""
+    others = [(usual, near) for usual, near in pairs if usual != near]
+    return not any(os.path.lexists(usual) for usual, _ in others) and any(os.path.lexists(near) for _, near in others)
+
+
+# Splits without labels ------------------------------------------------------------------------------------------------
+def check_label_files(images: Sequence[str], split: str, root: str | Path) -> list[str]:
+    """Return `label_paths` of a split's pictures.
+
+    Raises:
+        UserError: none of them has a label file; it says which ones of other tools are in the data set's folder `root`.
+    """
+    labels = label_paths(images)
+    if not any(map(os.path.isfile, labels)):
+        more = f" and {len(labels) - 1} more" if len(labels) > 1 else ""
+        raise UserError(
+            f"no labels found for the {split} split: looked for {labels[0]}{more}{foreign_labels(images, root)}"
+        )
+    return labels
+
+
+def check_objects(labels: Sequence[str], split: str, settings: Settings) -> None:
+    """Raise UserError when no label file of a split has an object that can be used.
+
+    Args:
+        labels: what `check_label_files` returned.
+        split: its name.
+        settings: of the data set.
+    """
+    files = list(filter(os.path.isfile, labels))
+    reason = ""
+    for label in files:
+        try:
+            rows, _, _ = read_labels(Path(label), settings)
+        except (OSError, ValueError) as error:
+            reason = reason or f": {printable(error)}"
+        else:
+            if len(rows):
+                return
+    more = f" and {len(files) - 1} more label files" if len(files) > 1 else ""
+    raise UserError(
+        f"the {split} split has no object that can be used{reason}"
+        if reason
+        else f"the {split} split has no objects: {files[0]}{more} have no rows"
+    )
+
+
+# Labels of other tools ------------------------------------------------------------------------------------------------
+def foreign_labels(images: Sequence[str], root: str | Path) -> str:
+    """Return the end of a sentence that names labels of another tool near pictures; empty when none are seen.
+
+    Args:
+        images: pictures without label files.
+        root: the data set's folder.
+    """
+    for folder in near_folders(images, Path(root)):
+        for path in some_files(folder):
+            if form := form_of(path):
+                return f"; {path} holds {form.what_to_do}"
+    return ""
+
+
+def form_of(path: Path) -> Form | None:
+    """Return the form of a file's labels, if it is one of FORMS."""
+    if why_no_file(path):
+        return None
+    try:
+        with path.open("rb") as file:
+            head = file.read(HEAD)
+    except OSError:
+        return None
+    return next((form for form in FORMS if form.suffix == path.suffix.lower() and form.mark.search(head)), None)
+
+
+def near_folders(images: Sequence[str], root: Path) -> Iterator[Path]:
+    """Yield the folders where labels may be: those of the pictures, those beside these, the data set's and below."""
+    parents = [Path(folder) for folder in dict.fromkeys(os.path.dirname(image) for image in images)]  # noqa: PTH120
+    above = dict.fromkeys(parent.parent for parent in parents)
+    siblings = (child for folder in above if folder.is_dir() for child in sorted(folder.iterdir()) if child.is_dir())
+    below = (Path(folder) for folder, _, _ in os.walk(root))
+    found = itertools.chain(parents[:MOST_FOLDERS], above, siblings, itertools.islice(below, MOST_FOLDERS))
+    return iter(dict.fromkeys(itertools.islice(found, 2 * MOST_FOLDERS)))
+
+
+def some_files(folder: Path) -> list[Path]:
+    """Return a few files of a folder that labels may be in, going by their suffix."""
+    suffixes = {form.suffix for form in FORMS}
+    try:
+        with os.scandir(folder) as entries:
+            files = (Path(entry) for entry in entries)
+            return sorted(itertools.islice((f for f in files if f.suffix.lower() in suffixes), MOST_FILES))
+    except OSError:
+        return []
