@@ -164,6 +164,27 @@ def test_whole_numbers_are_names_too(folder):
     assert load_dataset(write_yaml(folder, names=[7, 8]))["names"] == {0: "7", 1: "8"}
 
 
+@pytest.mark.parametrize(
+    ("changes", "names"),
+    [
+        ({"channels": "3"}, ["cat", "dog"]),
+        ({"names": {"1": "dog", "0": "cat"}}, ["cat", "dog"]),
+        ({"names": {0: "cat", "1": "dog"}, "nc": "2"}, ["cat", "dog"]),
+        ({"names": ["cat", "dog"], "nc": 2.0}, ["cat", "dog"]),
+        ({"names": None, "nc": 2}, ["class_0", "class_1"]),
+        ({"names": None, "nc": "2"}, ["class_0", "class_1"]),
+    ],
+)
+def test_classes_as_yolov5_and_ultralytics_take_them(folder, changes, names):
+    data = load_dataset(write_yaml(folder, **changes))
+    assert (data["names"], data["nc"]) == (dict(enumerate(names)), 2)
+
+
+def test_validation_stands_for_val(folder):
+    assert load_dataset(write_yaml(folder, val=None, validation="images/val"))["val"] == str(folder / "images/val")
+    assert load_dataset(write_yaml(folder, validation="gone"))["val"] == str(folder / "images/val")
+
+
 BAD_YAMLS = {
     "train missing": ({"train": None}, "key 'train' is missing"),
     "val misspelt": ({"val": None, "vla": "images/val"}, "'val' is missing; 'vla' is unknown (did you mean 'val'?)"),
@@ -181,7 +202,9 @@ BAD_YAMLS = {
     "names empty": ({"names": []}, "not list []"),
     "names with a gap": ({"names": {0: "cat", 2: "dog"}}, "numbered from 0 to 1 without gaps, but has int 2"),
     "names from 1": ({"names": {1: "cat", 2: "dog"}}, "without gaps, but has int 2"),
-    "names with text keys": ({"names": {"0": "cat"}}, "but has str '0'"),
+    "names with other text keys": ({"names": {"0": "cat", "b": "dog"}}, "but has str 'b'"),
+    "names with a long text key": ({"names": {"0": "cat", "1" * 5000: "dog"}}, "without gaps, but has str '111"),
+    "names with a number twice": ({"names": {0: "cat", "0": "dog"}}, "names has class 0 more than once"),
     "names with a bool key": ({"names": {0: "cat", True: "dog"}}, "but has bool True"),
     "name a bool": ({"names": ["yes", True]}, "class 1 of names is true, so put it in quotes"),
     "name nothing": ({"names": ["cat", None]}, "class 1 of names must be a text, not nothing"),
@@ -190,8 +213,14 @@ BAD_YAMLS = {
     "name with a line break": ({"names": ["c\nat"]}, "cannot be printed: 'c\\nat'"),
     "names twice": ({"names": ["cat", "dog", "cat"]}, "names has 'cat' 2 times"),
     "nc wrong": ({"nc": 3}, "nc is 3, but names has 2 classes"),
-    "nc a text": ({"nc": "two"}, "nc is 'two', but"),
-    "nc a bool": ({"nc": True, "names": ["cat"]}, "nc is True, but"),
+    "nc as a text wrong": ({"nc": "3"}, "nc is 3, but names has 2 classes"),
+    "nc a text": ({"nc": "two"}, "nc must be a whole number from 1 to 100000, not str 'two'"),
+    "nc a bool": ({"nc": True, "names": ["cat"]}, "nc must be a whole number from 1 to 100000, not bool True"),
+    "nc not whole": ({"nc": 1.5, "names": None}, "not float 1.5"),
+    "nc nothing like one": ({"nc": "nan", "names": None}, "not str 'nan'"),
+    "nc too large": ({"nc": 10**400, "names": None}, "nc must be a whole number"),
+    "nc 0": ({"nc": 0, "names": None}, "nc must be a whole number"),
+    "validation not there": ({"val": None, "validation": "images/vali"}, "val names"),
     "channels wrong": ({"channels": 0}, "channels must be a whole number"),
     "kpt_shape wrong": ({"kpt_shape": "many"}, "kpt_shape must be two whole numbers"),
 }

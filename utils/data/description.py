@@ -5,6 +5,7 @@ A data set is data from a stranger: its YAML runs nothing, and `download:` is ig
 
 from __future__ import annotations
 
+import math
 import reprlib
 from collections import Counter
 from collections.abc import Iterable
@@ -15,6 +16,7 @@ import yaml
 from ultralytics.utils import LOGGER
 
 from models.errors import UserError, did_you_mean
+from models.spec import MAX_CLASSES
 from models.yaml_numbers import load_yaml
 from utils.data.labels import form_of
 from utils.data.shapes import ensure_shapes, shapes_folder
@@ -22,7 +24,19 @@ from utils.paths import ROOT, find_file, is_path, why_no_file
 from utils.writing import write_text
 
 BUILT_IN = ROOT / "data" / "shapes.yaml"
-DATA_KEYS = ("path", "train", "val", "test", "names", "nc", "channels", "kpt_shape", "flip_idx", "download")
+DATA_KEYS = (
+    "path",
+    "train",
+    "val",
+    "validation",
+    "test",
+    "names",
+    "nc",
+    "channels",
+    "kpt_shape",
+    "flip_idx",
+    "download",
+)
 MAX_YAML = 1 << 20  # bytes
 
 
@@ -47,10 +61,12 @@ def load_dataset(data: str | Path, split: str = "val") -> dict[str, Any]:
         LOGGER.warning(f"{file.name}: the key 'download' is ignored, nothing is downloaded or run")
     if file == BUILT_IN:
         described["path"] = str(ensure_shapes(shapes_folder(file.parent)))
+    if described.get("val") is None and "validation" in described:  # as ultralytics has it
+        described["val"] = described["validation"]
     required = ("train", "val", "test") if split == "test" else ("train", "val")
-    check_keys(described, (*required, "names"), file)
-    names = check_names(described["names"], file)
-    check_nc(described.get("nc"), len(names), file)
+    nc = check_nc(described.get("nc"), file)
+    check_keys(described, (*required, "names") if nc is None else required, file)
+    names = check_names(described.get("names"), nc, file)
     roots = find_roots(described.get("path"), file)
     found = {key: find_split(described.get(key), key, roots, file, key in required) for key in ("train", "val", "test")}
     keypoints = {"kpt_shape": check_kpt_shape(described["kpt_shape"], file)} if "kpt_shape" in described else {}
@@ -109,21 +125,37 @@ def check_keys(described: dict[str, Any], required: Iterable[str], file: Path) -
             raise UserError(f"{file}: the key '{key}' {state}{next(guesses, '')}")
 
 
-def check_names(names: object, file: Path) -> dict[int, str]:
-    """Return the class names as {0: name, 1: name, …}."""
+def check_names(names: object, nc: int | None, file: Path) -> dict[int, str]:
+    """Return the class names as {0: name, 1: name, …}; without any, those that ultralytics gives to `nc` classes."""
+    if names is None and nc is not None:
+        return {key: f"class_{key}" for key in range(nc)}
     if not isinstance(names, (list, dict)) or not names:
         raise UserError(f"{file}: names must be a list, or a mapping from 0, 1, … to names, not {kind_of(names)}")
-    names = dict(enumerate(names)) if isinstance(names, list) else names
-    for key in names:
-        if not isinstance(key, int) or isinstance(key, bool) or not 0 <= key < len(names):
-            raise UserError(
-                f"{file}: names must be numbered from 0 to {len(names) - 1} without gaps, but has {kind_of(key)}"
-            )
+    if nc not in (None, len(names)):
+        raise UserError(f"{file}: nc is {nc}, but names has {len(names)} classes")
+    names = numbered(names.items(), file) if isinstance(names, dict) else dict(enumerate(names))
     ordered = {key: check_name(names[key], key, file) for key in sorted(names)}
     name, count = Counter(ordered.values()).most_common(1)[0]
     if count > 1:
         raise UserError(f"{file}: names has '{name}' {count} times, so its classes cannot be told apart")
     return ordered
+
+
+def numbered(names: Iterable[tuple[object, object]], file: Path) -> dict[int, object]:
+    """Return names by their number, which a YAML may have as a text."""
+    items = [
+        (int(key) if isinstance(key, str) and key.isdecimal() and len(key) < 10 else key, name) for key, name in names
+    ]
+    for key, _ in items:
+        if not isinstance(key, int) or isinstance(key, bool) or not 0 <= key < len(items):
+            raise UserError(
+                f"{file}: names must be numbered from 0 to {len(items) - 1} without gaps, but has {kind_of(key)}"
+            )
+    named = {key: name for key, name in items if isinstance(key, int)}
+    if len(named) < len(items):
+        twice = next(key for key, count in Counter(key for key, _ in items).items() if count > 1)
+        raise UserError(f"{file}: names has class {twice} more than once")
+    return named
 
 
 def check_name(name: object, key: int, file: Path) -> str:
@@ -140,17 +172,29 @@ def check_name(name: object, key: int, file: Path) -> str:
     return str(name)
 
 
-def check_nc(nc: object, count: int, file: Path) -> None:
-    """Raise UserError when the file says another number of classes than it names."""
-    if nc is not None and (isinstance(nc, bool) or nc != count):
-        raise UserError(f"{file}: nc is {reprlib.repr(nc)}, but names has {count} classes")
+def check_nc(nc: object, file: Path) -> int | None:
+    """Return the number of classes that the file says, if it does."""
+    count = whole(nc)
+    if nc is not None and (count is None or not 1 <= count <= MAX_CLASSES):
+        raise UserError(f"{file}: nc must be a whole number from 1 to {MAX_CLASSES}, not {kind_of(nc)}")
+    return count
 
 
 def check_channels(channels: object, file: Path) -> int:
     """Return the number of channels of the pictures."""
-    if not isinstance(channels, int) or isinstance(channels, bool) or channels < 1:
+    count = whole(channels)
+    if count is None or count < 1:
         raise UserError(f"{file}: channels must be a whole number of at least 1, not {kind_of(channels)}")
-    return channels
+    return count
+
+
+def whole(value: object) -> int | None:
+    """Return a whole number, which a YAML may also have as a text or as a float, as ultralytics takes it."""
+    try:
+        number = math.nan if isinstance(value, bool) or not isinstance(value, (int, float, str)) else float(value)
+    except (ValueError, OverflowError):
+        return None
+    return int(number) if number.is_integer() else None
 
 
 def check_kpt_shape(shape: object, file: Path) -> list[int]:
