@@ -100,6 +100,11 @@ def why_no_file(path: str | Path) -> str:
     return ""
 
 
+def spellings(path: str) -> tuple[str, ...]:
+    """Return a path as a file says it, then, if that is another one, with slashes for Windows' backslashes."""
+    return tuple(dict.fromkeys((path, path.replace("\\", "/"))))
+
+
 def remove_empty_runs() -> None:
     """Remove the folders of runs that came to nothing: those in which there is no file."""
     while MADE:

@@ -2,12 +2,43 @@
 
 from __future__ import annotations
 
+import codecs
 import os
 import re
 import shlex
 
 ADDRESS = re.compile(r"(?<=://)\S+?(?=['\",:)\]]*(?:\s|$))")  # what follows the scheme, without what ends a sentence
 SHOWN_PARAMETER = re.compile(r"(channel|subtype|stream|camera|profile)=\d{1,3}", re.IGNORECASE)  # tell cameras apart
+
+MARKS = {  # that begin a text in another encoding than UTF-8; the longer ones first
+    codecs.BOM_UTF32_LE: "UTF-32",
+    codecs.BOM_UTF32_BE: "UTF-32",
+    codecs.BOM_UTF16_LE: "UTF-16",
+    codecs.BOM_UTF16_BE: "UTF-16",
+}
+
+
+def decode(content: bytes, errors: str = "strict") -> str:
+    """Return the text of a file that a user gave.
+
+    Args:
+        content: of the file; UTF-8, with or without a mark at its beginning.
+        errors: what is done with bytes that are not UTF-8, as for `bytes.decode`.
+
+    Raises:
+        ValueError: it is text in another encoding; completes a sentence that begins with the file.
+    """
+    encoding = next((name for mark, name in MARKS.items() if content.startswith(mark)), "")
+    zeros = max(content[::2].count(0), content[1::2].count(0))  # half of the bytes of Latin text in UTF-16
+    if not encoding and zeros > len(content) // 4:
+        encoding = "UTF-16"
+    if encoding:
+        raise ValueError(f"is text in {encoding}: save it as UTF-8")
+    try:
+        return content.decode("utf-8-sig", errors)
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise ValueError(f"is not UTF-8 text: line {line} has the byte 0x{content[error.start]:02x}") from error
 
 
 def printable(text: object) -> str:

@@ -124,6 +124,10 @@ LISTS = {
     "relative to the data set": ("lists", "images/train/{}.jpg"),
     "relative to the current folder": ("lists", "set/images/train/{}.jpg"),
     "absolute": ("lists", "{root}/images/train/{}.jpg"),
+    "of Windows, relative to the list": ("images", "train\\{}.jpg"),
+    "of Windows, YOLOv5's way": ("images", ".\\train\\{}.jpg"),
+    "of Windows, relative to the data set": ("lists", "images\\train\\{}.jpg"),
+    "of Windows, relative to the current folder": ("lists", "set\\images\\train\\{}.jpg"),
 }
 
 
@@ -145,6 +149,18 @@ def test_pictures_of_a_list_that_are_not_there_are_named(folder):
     data = load_dataset(write_yaml(folder, train="train.txt"))
     rejected = build_dataset(options(), data["train"], 2, data).rejected
     assert rejected == [("images/train/gone.jpg", "it does not exist")]
+
+
+def test_a_list_of_which_nothing_is_there(folder):
+    (folder / "train.txt").write_text("C:\\pets\\a.jpg\nC:\\pets\\b.jpg\n")
+    with pytest.raises(UserError, match=r"none of the 2 pictures on .*train\.txt is there, such as C:\\pets\\a\.jpg"):
+        check_images(load_dataset(write_yaml(folder, train="train.txt")))
+
+
+def test_backslashes_in_a_yaml(folder):
+    file = write_yaml(folder, path=r"..\set", train=r"images\train", val=r"..\images\val")
+    data = load_dataset(file)
+    assert (data["path"], data["train"], data["val"]) == (folder, f"{folder}/images/train", f"{folder}/images/val")
 
 
 @pytest.mark.parametrize("path", ["set", None], ids=["path from the working folder", "no path"])
@@ -415,10 +431,27 @@ def test_a_list_of_names_without_suffix(folder):
         check_images(load_dataset(write_yaml(folder, train="train.txt")))
 
 
-def test_unreadable_list_is_an_error(folder):
-    (folder / "list.txt").write_bytes(b"\xff\xff")
-    with pytest.raises(UserError, match=r"list\.txt cannot be read"):
+ENCODED = {
+    "UTF-16 as Windows writes it": ("\ufeff{}", "utf-16-le", "is text in UTF-16: save it as UTF-8"),
+    "UTF-16, big-endian": ("\ufeff{}", "utf-16-be", "is text in UTF-16: save it as UTF-8"),
+    "UTF-16 without its mark": ("{}", "utf-16-le", "is text in UTF-16: save it as UTF-8"),
+    "UTF-32": ("{}", "utf-32", "is text in UTF-32: save it as UTF-8"),
+    "Latin-1": ("{}\n\xe9\n", "latin-1", "is not UTF-8 text: line 2 has the byte 0xe9"),
+}
+
+
+@pytest.mark.parametrize(("form", "encoding", "message"), ENCODED.values(), ids=ENCODED)
+def test_text_in_another_encoding_is_named(folder, form, encoding, message):
+    (folder / "labels" / "train" / "b.txt").write_bytes(form.format("0 .5 .5 .2 .2").encode(encoding))
+    assert [reason for _, reason in build(folder).rejected] == [f"its label file b.txt {message}"]
+    (folder / "list.txt").write_bytes(form.format("images/train/a.jpg").encode(encoding))
+    with pytest.raises(UserError, match=rf"the list of pictures .*list\.txt {message}"):
         list_images(str(folder / "list.txt"))
+
+
+def test_a_mark_of_utf_8_is_no_part_of_the_text(folder):
+    (folder / "labels" / "train" / "b.txt").write_bytes(b"\xef\xbb\xbf1 .5 .5 .2 .2\r\n")
+    assert build(folder).rejected == []
 
 
 def test_links_in_a_circle_and_hidden_files(folder):

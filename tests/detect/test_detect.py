@@ -113,6 +113,12 @@ def test_pattern_and_list(run, log, tmp_path):
     (tmp_path / "list.txt").write_text("in/b.jpg\nin/gone.jpg\n")
     assert run(source="list.txt") == 1
     assert log[-1].endswith("gone.jpg: does not exist")
+    (tmp_path / "in/list.txt").write_text("in\\a1.jpg\na2.jpg\n.\\b.jpg\nin\\a*.jpg\n")  # of Windows
+    assert run(source="in/list.txt") == 0
+    assert files_below("runs/detect/exp4") == ["a1.jpg", "a2.jpg", "b.jpg"]
+    (tmp_path / "list.txt").write_text("in/b.jpg\n", encoding="utf-16")
+    with pytest.raises(UserError, match=r"the list list\.txt is text in UTF-16: save it as UTF-8"):
+        run(source="list.txt")
 
 
 def test_video(run, log, tmp_path):

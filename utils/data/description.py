@@ -20,7 +20,7 @@ from models.spec import MAX_CLASSES
 from models.yaml_numbers import load_yaml
 from utils.data.labels import form_of
 from utils.data.shapes import ensure_shapes, shapes_folder
-from utils.paths import ROOT, find_file, is_path, why_no_file
+from utils.paths import ROOT, find_file, is_path, spellings, why_no_file
 from utils.writing import write_text
 
 BUILT_IN = ROOT / "data" / "shapes.yaml"
@@ -208,7 +208,11 @@ def find_roots(path: object, file: Path) -> list[Path]:
     """Return the folders that splits may be relative to: beside the file first, then as YOLOv5 understands `path`."""
     if path is not None and not is_path(path):
         raise UserError(f"{file}: path must be the data set's folder, not {kind_of(path)}")
-    candidates = [(base / Path(path or "").expanduser()).resolve() for base in (file.parent, Path.cwd(), ROOT)]
+    candidates = [
+        (base / Path(spelt).expanduser()).resolve()
+        for spelt in spellings(path or "")
+        for base in (file.parent, Path.cwd(), ROOT)
+    ]
     roots = [folder for folder in dict.fromkeys(candidates) if folder.is_dir()]
     if not roots:
         looked = " and ".join(map(str, dict.fromkeys(candidates)))
@@ -230,7 +234,8 @@ def find_split(value: object, key: str, roots: list[Path], file: Path, required:
 
 def find_source(entry: str, key: str, roots: list[Path], file: Path, required: bool) -> str:
     """Return the absolute path of one folder or list file of a split."""
-    choices = [root / part for root in roots for part in (entry, entry.removeprefix("../"))]  # Roboflow's ../train
+    parts = [part for spelt in spellings(entry) for part in (spelt, spelt.removeprefix("../"))]  # Roboflow's ../train
+    choices = [root / part for root in roots for part in parts]
     path = next((choice for choice in choices if choice.exists()), choices[0]).resolve()
     if required and not path.exists():
         near = did_you_mean(path.name, [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else [])

@@ -14,8 +14,8 @@ from utils.data.description import BUILT_IN, load_dataset
 from utils.data.labels import check_label_files, check_objects
 from utils.data.pictures import PICTURES, is_picture
 from utils.data.scan import Settings
-from utils.paths import why_no_file
-from utils.text import printable, shorten
+from utils.paths import spellings, why_no_file
+from utils.text import decode, printable, shorten
 
 
 def list_images(source: str | Sequence[str], root: str | Path = "") -> list[str]:
@@ -35,6 +35,10 @@ def list_images(source: str | Sequence[str], root: str | Path = "") -> list[str]
         listed = f"; its first line is '{shorten(files[0])}'" if files and not Path(sources[0]).is_dir() else ""
         known = ", ".join(sorted(PICTURES))
         raise UserError(f"there are no pictures in {', '.join(sources)} (looked for {known}){listed}")
+    if not any(map(os.path.lexists, images)):
+        raise UserError(
+            f"none of the {len(images)} pictures on {', '.join(sources)} is there, such as {shorten(images[0])}"
+        )
     return images
 
 
@@ -72,13 +76,20 @@ def read_image_list(file: Path, root: str | Path) -> Iterable[str]:
     if problem := why_no_file(file):
         raise UserError(f"the list of pictures {file} {problem}")
     try:
-        lines = file.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"the list of pictures {file} cannot be read: {error}") from error
+        lines = decode(file.read_bytes()).splitlines()
+    except OSError as error:
+        raise UserError(f"the list of pictures {file} cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise UserError(f"the list of pictures {file} {error}") from error
     for line in filter(None, map(str.strip, lines)):
-        beside = file.parent / line
-        choices = (Path(line), beside, Path(root) / line)
-        yield str(beside if line.startswith("./") else next((path for path in choices if path.exists()), line))
+        choices = [path for name in spellings(line) for path in listed_paths(name, file.parent, root)]
+        yield next(filter(os.path.exists, choices), choices[0])
+
+
+def listed_paths(name: str, folder: Path, root: str | Path) -> list[str]:
+    """Return what a relative name on a list in `folder` may mean, the likeliest first."""
+    beside = str(folder / name)
+    return [beside] if name.startswith("./") else [name, beside, str(Path(root) / name)]
 
 
 def check_images(

@@ -30,7 +30,7 @@ from ultralytics.utils.patches import imread
 from models.environment import config_dir
 from utils.data.pictures import BROKEN_PICTURE, LIMIT, Unreadable, checked_header, open_picture, suffix
 from utils.paths import why_no_file
-from utils.text import printable
+from utils.text import decode, printable
 
 MIN_PICTURE_SIDE = 10  # pixels
 COORDINATE_TOLERANCE = 0.01  # coordinates may lie this far outside of [0, 1]
@@ -137,7 +137,10 @@ def read_labels(file: Path, settings: Settings) -> tuple[np.ndarray, list[np.nda
         raise ValueError(f"its label file {file.name} {problem}")
     if file.stat().st_size > MAX_LABELS:
         raise ValueError(f"its label file {file.name} has more than {MAX_LABELS >> 20} MB")
-    text = file.read_text(encoding="utf-8-sig")
+    try:
+        text = decode(file.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"its label file {file.name} {error}") from error
     try:
         return parse_labels(text, settings)
     except ValueError as error:

@@ -24,8 +24,8 @@ from utils.data.pictures import Unreadable, is_picture, is_video, read_picture
 from utils.detect.frame import Frame
 from utils.detect.names import output_names
 from utils.detect.streams import PATIENCE, Screen, Streams, is_live, read_addresses
-from utils.paths import is_utf8, why_no_file
-from utils.text import shorten
+from utils.paths import is_utf8, spellings, why_no_file
+from utils.text import decode, shorten
 
 COMPLETE = 0.95  # a video that gives fewer of its frames than this is broken; containers only estimate their count
 Named = str | Path | Sequence[str | Path]
@@ -149,9 +149,21 @@ def read_source_list(path: Path) -> list[Path]:
     """Return the names on a list file, one on each line; relative ones are below the current folder or the list's."""
     if problem := why_no_file(path):
         raise UserError(f"the list {path} {problem}")
-    text = path.read_bytes().decode("utf-8-sig", errors="surrogateescape")
-    names = sorted({Path(line.strip()) for line in text.splitlines() if line.strip()})
-    return [n if "*" in str(n) or os.path.lexists(n) else path.absolute().parent / n for n in names]
+    try:
+        text = decode(path.read_bytes(), errors="surrogateescape")
+    except ValueError as error:
+        raise UserError(f"the list {path} {error}") from error
+    lines = sorted({line.strip() for line in text.splitlines() if line.strip()}, key=Path)
+    return [listed_source(line, path.absolute().parent) for line in lines]
+
+
+def listed_source(line: str, folder: Path) -> Path:
+    """Return what a line of a list in `folder` means."""
+    names = [Path(name) for name in spellings(line)]
+    if "*" in line:
+        return next((name for name in names if find_matches(str(name.absolute()))), names[0])
+    choices = [path for name in names for path in (name, folder / name)]
+    return next(filter(os.path.lexists, choices), folder / names[0])
 
 
 def has_pictures(folder: Path) -> bool:

@@ -24,7 +24,7 @@ from ultralytics.utils import LOGGER
 from models.errors import UserError
 from utils.data.pictures import PICTURES, is_video, suffix
 from utils.detect.frame import Frame
-from utils.text import shorten, without_secrets
+from utils.text import decode, shorten, without_secrets
 
 SCHEMES = ("rtsp", "rtsps", "rtmp", "tcp", "udp", "http", "https")
 YOUTUBE = ("youtube.com", "www.youtube.com", "m.youtube.com", "youtu.be")
@@ -282,7 +282,10 @@ def read_addresses(source: str) -> list[str]:
         return [source]
     if not Path(source).is_file():
         raise UserError(f"the source {source} does not exist")
-    addresses = Path(source).read_text(encoding="utf-8-sig", errors="replace").split()
+    try:
+        addresses = decode(Path(source).read_bytes(), errors="replace").split()
+    except ValueError as error:
+        raise UserError(f"the source {source} {error}") from error
     if not addresses:
         raise UserError(f"there is no stream in {source}, where one on each line is expected")
     return [_check_line(address, source) for address in addresses]
