@@ -51,15 +51,30 @@ from utils.data.files import check_images, sources_of
 from utils.drawing.fonts import use_font
 from utils.paths import ROOT, find_file, increment_path
 from utils.text import quote
-from utils.train.trainer import Trainer, TrainingRun, resumed_run
+from utils.train.run import (
+    ANCHOR_FREE,
+    HYP,
+    OPTIMIZERS,
+    RECIPE,
+    TrainingRun,
+    describe_splits,
+    how_to_go_on,
+    resumed_run,
+)
+from utils.train.trainer import Trainer
 
-DEMO_DATA, DEMO_HYP, HYP = "shapes.yaml", "hyp.shapes.yaml", "hyp.scratch-low.yaml"
-OPTIMIZERS = ("SGD", "Adam", "AdamW", "NAdam", "RAdam", "RMSprop", "MuSGD")
+DEMO_DATA, DEMO_HYP = "shapes.yaml", "hyp.shapes.yaml"
 SGD_LR0 = 0.01  # the recipes' lr0 is for AdamW
 QAT_EPOCHS, QAT_LR = 5, 0.05  # of --qat: epochs, and the part of lr0 to start with, without warm-up
-RECIPE = ("epochs", "imgsz", "batch", "cos_lr")  # what a recipe may say besides the hyper-parameters
 ANCHOR_GAINS = tuple(field.name for field in dataclasses.fields(AnchorGains))  # of the loss of heads with anchors
-ANCHOR_FREE = "anchor_free"  # where a recipe has the gains of heads without anchors
+RENAMED = {  # flags whose option has another name
+    "weights": "pretrained",
+    "nosave": "save",
+    "noval": "val",
+    "noplots": "plots",
+    "noautoanchor": "autoanchor",
+    "no_overlap": "overlap_mask",
+}
 UNUSED = ("iou_t", "anchors")  # of YOLOv5's recipes: nothing reads the first; the other stands in the model YAML
 
 
@@ -138,7 +153,11 @@ def main(args: argparse.Namespace) -> Path:
     cli.log_options("train", args)
     cli.take_consents(args)
     use_font(args.font)
-    trainer = Trainer(resumed_run(find_last(args)) if args.resume else new_run(args))
+    run = resumed_run(find_last(args), beside_resume(args)) if args.resume else new_run(args)
+    if run.left == "nothing":
+        LOGGER.info(how_to_go_on(run))
+        return Path(run.options["save_dir"])
+    trainer = Trainer(run)
     try:
         trainer.train()
     except KeyboardInterrupt:
@@ -164,6 +183,23 @@ def find_last(args: argparse.Namespace) -> Path:
     return found[-1]
 
 
+def beside_resume(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
+    """Return the options of a run that flags beside `--resume` set, by flag; in a run some of them may be changed."""
+    recipe, flags = choose_recipe(args), flag_options(args)
+    values: dict[str, dict[str, Any]] = {
+        "hyp": {key: value for key, value in recipe.items() if key not in (*RECIPE, "optimizer")},
+        "label_smoothing": {"anchor_gains": recipe["anchor_gains"]},
+        **{key: {key: getattr(args, key)} for key in (*RECIPE, "optimizer", "name", "task")},
+        **{key: {key: flags[key]} for key in flags.keys() & vars(args).keys()},
+        **{flag: {key: flags[key]} for flag, key in RENAMED.items()},
+        "freeze": {"freeze": freeze(args.freeze)},
+        "cfg": {"model": str(find_config(args.cfg)) if args.cfg else ""},
+        "data": {"data": str(find_file(args.data or DEMO_DATA, "data").resolve())},
+    }
+    spelt = {action.dest: action.option_strings[0] for action in make_parser().flags.values()}
+    return {spelt[dest]: values[dest] for dest in args.given if dest in values}
+
+
 def new_run(args: argparse.Namespace) -> TrainingRun:
     """Read and check all that a new training starts from, then make its folder."""
     spec, start = choose_model(args)
@@ -172,13 +208,13 @@ def new_run(args: argparse.Namespace) -> TrainingRun:
         raise UserError(f"a checkpoint cannot hold the name of the model YAML: {problem}")
     options = {**choose_recipe(args), **flag_options(args), "freeze": freeze(args.freeze)}
     data = load_dataset(args.data or DEMO_DATA)
-    check_images(data, single_cls=args.single_cls, training=True)
+    splits = describe_splits(data, check_images(data, single_cls=args.single_cls, training=True))
     name = Path(spec.name).stem if args.name == "cfg" else args.name
     sources = [args.weights, args.cfg, args.hyp, *sources_of(data)] if args.exist_ok else []
     save_dir = increment_path(args.project, name, args.exist_ok, sources)
     options |= {"task": spec.task, "model": str(keep_model(spec, args, save_dir)), "data": data["yaml_file"]}
     options |= {"project": args.project, "name": save_dir.name, "save_dir": str(save_dir), "exist_ok": True}
-    return TrainingRun(options, data, spec, start)
+    return TrainingRun(options, data, splits, spec, start)
 
 
 def flag_options(args: argparse.Namespace) -> dict[str, Any]:

@@ -17,7 +17,8 @@ from models import create_model
 from tests.helpers import save, tiny
 from tests.networks import NAMES, Disc, write_export
 from tests.runs import stopped
-from utils.train.trainer import Trainer, resumed_run
+from utils.train.run import resumed_run
+from utils.train.trainer import Trainer
 
 
 @pytest.fixture

@@ -194,6 +194,17 @@ class Foreign:
     values: int | str = 0
 
 
+class Options(argparse.Namespace):
+    """The options of a command line, and which of them it names.
+
+    Attributes:
+        given: the names of those that do not merely have their default; no option itself.
+    """
+
+    __slots__ = ("given",)
+    given: frozenset[str]
+
+
 class Parser(argparse.ArgumentParser):
     """An ArgumentParser whose errors are a UserError, and which takes its options as keywords too.
 
@@ -219,15 +230,19 @@ class Parser(argparse.ArgumentParser):
         """Know flags of YOLOv5 that ask for what there is not; UserError with the reason where one is given."""
         self.foreign.update(dict.fromkeys(flags, Foreign(reason, False, values)))
 
-    def parse_args(self, args: Sequence[str] | None = None) -> argparse.Namespace:  # type: ignore[override]
+    def parse_args(self, args: Sequence[str] | None = None) -> Options:  # type: ignore[override]
         """Parse the words of a command line; UserError for the first one that is not known."""
-        options, unknown = self.parse_known_args(self._without_foreign(sys.argv[1:] if args is None else args))
+        words = self._without_foreign(sys.argv[1:] if args is None else args)
+        options, unknown = self.parse_known_args(words, Options())
         for word in unknown:
             if word.startswith("-"):
                 flag = word.split("=")[0]
                 self.error(f"there is no option {flag}{nearest_flag(flag, self.flags)}")
         if unknown:
             self.error(f"'{unknown[0]}' belongs to no option; a value follows its flag")
+        unset = object()
+        named, _ = self.parse_known_args(words, argparse.Namespace(**dict.fromkeys(vars(options), unset)))
+        options.given = frozenset(name for name, value in vars(named).items() if value is not unset)
         return options
 
     def _without_foreign(self, words: Sequence[str]) -> list[str]:
@@ -247,7 +262,7 @@ class Parser(argparse.ArgumentParser):
                 rest.pop(0)
         return kept
 
-    def from_keywords(self, **options: object) -> argparse.Namespace:
+    def from_keywords(self, **options: object) -> Options:
         """Return the options that the same command line would give: `imgsz=[320, 480]` is `--imgsz 320 480`.
 
         None stands for the default. Raises UserError for an unknown keyword or a value that the flag refuses.

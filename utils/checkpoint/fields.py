@@ -93,6 +93,20 @@ def is_optimizer(value: Any) -> bool:
     return is_mapping(value["state"], is_state, int) and is_list(value["param_groups"], is_group)
 
 
+def is_splits(value: Any) -> bool:
+    """Return whether a value is what a run remembers of its data set."""
+
+    def is_split(held: Any) -> bool:
+        counts = is_mapping(held) and all(is_count(held.get(key)) for key in ("pictures", "objects"))
+        return counts and isinstance(held.get("names"), str) and is_plain(held.get("source"))
+
+    return (
+        is_mapping(value)
+        and isinstance(value.get("path"), str)
+        and all(is_split(value.get(split)) for split in ("train", "val"))
+    )
+
+
 def is_stopper(value: Any) -> bool:
     """Return whether a value is what early stopping remembers."""
     return is_mapping(value) and is_finite(value.get("best_fitness")) and is_count(value.get("best_epoch"))
@@ -122,7 +136,10 @@ TRAINING: Fields = {  # of those that hold a training to resume, beside the othe
     "history": ("numbers by name for each epoch", lambda value: is_list(value, lambda row: is_mapping(row, is_number))),
     "seed": ("a whole number of at least 0 or None", lambda value: value is None or is_count(value)),
 }
-OTHERS: Fields = {  # that need not be there
+OTHERS: Fields = {  # that need not be there; the first three are in none of former versions
+    "options": ("options by name", lambda value: is_mapping(value, is_plain)),
+    "splits": ("path, train and val of a data set", is_splits),
+    "batch": ("a whole number of at least 1", lambda value: is_count(value) and value > 0),
     "fused": ("True or False", lambda value: isinstance(value, bool)),
     "fitness": ("a finite number or None", is_score),
     "metrics": ("numbers by name", lambda value: is_mapping(value, is_number)),

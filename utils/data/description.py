@@ -40,13 +40,14 @@ DATA_KEYS = (
 MAX_YAML = 1 << 20  # bytes
 
 
-def load_dataset(data: str | Path, split: str = "val") -> dict[str, Any]:
+def load_dataset(data: str | Path, split: str = "val", root: str | None = None) -> dict[str, Any]:
     """Return the checked description of a data set, in the form that ultralytics keeps in `self.data`.
 
     Args:
         data: a YAML file, or its bare name in this repository's data folder (`shapes`, `coco128.yaml`). The built-in
             set is made when it is not there yet.
         split: the split that will be validated; 'test' must then be described as well as 'train' and 'val'.
+        root: where the data set's folder was before: there it is looked for first, if `path` can mean that.
 
     Returns:
         train, val, test: absolute path of a folder or a list file, or a list of them (test may be None); nc; names
@@ -67,7 +68,7 @@ def load_dataset(data: str | Path, split: str = "val") -> dict[str, Any]:
     nc = check_nc(described.get("nc"), file)
     check_keys(described, (*required, "names") if nc is None else required, file)
     names = check_names(described.get("names"), nc, file)
-    roots = find_roots(described.get("path"), file)
+    roots = find_roots(described.get("path"), file, root)
     found = {key: find_split(described.get(key), key, roots, file, key in required) for key in ("train", "val", "test")}
     keypoints = {"kpt_shape": check_kpt_shape(described["kpt_shape"], file)} if "kpt_shape" in described else {}
     return {
@@ -204,8 +205,11 @@ def check_kpt_shape(shape: object, file: Path) -> list[int]:
     raise UserError(f"{file}: kpt_shape must be two whole numbers, such as [17, 3], not {kind_of(shape)}")
 
 
-def find_roots(path: object, file: Path) -> list[Path]:
-    """Return the folders that splits may be relative to: beside the file first, then as YOLOv5 understands `path`."""
+def find_roots(path: object, file: Path, before: str | None = None) -> list[Path]:
+    """Return the folders that splits may be relative to: beside the file first, then as YOLOv5 understands `path`.
+
+    What a relative `path` means depends on the current folder; if it can mean the folder `before`, that is the first.
+    """
     if path is not None and not is_path(path):
         raise UserError(f"{file}: path must be the data set's folder, not {kind_of(path)}")
     candidates = [
@@ -213,6 +217,10 @@ def find_roots(path: object, file: Path) -> list[Path]:
         for spelt in spellings(path or "")
         for base in (file.parent, Path.cwd(), ROOT)
     ]
+    for spelt in spellings(path or ""):
+        tail = [part for part in Path(spelt).parts if part not in ("..", "~")]
+        if before is not None and tail and [*Path(before).parts[-len(tail) :]] == tail:
+            candidates.insert(0, Path(before))
     roots = [folder for folder in dict.fromkeys(candidates) if folder.is_dir()]
     if not roots:
         looked = " and ".join(map(str, dict.fromkeys(candidates)))

@@ -94,8 +94,8 @@ def listed_paths(name: str, folder: Path, root: str | Path) -> list[str]:
 
 def check_images(
     data: dict[str, Any], splits: Iterable[str] = ("train", "val"), single_cls: bool = False, training: bool = False
-) -> None:
-    """Check the pictures of some splits, and that there are labels; before any model is built.
+) -> dict[str, list[str]]:
+    """Return the pictures of some splits, checked, and that there are labels; before any model is built.
 
     Args:
         data: what `load_dataset` returned.
@@ -106,12 +106,15 @@ def check_images(
     Raises:
         UserError: a split has no pictures, or no label file for any of them, or there is nothing to train on.
     """
+    pictures = {}
     for split in splits:
         if not data.get(split):
             raise UserError(f"{data['yaml_file']} describes no {split} split")
-        labels = check_label_files(list_images(data[split], data["path"]), split, data["path"])
+        pictures[split] = list_images(data[split], data["path"])
+        labels = check_label_files(pictures[split], split, data["path"])
         if training and split == "train":
             check_objects(labels, split, Settings.of(data, single_cls))
+    return pictures
 
 
 def sources_of(data: dict[str, Any], splits: Iterable[str] = ("train", "val")) -> list[str]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from copy import copy
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,47 +28,20 @@ from models.environment import cpu_cores, patch_ultralytics
 from models.errors import UserError, WeightsError
 from models.heads import AnchorDetect
 from models.loss import AnchorGains
-from models.spec import ModelSpec
 from models.summary import backbone_card
-from utils.checkpoint import build_model, load_checkpoint, pack_model, plain, read_checkpoint, save_checkpoint
+from utils.checkpoint import build_model, load_checkpoint, pack_model, plain, save_checkpoint
 from utils.data.dataset import build_dataset
-from utils.data.description import load_dataset, read_yaml, write_data_yaml
-from utils.data.files import check_images
+from utils.data.description import write_data_yaml
 from utils.drawing.fonts import use_in_plots
 from utils.evaluate.validator import VALIDATORS, Validator
 from utils.train.anchors import fit_anchors
 from utils.train.qat import insert_rounding, observe
+from utils.train.run import OWN_OPTIONS, SPLITS, TrainingRun, log_other_counts, save_final
 from utils.train.transfer import transfer
 from utils.writing import remove_partials, write_text
 
 LOADER_SEED = 6148914691236517205  # ultralytics' own
 OBSERVED = 8  # batches that ranges of INT8 are taken from before they are trained
-OWN_OPTIONS: dict[str, Any] = {  # beside ultralytics' options, with their defaults
-    "custom_l2": False,
-    "anchor_gains": {},
-    "autoanchor": True,
-    "qat": False,
-}
-
-
-@dataclass(frozen=True)
-class TrainingRun:
-    """What a training starts from, read and checked once.
-
-    Attributes:
-        options: ultralytics' options and those of OWN_OPTIONS, as args.yaml keeps them. `freeze` is the number of
-            slots, from the first, or a list of slots, that are not trained, or "backbone".
-        data: what `load_dataset` returned.
-        spec: the model YAML of a new run; None for one that is resumed.
-        start: the model whose weights are the first ones of a new run; None: freshly initialised ones.
-        checkpoint: what the `last.pt` of a run holds that is resumed.
-    """
-
-    options: dict[str, Any]
-    data: dict[str, Any]
-    spec: ModelSpec | None = None
-    start: DetectionModel | None = None
-    checkpoint: dict[str, Any] | None = None
 
 
 class Trainer(DetectionTrainer):
@@ -84,7 +57,7 @@ class Trainer(DetectionTrainer):
                        optimizer_step                   clips gradients, steps, updates the EMA
           validate     get_validator's, on the EMA
           save_metrics, save_model                      results.csv, last.pt, best.pt
-        at the end     final_eval                       validates best.pt
+        at the end     final_eval                       validates best.pt; then the run is finished
 
     Of its options (`args`) these are ours: `custom_l2` puts RepVGG's penalty on the fused kernels in place of weight
     decay on their branches; `anchor_gains` are the hyper-parameters of the loss of heads with anchors, by YOLOv5's
@@ -129,7 +102,10 @@ class Trainer(DetectionTrainer):
         return build_dataset(self.args, img_path, batch, self.data, mode=mode, rect=rect, stride=stride)
 
     def setup_model(self) -> dict[str, Any] | None:
-        """Build the model, from the checkpoint when resuming; return the checkpoint or None."""
+        """Build the model, from the checkpoint when resuming; return the checkpoint or None.
+
+        ultralytics gives it to `resume_training`.
+        """
         if isinstance(self.model, nn.Module):
             return None
         self.model = self.first_model()
@@ -203,6 +179,8 @@ class Trainer(DetectionTrainer):
         """Take a step after every batch: gradients gathered over several would not survive a stop between them."""
         self.args.nbs = self.batch_size
         super()._build_train_pipeline()
+        for split, loader in zip(SPLITS, (self.train_loader, self.test_loader), strict=True):
+            self.run.splits[split]["objects"] = sum(len(label["cls"]) for label in loader.dataset.labels)
         if self.args.autoanchor and not self.resume:
             refit_anchors(unwrap_model(self.model), self.train_loader.dataset, self.args)
         if self.args.qat and not self.resume:
@@ -251,6 +229,9 @@ class Trainer(DetectionTrainer):
             "stopper": {"best_fitness": self.stopper.best_fitness, "best_epoch": self.stopper.best_epoch},
             "history": self.history,
             "seed": self.args.seed,
+            "batch": self.batch_size,
+            "options": self.run.options,
+            "splits": self.run.splits,
         }
         if self.best_fitness == self.fitness:
             save_checkpoint(shared, self.best)
@@ -287,7 +268,9 @@ class Trainer(DetectionTrainer):
             model.criterion = model.init_criterion()
             for _ in range(self.start_epoch):
                 model.criterion.update()
-        LOGGER.info(f"Resuming {self.args.resume} with epoch {self.start_epoch + 1} of {self.epochs}")
+        log_other_counts(self.run.splits, ckpt.get("splits", {}))
+        if self.run.left == "epochs":
+            LOGGER.info(f"Resuming {self.args.resume} with epoch {self.start_epoch + 1} of {self.epochs}")
 
     def _handle_nan_recovery(self, epoch: int) -> bool:
         """Stop at a loss that is not finite: what went wrong once goes wrong again, and last.pt is still sound."""
@@ -298,75 +281,25 @@ class Trainer(DetectionTrainer):
             f"the loss is not finite in epoch {epoch + 1}: try a smaller lr0 (--hyp) or another --optimizer; {saved}"
         )
 
-    def final_eval(self) -> None:
-        """Validate best.pt, fused, as it will be used."""
-        if not self.best.exists():
+    def _do_train(self) -> None:
+        """Train, and validate at the end; a run that was stopped after its last epoch is validated only."""
+        if self.run.left == "epochs":
+            super()._do_train()
             return
-        LOGGER.info(f"\nValidating {self.best}...")
-        self.validator.args.plots = self.args.plots
-        self.metrics = self.validator(model=load_checkpoint(self.best))
+        self._setup_train()
+        self.epoch = self.start_epoch - 1
+        self.final_eval()
+        if self.args.plots:
+            self.plot_metrics()
+        self.run_callbacks("on_train_end")
 
-
-def resumed_run(last: Path) -> TrainingRun:
-    """Return the run of the checkpoint `last`, to go on in its own folder with its own options.
-
-    Raises:
-        UserError: not the last.pt of a run, its training is finished, or its data set is wrong.
-    """
-    checkpoint = read_checkpoint(last)
-    if "optimizer" not in checkpoint:
-        raise UserError(f"{last} holds no training to resume, name the run's weights/last.pt")
-    folder = last.resolve().parent.parent
-    if not (folder / "args.yaml").is_file():
-        raise UserError(f"{last} is not in the folder of its run: there is no {folder / 'args.yaml'}")
-    options = read_options(folder / "args.yaml")
-    if checkpoint["epoch"] + 1 >= options["epochs"]:
-        raise UserError(f"{last} has all of its {options['epochs']} epochs, there is nothing to resume")
-    data = load_dataset(options["data"])
-    single_cls = bool(options.get("single_cls"))
-    check_same_classes(data, checkpoint, single_cls)
-    check_images(data, single_cls=single_cls, training=True)
-    options |= {"resume": str(last), "save_dir": str(folder), "exist_ok": True}
-    return TrainingRun(options, data, checkpoint=checkpoint)
-
-
-def check_same_classes(data: dict[str, Any], checkpoint: dict[str, Any], single_cls: bool) -> None:
-    """Check that the classes and the channels of a data set are still those that a run is trained on.
-
-    Raises:
-        UserError: they are others.
-    """
-    names, known = {0: "item"} if single_cls else data["names"], checkpoint["names"]
-    anew = "train on it anew with --weights, which takes over all that fits, or put back the data set of the run"
-    other = next((i for i in sorted({*names, *known}) if names.get(i) != known.get(i)), None)
-    if other is not None:
-        now, then = (f"'{some[other]}'" if other in some else "missing" for some in (names, known))
-        raise UserError(f"{data['yaml_file']}: class {other} is {now}, in the run it is {then}; {anew}")
-    channels = checkpoint["yaml"].get("ch", 3)
-    if data["channels"] != channels:
-        raise UserError(
-            f"{data['yaml_file']}: pictures have {data['channels']} channels, in the run {channels}; {anew}"
-        )
-
-
-def read_options(file: Path) -> dict[str, Any]:
-    """Return the options of a run from its args.yaml.
-
-    Raises:
-        UserError: it is damaged, lacks an option that a run has, or has one that is unknown or of a wrong type.
-    """
-    options = read_yaml(file, "run", "epochs, data and imgsz")
-    for key in ("data", "model", "epochs", "imgsz", "batch"):
-        if options.get(key) is None:
-            raise UserError(f"{file}: the option '{key}' of the run is missing")
-    if not isinstance(options["data"], str) or not isinstance(options["model"], str):
-        raise UserError(f"{file}: data and model must be names of files")
-    try:
-        engine.get_cfg({**OWN_OPTIONS, **vars(engine.get_cfg())}, dict(options))
-    except (TypeError, ValueError, LookupError, AttributeError, SyntaxError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"{file} holds options that no run has: {reason[:300]}") from error
-    return options
+    def final_eval(self) -> None:
+        """Validate best.pt, fused, as it will be used; the run is finished then."""
+        if self.best.exists():
+            LOGGER.info(f"\nValidating {self.best}...")
+            self.validator.args.plots = self.args.plots
+            self.metrics = self.validator(model=load_checkpoint(self.best))
+        save_final(self.save_dir, self.epoch + 1, self.metrics)
 
 
 def check_trainable(model: DetectionModel) -> None:

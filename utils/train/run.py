@@ -1,0 +1,389 @@
+"""What a training starts from: a new run, or one that is resumed with its own options and its own data set.
+
+A resumed run is the exact continuation of itself. What would make it another one is refused: other classes, channels or
+splits, other options but for those in CHANGEABLE.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ultralytics.engine import trainer as engine
+from ultralytics.utils import LOGGER
+
+from models import DetectionModel
+from models.errors import UserError
+from models.loss import AnchorGains
+from models.spec import ModelSpec
+from utils import cli
+from utils.checkpoint import plain, read_checkpoint
+from utils.checkpoint.fields import described, is_count, is_imgsz
+from utils.data.description import load_dataset, read_yaml
+from utils.data.files import check_images
+from utils.paths import ROOT
+from utils.text import printable, quote
+from utils.writing import write_text
+
+OPTIMIZERS = ("SGD", "Adam", "AdamW", "NAdam", "RAdam", "RMSprop", "MuSGD")
+HYP = "hyp.scratch-low.yaml"  # the recipe that has every hyper-parameter
+ANCHOR_FREE = "anchor_free"  # where a recipe has the gains of heads without anchors
+RECIPE = ("epochs", "imgsz", "batch", "cos_lr")  # what a recipe may say besides the hyper-parameters
+OWN_OPTIONS: dict[str, Any] = {  # beside ultralytics' options, with their defaults
+    "custom_l2": False,
+    "anchor_gains": {},
+    "autoanchor": True,
+    "qat": False,
+}
+PLACE = ("project", "name", "save_dir", "exist_ok", "resume", "mode")  # of a run; these follow from where its files are
+CHANGEABLE = ("epochs", "patience", "device", "workers", "plots", "save_period", "data")  # in a run that is resumed
+SPLITS = ("train", "val")  # that a training reads
+ANEW = "train on it anew with --weights, which takes over all that fits, or put back the data set of the run"
+FINAL = "final.json"  # in a run's folder, after the final validation
+
+
+@dataclass(frozen=True)
+class TrainingRun:
+    """What a training starts from, read and checked once.
+
+    Attributes:
+        options: ultralytics' options and those of OWN_OPTIONS, as args.yaml keeps them. `freeze` is the number of
+            slots, from the first, or a list of slots, that are not trained, or "backbone".
+        data: what `load_dataset` returned.
+        splits: of the data set, as `describe_splits` returned them.
+        spec: the model YAML of a new run; None for one that is resumed.
+        start: the model whose weights are the first ones of a new run; None: freshly initialised ones.
+        checkpoint: what the `last.pt` of a run holds that is resumed.
+        left: what there is to do: "epochs" and the final validation, "validation" alone, or "nothing".
+    """
+
+    options: dict[str, Any]
+    data: dict[str, Any]
+    splits: dict[str, Any]
+    spec: ModelSpec | None = None
+    start: DetectionModel | None = None
+    checkpoint: dict[str, Any] | None = None
+    left: str = "epochs"
+
+
+def resumed_run(last: Path, asked: Mapping[str, Mapping[str, Any]] | None = None) -> TrainingRun:
+    """Return the run of the checkpoint `last`, to go on in its own folder, with its own options and data set.
+
+    Args:
+        last: the last.pt of a run.
+        asked: flag → the options that it sets, in the words of args.yaml, of the flags beside --resume.
+
+    Raises:
+        UserError: not the last.pt of a run, or its options or its data set are not those of the run.
+    """
+    checkpoint = read_checkpoint(last)
+    if "optimizer" not in checkpoint:
+        raise UserError(f"{last} holds no training to resume, name the run's weights/last.pt")
+    folder = last.resolve().parent.parent
+    options = change_options(options_of(folder, checkpoint, last), asked or {}, last)
+    done = checkpoint["epoch"] + 1
+    if options["epochs"] < done:
+        raise UserError(f"{last} has {done} epochs already, so that --epochs {options['epochs']} cannot end it sooner")
+    options = {**defaults(), **options, "resume": str(last), "save_dir": str(folder), "exist_ok": True}
+    options["batch"] = checkpoint.get("batch", options["batch"])  # -1 has found that
+    left = what_is_left(folder, checkpoint, options)
+    if left == "nothing":
+        return TrainingRun(options, {}, {}, checkpoint=checkpoint, left=left)
+    data = own_data(folder, options["data"], checkpoint)
+    single_cls = options["single_cls"]
+    check_same_classes(data, checkpoint, single_cls)
+    splits = describe_splits(data, check_images(data, single_cls=single_cls, training=True))
+    check_same_splits(data, splits, checkpoint.get("splits", {}))
+    return TrainingRun(options, data, splits, checkpoint=checkpoint, left=left)
+
+
+# Its options ----------------------------------------------------------------------------------------------------------
+def options_of(folder: Path, checkpoint: Mapping[str, Any], last: Path) -> dict[str, Any]:
+    """Return the options of a run: those of its last.pt, and of its args.yaml what may be changed there.
+
+    Raises:
+        UserError: args.yaml is not there, damaged, or has options that the run is not trained with.
+    """
+    file = folder / "args.yaml"
+    if not file.is_file():
+        raise UserError(f"{last} is not in the folder of its run: there is no {file}")
+    kept = checkpoint.get("options")  # none in files of former versions
+    if kept is None:
+        return read_options(file)
+    check_options(kept, last)
+    try:
+        written = read_options(file)
+    except UserError:
+        if file.read_bytes().strip(b"\0 \r\n\t"):
+            raise
+        LOGGER.warning(f"{file} is empty, the run goes on with the options that {last.name} keeps")
+        return dict(kept)  # a full disk or a power cut leaves such a file
+    for name, value in written.items():
+        before = kept.get(name, defaults().get(name))
+        if value != before and name not in (*CHANGEABLE, *PLACE):
+            raise UserError(
+                f"{file}: {name} is {described(value)}, the run is trained with {described(before)}: {put_back(last)}"
+            )
+    return {**kept, **{name: written[name] for name in CHANGEABLE if name in written}}
+
+
+def change_options(options: Mapping[str, Any], asked: Mapping[str, Mapping[str, Any]], last: Path) -> dict[str, Any]:
+    """Return the options of a run with those that flags beside --resume set.
+
+    Raises:
+        UserError: one is another than in the run and would make it another run.
+    """
+    changed = dict(options)
+    for flag, values in asked.items():
+        for name, value in values.items():
+            before = options.get(name, defaults().get(name))
+            if value == before:
+                continue
+            if name not in CHANGEABLE:
+                raise UserError(
+                    f"{flag} cannot be changed in a run that is resumed: {name} is {described(before)} there, not "
+                    f"{described(value)}; {put_back(last)}"
+                )
+            LOGGER.info(printable(f"{flag}: {name} is {value} from here on, instead of {before}"))
+            changed[name] = value
+    check_options(changed, last)
+    try:
+        cli.device(str(changed.get("device") or ""))
+    except argparse.ArgumentTypeError as error:
+        raise UserError(f"the device of the run cannot be used: {error}, or name another one with --device") from error
+    return changed
+
+
+def put_back(last: Path) -> str:
+    """Return what to do about an option that a run does not have."""
+    return f"leave it as it was, or start a new run with --weights {quote(last.with_name('best.pt'))}"
+
+
+def defaults() -> dict[str, Any]:
+    """Return all options of a training with their defaults."""
+    return {**OWN_OPTIONS, **vars(engine.get_cfg())}
+
+
+def read_options(file: Path) -> dict[str, Any]:
+    """Return the options of a run from its args.yaml.
+
+    Raises:
+        UserError: it is damaged, lacks an option that a run has, or has one that is unknown or of a wrong type.
+    """
+    options = read_yaml(file, "run", "epochs, data and imgsz")
+    check_options(options, file)
+    return options
+
+
+def is_batch(value: Any) -> bool:
+    """Return whether a value is a number of pictures a step, or -1: what fits the GPU."""
+    return value == -1 or (is_count(value) and value > 0)
+
+
+def is_freeze(value: Any) -> bool:
+    """Return whether a value is what `freeze` may be."""
+    return value in (None, "backbone") or is_count(value) or (isinstance(value, list) and all(map(is_count, value)))
+
+
+CHECKED: dict[str, tuple[str, Callable[[Any], bool]]] = {  # of which ultralytics does not check all
+    "data": ("the name of a file", lambda value: isinstance(value, str) and bool(value)),
+    "model": ("the name of a file", lambda value: isinstance(value, str) and bool(value)),
+    "imgsz": ("a number of pixels", lambda value: type(value) is int and is_imgsz(value)),
+    "batch": ("a whole number of at least 1, or -1", is_batch),
+    "workers": ("a whole number of at least 0", is_count),
+    "task": ("detect or segment", lambda value: value in ("detect", "segment")),
+    "optimizer": (f"one of {', '.join(OPTIMIZERS)}", lambda value: value in OPTIMIZERS),
+    "cache": ("False or ram", lambda value: value in (None, False, "ram")),
+    "freeze": ("backbone, a number of slots, or a list of slots", is_freeze),
+    "anchor_gains": ("gains by name", lambda value: isinstance(value, Mapping)),
+    **dict.fromkeys(("custom_l2", "autoanchor", "qat"), ("true or false", lambda value: isinstance(value, bool))),
+}
+FLAGS = "pretrained mask_ratio overlap_mask rect save val multi_scale single_cls seed".split()  # others that flags set
+
+
+def check_options(options: Mapping[str, Any], file: Path) -> None:
+    """Check that options are such as a run of train.py has.
+
+    Args:
+        options: all of them, or without those that have their default.
+        file: that holds them.
+
+    Raises:
+        UserError: one is missing, unknown, of a wrong type or range, or would have ultralytics do what no run does.
+    """
+    for name in ("data", "model", "epochs", "imgsz", "batch"):
+        if options.get(name) is None:
+            raise UserError(f"{file}: the option '{name}' of the run is missing")
+    try:
+        engine.get_cfg(defaults(), dict(options))
+        AnchorGains(**options.get("anchor_gains", {}))
+    except (TypeError, ValueError, LookupError, AttributeError, SyntaxError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{file} holds options that no run has: {printable(reason)[:300]}") from error
+    for name, (expected, holds) in CHECKED.items():
+        if name in options and not holds(options[name]):
+            raise UserError(f"{file}: {name} should be {expected}, not {described(options[name])}")
+    recipe = read_yaml(ROOT / "data" / "hyps" / HYP)
+    known = {*recipe, *recipe[ANCHOR_FREE], *RECIPE, *CHECKED, *FLAGS, *CHANGEABLE, *PLACE}
+    for name, value in options.items():
+        if name not in known and value != defaults().get(name):
+            raise UserError(f"{file}: no run has the option {name} {described(value)}, leave it out")
+
+
+# What is left of it ---------------------------------------------------------------------------------------------------
+def what_is_left(folder: Path, checkpoint: Mapping[str, Any], options: Mapping[str, Any]) -> str:
+    """Return what there is to do in a run: "epochs", "validation" or "nothing", as in `TrainingRun`."""
+    if checkpoint["epoch"] + 1 < options["epochs"] and not stopped_early(checkpoint, options):
+        return "epochs"
+    return "nothing" if read_final(folder) == checkpoint["epoch"] + 1 else "validation"
+
+
+def stopped_early(checkpoint: Mapping[str, Any], options: Mapping[str, Any]) -> bool:
+    """Return whether the last epochs, as many as `patience`, were no better than the one before them."""
+    patience = options["patience"]
+    validated = checkpoint.get("fitness") is not None
+    return validated and 0 < patience <= checkpoint["epoch"] + 1 - checkpoint["stopper"]["best_epoch"]
+
+
+def save_final(folder: Path, epochs: int, metrics: Mapping[str, Any]) -> None:
+    """Keep what the final validation of a run with so many epochs found, by which it is known to be finished."""
+    write_text(folder / FINAL, json.dumps({"epochs": epochs, "metrics": plain(metrics)}, indent=2) + "\n")
+
+
+def read_final(folder: Path) -> int:
+    """Return after how many epochs the final validation was; 0: there was none, or its file is damaged."""
+    with suppress(OSError, ValueError, RecursionError):
+        final = json.loads((folder / FINAL).read_text(encoding="utf-8"))
+        if isinstance(final, dict) and is_count(final.get("epochs")):
+            return final["epochs"]
+    return 0
+
+
+def how_to_go_on(run: TrainingRun) -> str:
+    """Return what to say of a run of which nothing is left to do."""
+    checkpoint = run.checkpoint or {}
+    last, done = Path(run.options["resume"]), checkpoint["epoch"] + 1
+    command = f"python train.py --resume {quote(last)}"
+    if done < run.options["epochs"]:
+        patience = run.options["patience"]
+        state, more = f"ended after {done} epochs, the last {patience} of them no better", f"--patience {2 * patience}"
+    else:
+        state, more = f"has all of its {done} epochs and its final validation", f"--epochs {2 * done}"
+    best = quote(last.with_name("best.pt"))
+    return (
+        f"{last} {state}: there is nothing to resume\n"
+        f"More epochs:  {command} {more}\n"
+        f"Other data:   python train.py --weights {best} --data DATA.yaml"
+    )
+
+
+# Its data set ---------------------------------------------------------------------------------------------------------
+def own_data(folder: Path, file: str, checkpoint: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the data set of a run, whatever the current folder is.
+
+    Args:
+        folder: of the run, with its own copy of the data set's description, for when the other one is gone.
+        file: that describes the data set: that of the run, or another one, if it was moved.
+        checkpoint: its last.pt.
+
+    Raises:
+        UserError: the description of the data set is wrong, or none is there.
+    """
+    if file != checkpoint.get("options", {}).get("data"):
+        return load_dataset(file)
+    copy = folder / "data.yaml"
+    if not Path(file).exists() and copy.is_file():
+        LOGGER.warning(printable(f"{file} is gone, the run goes on with its own copy, {copy}"))
+        return load_dataset(copy)
+    return load_dataset(file, root=checkpoint.get("splits", {}).get("path"))
+
+
+def check_same_classes(data: dict[str, Any], checkpoint: Mapping[str, Any], single_cls: bool) -> None:
+    """Check that the classes and the channels of a data set are still those that a run is trained on.
+
+    Raises:
+        UserError: they are others.
+    """
+    names, known = {0: "item"} if single_cls else data["names"], checkpoint["names"]
+    other = next((i for i in sorted({*names, *known}) if names.get(i) != known.get(i)), None)
+    if other is not None:
+        now, then = (f"'{some[other]}'" if other in some else "missing" for some in (names, known))
+        raise UserError(f"{data['yaml_file']}: class {other} is {now}, in the run it is {then}; {ANEW}")
+    channels = checkpoint["yaml"].get("ch", 3)
+    if data["channels"] != channels:
+        raise UserError(
+            f"{data['yaml_file']}: pictures have {data['channels']} channels, in the run {channels}; {ANEW}"
+        )
+
+
+def describe_splits(data: Mapping[str, Any], pictures: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+    """Return what a run remembers of its data set.
+
+    Args:
+        data: what `load_dataset` returned.
+        pictures: paths of the pictures of each split.
+
+    Returns:
+        path: the root folder; for each split source: its folder or list file, or a list of them; pictures: how many;
+        names: a digest of their paths below the root folder.
+    """
+    root = str(data["path"])
+
+    def digest(paths: Sequence[str]) -> str:
+        below = sorted(p.removeprefix(root + os.sep) for p in paths)
+        return hashlib.sha256("\0".join(below).encode(errors="surrogateescape")).hexdigest()
+
+    return {
+        "path": root,
+        **{
+            split: {"source": data[split], "pictures": len(paths), "names": digest(paths)}
+            for split, paths in pictures.items()
+        },
+    }
+
+
+def check_same_splits(data: Mapping[str, Any], now: Mapping[str, Any], then: Mapping[str, Any]) -> None:
+    """Check that the splits of a data set are still those that a run is trained on, and say where they have changed.
+
+    Their folders may hold other pictures than before, which is said. In another place they must hold the same.
+
+    Args:
+        data: what `load_dataset` returned.
+        now: what `describe_splits` returned.
+        then: what it returned for the run; empty in files of former versions.
+
+    Raises:
+        UserError: they are others.
+    """
+    for split in SPLITS if then else ():
+        new, old = now[split], then[split]
+        same = all(new[key] == old[key] for key in ("pictures", "names"))
+        if new["source"] == old["source"]:
+            if new["pictures"] != old["pictures"]:
+                LOGGER.warning(f"the {split} split has {new['pictures']} pictures now, {old['pictures']} in the run")
+            elif not same:
+                LOGGER.warning(f"the pictures of the {split} split have other names now than in the run")
+        elif same:
+            LOGGER.info(printable(f"the {split} split was moved to {new['source']}"))
+        else:
+            raise UserError(
+                f"{data['yaml_file']}: the {split} split is {new['source']} with {new['pictures']} pictures, in the "
+                f"run it is {old['source']} with {old['pictures']}; {ANEW} (one that was moved holds the same pictures)"
+            )
+
+
+def log_other_counts(now: Mapping[str, Any], then: Mapping[str, Any]) -> None:
+    """Say where the splits of a data set have more or fewer objects than in the run that is resumed."""
+    for split in SPLITS if then else ():
+        if now[split]["objects"] != then[split]["objects"]:
+            LOGGER.warning(
+                f"the labels of the {split} split have {now[split]['objects']} objects now, "
+                f"{then[split]['objects']} in the run"
+            )
