@@ -51,6 +51,7 @@ from utils.data.files import check_images, sources_of
 from utils.drawing.fonts import use_font
 from utils.paths import ROOT, find_file, increment_path
 from utils.text import quote
+from utils.train.batches import check_batches
 from utils.train.run import (
     ANCHOR_FREE,
     HYP,
@@ -61,7 +62,7 @@ from utils.train.run import (
     how_to_go_on,
     resumed_run,
 )
-from utils.train.trainer import Trainer
+from utils.train.trainer import Trainer, new_model
 
 DEMO_DATA, DEMO_HYP = "shapes.yaml", "hyp.shapes.yaml"
 SGD_LR0 = 0.01  # the recipes' lr0 is for AdamW
@@ -89,7 +90,8 @@ def make_parser() -> cli.Parser:
     add("--hyp", default="", help=f"recipe YAML; empty: data/hyps/{HYP}, {DEMO_HYP} for the built-in set")
     add("--epochs", type=cli.positive_int, help="passes over the training pictures")
     add("--batch-size", type=batch_size, dest="batch", help="pictures a step; -1: what fits the GPU")
-    add("--imgsz", "--img", "--img-size", type=cli.image_side, help="side of the training pictures in pixels")
+    side = {"nargs": "+", "type": cli.image_side, "action": cli.OneSide}
+    add("--imgsz", "--img", "--img-size", **side, help="side of the training pictures in pixels")
     add("--rect", action="store_true", help="group training pictures by shape")
     add("--resume", nargs="?", const=True, default=False, help="continue this last.pt, or the newest run's")
     add("--nosave", action="store_true", help="write checkpoints after the last epoch only")
@@ -208,13 +210,16 @@ def new_run(args: argparse.Namespace) -> TrainingRun:
         raise UserError(f"a checkpoint cannot hold the name of the model YAML: {problem}")
     options = {**choose_recipe(args), **flag_options(args), "freeze": freeze(args.freeze)}
     data = load_dataset(args.data or DEMO_DATA)
-    splits = describe_splits(data, check_images(data, single_cls=args.single_cls, training=True))
+    pictures = check_images(data, single_cls=args.single_cls, training=True)
+    splits = describe_splits(data, pictures)
+    model = new_model(spec, start, data, options)
+    check_batches(model, options, len(pictures["train"]))
     name = Path(spec.name).stem if args.name == "cfg" else args.name
     sources = [args.weights, args.cfg, args.hyp, *sources_of(data)] if args.exist_ok else []
     save_dir = increment_path(args.project, name, args.exist_ok, sources)
     options |= {"task": spec.task, "model": str(keep_model(spec, args, save_dir)), "data": data["yaml_file"]}
     options |= {"project": args.project, "name": save_dir.name, "save_dir": str(save_dir), "exist_ok": True}
-    return TrainingRun(options, data, splits, spec, start)
+    return TrainingRun(options, data, splits, model, start)
 
 
 def flag_options(args: argparse.Namespace) -> dict[str, Any]:

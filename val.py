@@ -37,7 +37,8 @@ def make_parser() -> cli.Parser:
     add("--weights", default="", help=".pt or an export; empty: the newest best.pt of runs/train")
     add("--data", default="", help="data set YAML, a path or a name in data; empty: that of the weights' training")
     add("--batch-size", type=cli.positive_int, default=32, help="pictures a step")
-    add("--imgsz", "--img", "--img-size", type=cli.image_side, help="side in pixels; that of the weights by default")
+    side = {"nargs": "+", "type": cli.image_side, "action": cli.OneSide}
+    add("--imgsz", "--img", "--img-size", **side, help="side in pixels; that of the weights by default")
     add("--conf-thres", type=cli.fraction, default=0.001, help="scores below it are dropped")
     add("--iou-thres", type=cli.fraction, default=0.6, help="overlap from which boxes of a class are one object")
     add("--max-det", type=cli.positive_int, default=300, help="boxes a picture")

@@ -372,6 +372,19 @@ def image_side(text: str) -> int:
     return _number(text, int, f"a whole number of pixels from 1 to {MAX_IMGSZ}", lambda x: 1 <= x <= MAX_IMGSZ)
 
 
+class OneSide(argparse.Action):
+    """Takes the side of square pictures, which may be given as a height and a width that are alike."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, _: str | None = None
+    ) -> None:
+        """Keep the side; UserError where there are others."""
+        if len(values) > 2 or len(set(values)) > 1:
+            given = " ".join(map(str, values))
+            parser.error(f"{self.option_strings[0]} takes one side, as pictures are square here, not {given}")
+        setattr(namespace, self.dest, values[0])
+
+
 def megapixels(text: str) -> int:
     """An option's value that is a picture's size in million pixels, 1 to MOST_MEGAPIXELS."""
     expected = f"a whole number from 1 to {MOST_MEGAPIXELS}, in million pixels"

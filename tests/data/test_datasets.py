@@ -771,6 +771,14 @@ def test_a_batch_comes_out(folder, mode, rect):
     assert len(batch["cls"]) > 0
 
 
+def test_pictures_sorted_for_rectangles_keep_their_shapes(folder):
+    write_picture(folder / "images" / "train" / "b.jpg", 64, 48)
+    found = build(folder, rect=True)
+    shapes = {Path(label["im_file"]).name: label["shape"] for label in found.labels}
+    assert shapes == {"a.jpg": (48, 64), "b.jpg": (64, 48), "c.jpg": (48, 64), "d.jpg": (48, 64)}
+    assert "shape" not in found[0]
+
+
 def test_npy_beside_a_picture_does_not_replace_it(folder):
     np.save(folder / "images" / "train" / "a.npy", np.zeros((48, 64, 3), np.uint8))
     os.utime(folder / "images" / "train" / "a.npy", (2e9, 2e9))

@@ -12,7 +12,7 @@ import yaml
 
 import train
 import val
-from models import DetectionModel
+from models import DetectionModel, create_model
 from models.errors import UserError, WeightsError
 from models.loss import AnchorGains
 from tests.helpers import TINY_HEAD, tiny, tiny_backbone
@@ -22,6 +22,7 @@ from utils.data.description import load_dataset, write_data_yaml
 from utils.data.files import list_images
 from utils.data.shapes import NAMES, Recipe, ensure_shapes
 from utils.train import trainer
+from utils.train.batches import fewest_values
 from utils.train.trainer import Trainer, frozen_modules
 from utils.train.transfer import transfer
 
@@ -295,6 +296,55 @@ def test_a_backbone_of_one_size_trains_at_that(folder, tmp_path):
     assert (run / "weights/best.pt").is_file()
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"rect": True}, "leave out --rect"),
+        ({"multi_scale": True}, "leave out --multi-scale"),
+        ({"imgsz": 128}, "not of 128: give --imgsz 64, or the YAML another img_size"),
+    ],
+)
+def test_a_backbone_of_one_size_trains_at_no_other(folder, tmp_path, change, message):
+    write(tmp_path / "one.yaml", tiny_backbone("timm", "test_vit_relpos", {"img_size": 64}))
+    with pytest.raises(UserError, match=f"one.yaml takes pictures of 64x64 pixels only.*{message}"):
+        train.run(**options(folder, "one", cfg=tmp_path / "one.yaml", project=tmp_path / "runs", **change))
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_last_batch_of_one_is_dropped_where_batch_norm_cannot_take_it(folder, tmp_path, caplog):
+    pictures = sorted((folder / "shapes/images/train").iterdir())[:5]
+    (tmp_path / "train.txt").write_text("\n".join(map(str, pictures)))
+    data = yaml.safe_load((folder / "data.yaml").read_text())
+    write(tmp_path / "five.yaml", data | {"train": str(tmp_path / "train.txt")})
+    for imgsz, steps in ((64, 2), (32, 1)):
+        args = train.make_parser().from_keywords(
+            **options(folder, "five", data=tmp_path / "five.yaml", project=tmp_path, imgsz=[imgsz, imgsz])
+        )
+        trainer = Trainer(train.new_run(args))
+        trainer._setup_train()
+        assert len(trainer.train_loader) == steps
+        assert ("the last batch would be one picture" in caplog.text) == (steps == 1)
+
+
+def test_batches_that_no_option_speaks_of_are_ultralytics_own(folder, tmp_path):
+    own = options(folder, "own", project=tmp_path, imgsz=None, batch_size=None)
+    assert {"batch", "imgsz"}.isdisjoint(train.new_run(train.make_parser().from_keywords(**own)).options)
+
+
+def test_of_all_norms_the_one_with_the_fewest_values_counts():
+    model = create_model("yolov5n6.yaml")
+    assert (fewest_values(model, 128), fewest_values(model, 64)) == (4, 1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("head", ["tiny", "yolov5n.yaml"])
+def test_rectangles_of_several_scales(folder, tmp_path, head):
+    """Anchors are fitted too, to pictures that were sorted by their shape."""
+    cfg = folder / "tiny.yaml" if head == "tiny" else head
+    run = train.run(**options(folder, "rect", cfg=cfg, project=tmp_path, rect=True, multi_scale=True, epochs=2))
+    assert (run / "weights/best.pt").is_file()
+
+
 def test_freeze_counts_slots():
     model = DetectionModel(tiny_backbone("RIFormer", "s12"))
     assert frozen_modules(model, "backbone") == frozen_modules(model, 5) == frozen_modules(model, [3]) == [0]
@@ -327,6 +377,9 @@ WRONG = {
     "epochs": ({"epochs": 0}, "epochs"),
     "batch": ({"batch_size": -2}, "batch"),
     "freeze": ({"freeze": ["neck"]}, "--freeze takes backbone"),
+    "two sides": ({"imgsz": [64, 96]}, "--imgsz takes one side, as pictures are square here, not 64 96"),
+    "one picture a step": ({"batch_size": 1, "imgsz": 32}, r"tiny\.yaml does not train on one picture of 32x32 pixels"),
+    "one picture, varied": ({"batch_size": 1, "multi_scale": True}, r"32x32 pixels \(--multi-scale\) at a time"),
     "unknown option": ({"epoch_count": 3}, "epoch_count"),
 }
 

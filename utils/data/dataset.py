@@ -66,6 +66,13 @@ class SafeYOLODataset(YOLODataset):
         keep_segments = self.all_have_polygons(used) or self.use_segments
         return [label_dict(r, keep_segments) for r in used]
 
+    def set_rectangle(self) -> None:
+        """Sort the pictures by shape, for rectangular batches, and keep the shapes, which anchors are fitted with."""
+        shapes = {label["im_file"]: label["shape"] for label in self.labels}
+        super().set_rectangle()
+        for label in self.labels:
+            label["shape"] = shapes[label["im_file"]]
+
     def all_have_polygons(self, records: list[Record]) -> bool:
         """Return whether each object has a polygon; segmentation makes do with some, and cannot do without any."""
         objects = sum(len(r.rows) for r in records)

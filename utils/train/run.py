@@ -22,7 +22,6 @@ from ultralytics.utils import LOGGER
 from models import DetectionModel
 from models.errors import UserError
 from models.loss import AnchorGains
-from models.spec import ModelSpec
 from utils import cli
 from utils.checkpoint import plain, read_checkpoint
 from utils.checkpoint.fields import described, is_count, is_imgsz
@@ -58,7 +57,7 @@ class TrainingRun:
             slots, from the first, or a list of slots, that are not trained, or "backbone".
         data: what `load_dataset` returned.
         splits: of the data set, as `describe_splits` returned them.
-        spec: the model YAML of a new run; None for one that is resumed.
+        model: that of a new run, as it is trained first; None for one that is resumed.
         start: the model whose weights are the first ones of a new run; None: freshly initialised ones.
         checkpoint: what the `last.pt` of a run holds that is resumed.
         left: what there is to do: "epochs" and the final validation, "validation" alone, or "nothing".
@@ -67,7 +66,7 @@ class TrainingRun:
     options: dict[str, Any]
     data: dict[str, Any]
     splits: dict[str, Any]
-    spec: ModelSpec | None = None
+    model: DetectionModel | None = None
     start: DetectionModel | None = None
     checkpoint: dict[str, Any] | None = None
     left: str = "epochs"

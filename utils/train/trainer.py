@@ -7,6 +7,7 @@ starts from a seed of its own, a step is taken after every batch, and `last.pt` 
 from __future__ import annotations
 
 import itertools
+import math
 from copy import copy
 from dataclasses import replace
 from pathlib import Path
@@ -16,10 +17,11 @@ import torch
 import yaml
 from torch import nn
 from torch.utils._pytree import tree_leaves
+from ultralytics.data.build import build_dataloader
 from ultralytics.engine import trainer as engine
 from ultralytics.models.yolo.detect import DetectionTrainer
 from ultralytics.utils import LOGGER, RANK
-from ultralytics.utils.torch_utils import ModelEMA, autocast, init_seeds, unwrap_model
+from ultralytics.utils.torch_utils import ModelEMA, autocast, init_seeds, torch_distributed_zero_first, unwrap_model
 
 from models import DetectionModel, create_model
 from models.backbones import Backbone
@@ -28,6 +30,7 @@ from models.environment import cpu_cores, patch_ultralytics
 from models.errors import UserError, WeightsError
 from models.heads import AnchorDetect
 from models.loss import AnchorGains
+from models.spec import ModelSpec
 from models.summary import backbone_card
 from utils.checkpoint import build_model, load_checkpoint, pack_model, plain, save_checkpoint
 from utils.data.dataset import build_dataset
@@ -35,6 +38,7 @@ from utils.data.description import write_data_yaml
 from utils.drawing.fonts import use_in_plots
 from utils.evaluate.validator import VALIDATORS, Validator
 from utils.train.anchors import fit_anchors
+from utils.train.batches import check_trains_on_one, trains_on_one
 from utils.train.qat import insert_rounding, observe
 from utils.train.run import OWN_OPTIONS, SPLITS, TrainingRun, log_other_counts, save_final
 from utils.train.transfer import transfer
@@ -50,7 +54,7 @@ class Trainer(DetectionTrainer):
         __init__       get_dataset                      the description of the data set
         train          _setup_train                     all that is set up before the first epoch:
           setup_model                                   the model, or that of the checkpoint
-          _build_train_pipeline                         build_dataset and its collate_fn, data loaders, build_optimizer
+          _build_train_pipeline                         get_dataloader (build_dataset, collate_fn), build_optimizer
           get_validator, resume_training                the EMA is made before, from the model
         each epoch     seed_epoch                       by our callback
           each batch   preprocess_batch, model(batch)   the loss: `init_criterion` of the model at the first batch
@@ -87,7 +91,7 @@ class Trainer(DetectionTrainer):
 
     def get_dataset(self) -> dict[str, Any]:
         """Return the data set, and keep a copy of its description in the run's folder."""
-        data = {**self.run.data, **({"nc": 1, "names": {0: "item"}} if self.args.single_cls else {})}
+        data = of_classes(self.run.data, self.args.single_cls)
         if RANK in (-1, 0):
             write_data_yaml(data, self.save_dir / "data.yaml")
         if self.args.plots:
@@ -100,6 +104,44 @@ class Trainer(DetectionTrainer):
         stride = max(int(model.stride.max()), 32)
         rect = mode == "val" and not model.wants_one_canvas
         return build_dataset(self.args, img_path, batch, self.data, mode=mode, rect=rect, stride=stride)
+
+    def get_dataloader(self, dataset_path: str, batch_size: int = 16, rank: int = 0, mode: str = "train") -> Any:
+        """Return the loader of one split, as ultralytics does, whose last batch is dropped where it cannot be trained.
+
+        Raises:
+            UserError: all batches are like that.
+        """
+        training = mode == "train"
+        with torch_distributed_zero_first(rank):
+            dataset = self.build_dataset(dataset_path, mode, batch_size)
+        in_order = dataset.rect and not bool((dataset.batch_shapes == dataset.batch_shapes[0]).all())
+        return build_dataloader(
+            dataset,
+            batch=batch_size,
+            workers=self.args.workers if training else 2 * self.args.workers,
+            shuffle=training and not in_order,
+            rank=rank,
+            drop_last=training and self.drops_last(math.ceil(len(dataset) / max(self.world_size, 1)), batch_size),
+            device=self.device,
+        )
+
+    def drops_last(self, pictures: int, batch_size: int) -> bool:
+        """Return whether the last batch is one picture on which the model does not train.
+
+        Args:
+            pictures: of an epoch, on one GPU.
+            batch_size: pictures a step, on one GPU.
+
+        Raises:
+            UserError: every batch is.
+        """
+        model, size = unwrap_model(self.model), (self.args.imgsz, self.args.multi_scale)
+        if min(pictures, batch_size) == 1:
+            check_trains_on_one(model, *size)
+        if pictures % batch_size != 1 or trains_on_one(model, *size):
+            return False
+        LOGGER.info("the last batch would be one picture, which leaves BatchNorm a single value: each epoch drops one")
+        return True
 
     def setup_model(self) -> dict[str, Any] | None:
         """Build the model, from the checkpoint when resuming; return the checkpoint or None.
@@ -119,20 +161,18 @@ class Trainer(DetectionTrainer):
             LOGGER.info(f"{transfer(self.run.start, self.model)}\n")
         self.args.freeze = frozen_modules(self.model, self.args.freeze)
         checkpoint = self.run.checkpoint
-        self.run = replace(self.run, start=None, checkpoint=None)  # their memory is not needed while it trains
+        self.run = replace(
+            self.run, model=None, start=None, checkpoint=None
+        )  # their memory is not needed while it trains
         return checkpoint
 
     def first_model(self) -> DetectionModel:
-        """Return the model of the checkpoint that is resumed, the fused one that `qat` trains, or that of the YAML."""
+        """Return the model of the checkpoint that is resumed, or that of the new run."""
         if self.run.checkpoint is not None:
             return build_model(self.run.checkpoint, self.args.resume)
-        if self.args.qat and self.run.start is not None:
-            return fuse_for_training(self.run.start, self.data)
-        if self.run.spec is None:
-            raise ValueError("a new run needs the spec of its model")
-        model = create_model(self.run.spec, ch=self.data["channels"], nc=self.data["nc"])
-        check_trainable(model)
-        return model
+        if self.run.model is None:
+            raise ValueError("a new run needs its model")
+        return self.run.model
 
     def get_validator(self) -> Validator:
         """Return the validator of this run's val split."""
@@ -300,6 +340,35 @@ class Trainer(DetectionTrainer):
             self.validator.args.plots = self.args.plots
             self.metrics = self.validator(model=load_checkpoint(self.best))
         save_final(self.save_dir, self.epoch + 1, self.metrics)
+
+
+def of_classes(data: dict[str, Any], single_cls: bool) -> dict[str, Any]:
+    """Return a data set with its classes taken for one if `single_cls`."""
+    return {**data, **({"nc": 1, "names": {0: "item"}} if single_cls else {})}
+
+
+def new_model(
+    spec: ModelSpec, start: DetectionModel | None, data: dict[str, Any], options: dict[str, Any]
+) -> DetectionModel:
+    """Return the model of a new run: the fused one that `qat` trains, or that of the YAML, as the run's seed has it.
+
+    Args:
+        spec: the model YAML.
+        start: the model whose weights are the first ones, if any.
+        data: what `load_dataset` returned.
+        options: of the run.
+
+    Raises:
+        UserError: it cannot be built or trained.
+    """
+    data = of_classes(data, options["single_cls"])
+    if options["qat"] and start is not None:
+        model = fuse_for_training(start, data)
+    else:
+        init_seeds(options["seed"] + 1 + RANK)
+        model = create_model(spec, ch=data["channels"], nc=data["nc"])
+        check_trainable(model)
+    return model
 
 
 def check_trainable(model: DetectionModel) -> None:
