@@ -127,4 +127,4 @@ def test_the_module_runs(small):
 def test_the_module_explains_wrong_input(tmp_path):
     done = python_m("--cfg", write(tmp_path, tiny(nc=0)))
     assert done.returncode == 2
-    assert done.stderr.strip().splitlines() == ["ERROR: bad.yaml: nc must be a whole number from 1 to 100000, got 0"]
+    assert done.stderr.strip().splitlines() == ["ERROR: bad.yaml: nc must be a whole number from 1 to 20000, got 0"]

@@ -6,7 +6,12 @@ import codecs
 import os
 import re
 import shlex
+from collections.abc import Mapping
 
+from models.errors import UserError
+from models.spec import MAX_CLASSES
+
+MAX_NAME = 255  # characters of a class's name
 ADDRESS = re.compile(r"(?<=://)\S+?(?=['\",:)\]]*(?:\s|$))")  # what follows the scheme, without what ends a sentence
 SHOWN_PARAMETER = re.compile(r"(channel|subtype|stream|camera|profile)=\d{1,3}", re.IGNORECASE)  # tell cameras apart
 
@@ -44,6 +49,35 @@ def decode(content: bytes, errors: str = "strict") -> str:
 def printable(text: object) -> str:
     r"""Return `text` with line breaks, terminal codes and undecodable bytes as `\n`, `\x1b`, `\udcff`."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
+
+
+def class_names(names: object) -> dict[int, str]:
+    """Return names of classes by number, as they can be shown, drawn and written everywhere.
+
+    Characters that are not printable, such as line breaks and the halves of others that Unicode calls surrogates, are
+    escaped.
+
+    Args:
+        names: from a file of a stranger: a list, or a mapping from 0, 1, … to names.
+
+    Raises:
+        UserError: they are something else, more than MAX_CLASSES, or longer than MAX_NAME.
+    """
+    numbered = dict(enumerate(names)) if isinstance(names, (list, tuple)) else names
+    if not isinstance(numbered, Mapping) or not numbered:
+        raise UserError("names of classes must be a list, or a mapping from 0, 1, … to names")
+    if len(numbered) > MAX_CLASSES:
+        raise UserError(f"there are names of {len(numbered):,} classes, more than {MAX_CLASSES:,}")
+    try:
+        found = {int(number): printable(name) for number, name in numbered.items()}
+    except (ValueError, TypeError, OverflowError):  # also of numbers of thousands of digits
+        found = {}
+    if sorted(found) != list(range(len(numbered))):
+        raise UserError(f"class names are not numbered from 0 to {len(numbered) - 1} without gaps")
+    for number, name in found.items():
+        if len(name) > MAX_NAME:
+            raise UserError(f"class {number} has a name of {len(name):,} characters, more than {MAX_NAME}")
+    return dict(sorted(found.items()))
 
 
 def quote(path: object) -> str:

@@ -255,7 +255,7 @@ def assert_not_written(content, path):
 DAMAGED = [  # fields of a checkpoint whose value has a wrong type, range or text
     *({"names": names} for names in ({0: "a"}, {0: "a", 1: "b", 2: "c"}, {1: "a", 2: "b"}, ["a", "b"], None)),
     *({"names": names} for names in ({"zero": "a", "one": "b"}, {float("inf"): "a", 1: "b"}, {0: "a", 1: "\udcff"})),
-    *({"names": names} for names in ({0: "a", 1: 2}, {False: "a", True: "b"})),
+    *({"names": names} for names in ({0: "a", 1: 2}, {False: "a", True: "b"}, {0: "a", 1: "b" * 300})),
     *({"yaml": yaml} for yaml in (None, "riformer-yolo.yaml", {}, {**tiny(), "nc": 3}, {**tiny(), 7: 1})),
     *({"yaml_name": name} for name in (None, 3, "", "a\0b", "\udcff.yaml", "a" * 300, "..")),
     *({"ema": ema} for ema in (None, {"a": 1}, [torch.zeros(1)], {1: torch.zeros(1)})),

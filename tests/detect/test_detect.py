@@ -581,8 +581,9 @@ def test_exports_run(run, log, exports, tmp_path, suffix):
         ({"stride": "many"}, "cannot be understood"),
         ({"batch": 10**9}, "batch 1000000000"),
         ({"channels": 4}, "4 channels"),
-        ({"names": {0: "a", 5: "b"}}, "does not number its class names"),
+        ({"names": {0: "a", 5: "b"}}, "are not numbered from 0 to 1"),
         ({"names": {0: "a"}}, "its 1 classes need"),
+        ({"names": ["a", "b" * 300, "c"]}, "class 1 has a name of 300 characters, more than 255"),
         ({"names": "-" * 200_000}, "cannot be understood"),
         ({"names": "__import__('os')"}, "cannot be understood"),
         ({"imgsz": [100_000, 100_000]}, "cannot be understood"),
@@ -594,6 +595,24 @@ def test_exports_run(run, log, exports, tmp_path, suffix):
 def test_hostile_metadata(run, exports, tmp_path, suffix, changes, message):
     with pytest.raises(UserError, match=message):
         run(weights=exports(suffix, **changes), source=picture(tmp_path / "a.jpg"))
+
+
+def test_names_that_cannot_be_written_are_escaped(run, log, exports, tmp_path):
+    weights = exports("torchscript", names=["a", "b\ud800\n", "c"])
+    everything = {"save_txt": True, "save_csv": True, "save_crop": True}
+    assert run(weights=weights, source=picture(tmp_path / "a.jpg"), **everything) == 0
+    assert any(r"a.jpg: 64x96 1 b\ud800\n, " in line for line in log)
+    assert r"a.jpg,,b\ud800\n,0." in Path("runs/detect/exp/predictions.csv").read_text()
+
+
+def test_names_of_weights_without_them_are_those_of_data(run, exports, tmp_path):
+    weights, image, data = exports("onnx", names=None), picture(tmp_path / "a.jpg"), tmp_path / "d.yaml"
+    data.write_text("names: [circle, box, disc]")
+    assert run(weights=weights, source=image, data=data, save_csv=True) == 0
+    assert "a.jpg,,box,0." in Path("runs/detect/exp/predictions.csv").read_text()
+    data.write_text("path: .")
+    with pytest.raises(UserError, match=r"d\.yaml: the key 'names' is missing"):
+        run(weights=weights, source=image, data=data)
 
 
 @pytest.mark.parametrize("suffix", ["onnx", "torchscript"])

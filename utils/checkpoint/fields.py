@@ -10,9 +10,11 @@ from typing import Any
 from torch import Tensor
 
 from models.backbones.weights import has_usual_form
+from models.errors import UserError
+from models.spec import MAX_CLASSES
 from utils.paths import is_path, is_utf8
 from utils.sizes import MAX_IMGSZ
-from utils.text import printable, shorten
+from utils.text import MAX_NAME, class_names, printable, shorten
 
 MAX_COUNT = 2**63  # of epochs, steps and the like
 
@@ -72,8 +74,12 @@ def is_plain(value: Any, levels: int = 4) -> bool:
 
 
 def is_names(value: Any) -> bool:
-    """Return whether a value is the names of classes, numbered from 0."""
-    return is_mapping(value, is_text, int) and sorted(value) == list(range(len(value)))
+    """Return whether a value is the names of classes, numbered from 0, neither too many nor too long."""
+    try:
+        class_names(value)
+    except UserError:
+        return False
+    return is_mapping(value, is_text, int)
 
 
 def is_optimizer(value: Any) -> bool:
@@ -119,7 +125,7 @@ MODEL: Fields = {  # of every checkpoint
     "task": ("detect or segment", lambda value: value in ("detect", "segment")),
     "yaml": ("the keys of a model YAML", is_mapping),
     "yaml_name": ("the name of a file, in UTF-8", lambda value: is_path(value) and value not in (".", "..")),
-    "names": ("a text in UTF-8 for each class from 0", is_names),
+    "names": (f"a text in UTF-8 of up to {MAX_NAME} characters for each of up to {MAX_CLASSES} classes", is_names),
     "strides": ("numbers above 0", lambda value: is_list(value, lambda one: is_finite(one) and one > 0)),
     "imgsz": (f"one side or height and width, of 1 to {MAX_IMGSZ} pixels", is_imgsz),
     "ema": ("tensors by name", lambda value: is_mapping(value, is_tensor)),

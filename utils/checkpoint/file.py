@@ -22,6 +22,7 @@ from models.spec import load_spec
 from utils.checkpoint.fields import why_damaged
 from utils.checkpoint.foreign import find_model
 from utils.checkpoint.unpickle import read_pickled
+from utils.text import class_names
 from utils.writing import remove_partials, replacing
 
 FORMAT = "repyolo/1"
@@ -30,13 +31,12 @@ RANGE_LOW, RANGE_HIGH = "input_low", "input_high"  # buffers of a convolution
 
 def pack_model(model: DetectionModel) -> dict[str, Any]:
     """Return everything but the weights that it takes to build `model` again: plain data only."""
-    names = model.names if isinstance(model.names, Mapping) else dict(enumerate(model.names))
     return {
         "format": FORMAT,
         "task": model.task,
         "yaml": model.spec.without_pretrained().as_dict(),
         "yaml_name": model.spec.name,
-        "names": {int(i): str(name) for i, name in names.items()},
+        "names": class_names(model.names),
         "strides": [float(s) for s in model.stride],
         "imgsz": plain(model.imgsz),
         **({"fused": True} if model.is_fused() else {}),
@@ -109,7 +109,7 @@ def build_model(content: Mapping[str, Any], path: str | Path) -> DetectionModel:
     try:
         spec = load_spec({**content["yaml"], "yaml_file": content["yaml_name"]})
         model = create_model(spec.without_pretrained())  # a file names no other file and no download
-        model.names, model.imgsz = dict(sorted(content["names"].items())), content["imgsz"]
+        model.names, model.imgsz = class_names(content["names"]), content["imgsz"]
         if content.get("fused"):
             model = model.fuse()
         weights, model.ranges = split_ranges(content["ema"])

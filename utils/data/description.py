@@ -21,6 +21,7 @@ from models.yaml_numbers import load_yaml
 from utils.data.labels import form_of
 from utils.data.shapes import ensure_shapes, shapes_folder
 from utils.paths import ROOT, find_file, is_path, spellings, why_no_file
+from utils.text import class_names
 from utils.writing import write_text
 
 BUILT_IN = ROOT / "data" / "shapes.yaml"
@@ -65,9 +66,8 @@ def load_dataset(data: str | Path, split: str = "val", root: str | None = None) 
     if described.get("val") is None and "validation" in described:  # as ultralytics has it
         described["val"] = described["validation"]
     required = ("train", "val", "test") if split == "test" else ("train", "val")
-    nc = check_nc(described.get("nc"), file)
-    check_keys(described, (*required, "names") if nc is None else required, file)
-    names = check_names(described.get("names"), nc, file)
+    check_keys(described, required, file)
+    names = names_of(described, file)
     roots = find_roots(described.get("path"), file, root)
     found = {key: find_split(described.get(key), key, roots, file, key in required) for key in ("train", "val", "test")}
     keypoints = {"kpt_shape": check_kpt_shape(described["kpt_shape"], file)} if "kpt_shape" in described else {}
@@ -126,6 +126,19 @@ def check_keys(described: dict[str, Any], required: Iterable[str], file: Path) -
             raise UserError(f"{file}: the key '{key}' {state}{next(guesses, '')}")
 
 
+def read_names(file: Path) -> dict[int, str]:
+    """Return the class names of a data set, whose pictures need not be there; UserError when it is wrong."""
+    return names_of(read_yaml(file), file)
+
+
+def names_of(described: dict[str, Any], file: Path) -> dict[int, str]:
+    """Return the class names that a YAML has, or else those of as many classes as it says."""
+    nc = check_nc(described.get("nc"), file)
+    if nc is None:
+        check_keys(described, ("names",), file)
+    return check_names(described.get("names"), nc, file)
+
+
 def check_names(names: object, nc: int | None, file: Path) -> dict[int, str]:
     """Return the class names as {0: name, 1: name, …}; without any, those that ultralytics gives to `nc` classes."""
     if names is None and nc is not None:
@@ -136,6 +149,10 @@ def check_names(names: object, nc: int | None, file: Path) -> dict[int, str]:
         raise UserError(f"{file}: nc is {nc}, but names has {len(names)} classes")
     names = numbered(names.items(), file) if isinstance(names, dict) else dict(enumerate(names))
     ordered = {key: check_name(names[key], key, file) for key in sorted(names)}
+    try:
+        class_names(ordered)
+    except UserError as error:
+        raise UserError(f"{file}: {error}") from error
     name, count = Counter(ordered.values()).most_common(1)[0]
     if count > 1:
         raise UserError(f"{file}: names has '{name}' {count} times, so its classes cannot be told apart")

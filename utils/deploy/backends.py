@@ -24,6 +24,7 @@ from utils.deploy.ends import as_bytes, threshold_inputs
 from utils.deploy.metadata import KNOWN
 from utils.deploy.run import file_in, session_options
 from utils.sizes import check_imgsz
+from utils.text import class_names
 
 CORES: list[Any] = []  # of OpenVINO; `utils.deploy.run.openvino_core` says why none of them may end
 
@@ -125,6 +126,7 @@ class Backend(AutoBackend):
         if threads is not None:
             self.__dict__["_BACKEND_MAP"] = {**Backend._BACKEND_MAP, "onnx": partial(OnnxNetwork, threads=threads)}
         super().__init__(model, **options)
+        self.backend.names = class_names(self.backend.names)
 
     def sides_in_graph(self) -> list[int | str]:
         """Return height and width as the graph of an export has them, which knows better than its metadata.

@@ -6,12 +6,13 @@ import ast
 from pathlib import Path
 from typing import Any
 
-from models.errors import WeightsError
+from models.errors import UserError, WeightsError
 from utils.deploy.ends import ORDERS
 from utils.deploy.run import RUN_ERRORS, read_metadata
 from utils.sizes import check_imgsz
+from utils.text import class_names
 
-MAX_METADATA = 100_000  # characters of one entry
+MAX_METADATA = 1_000_000  # characters of one entry
 TASKS = ("detect", "segment")
 LITERALS = ("imgsz", "names", "args", "end2end", "nms")  # metadata that ultralytics reads as Python literals
 KNOWN = {*LITERALS, *"stride batch channels task preprocess kpt_shape kpt_names".split()}  # entries that are read
@@ -28,15 +29,15 @@ def check_metadata(path: Path) -> str:
         stride, batch = int(values.get("stride", 32)), int(values.get("batch", 1))
         channels = int(values.get("channels", 3))
         check_imgsz(values.get("imgsz", 640), 1)
-        names = values.get("names", {0: ""})
-        numbers = range(len(names)) if isinstance(names, list) else sorted(int(k) for k in names)
         if not isinstance(values.get("args", {}), dict):
             raise TypeError("options are named")
     except (*RUN_ERRORS, ValueError, SyntaxError, TypeError, AttributeError, MemoryError) as error:
         raise WeightsError(f"{path} holds metadata that cannot be understood") from error
     task = values.get("task", "detect")
-    if not names or list(numbers) != list(range(len(names))):
-        raise WeightsError(f"{path} does not number its class names 0, 1, …")
+    try:
+        class_names(values.get("names", {0: ""}))
+    except UserError as error:
+        raise WeightsError(f"{path}: {error}") from error
     if not (1 <= stride <= 1024 and 1 <= batch <= 1024 and channels == 3):
         raise WeightsError(f"{path} is for stride {stride}, batch {batch} and {channels} channels, which cannot run")
     if values.get("preprocess", ORDERS[0]) not in ORDERS:

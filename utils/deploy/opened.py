@@ -13,6 +13,7 @@ from ultralytics.utils.torch_utils import select_device
 from models import DetectionModel
 from models.errors import UserError, WeightsError
 from utils.checkpoint import load_checkpoint
+from utils.data.description import read_names
 from utils.deploy.backends import Backend
 from utils.deploy.formats import FORMATS, Format, format_of
 from utils.deploy.metadata import check_metadata
@@ -129,7 +130,7 @@ def open_weights(
         WeightsError: the file is not one of ours, or damaged.
         UserError: the runtime of an exported file is not there, or the file is a program that nobody has trusted.
     """
-    options = {"device": select_device(device), "fp16": half, "data": str(data or "")}
+    options = {"device": select_device(device), "fp16": half}
     if path.suffix == ".pt":
         model = load_checkpoint(path)
         return OpenedWeights(path, model.task, Backend(model, **options), model, model.imgsz, fixed=False)
@@ -144,10 +145,13 @@ def open_weights(
         raise WeightsError(f"{path} is damaged, or no {kind.name} file that runs here") from error
     own = getattr(network, "imgsz", None)
     sides = network.sides_in_graph()
-    if not sides:
-        return OpenedWeights(path, task, network, None, own, fixed=own is not None and not network.dynamic)
     fixed = [side for side in sides if isinstance(side, int)]
-    return OpenedWeights(path, task, network, None, fixed if len(fixed) == 2 else own, fixed=len(fixed) == 2)
+    size = fixed if len(fixed) == 2 else own
+    is_fixed = len(fixed) == 2 if sides else own is not None and not network.dynamic
+    opened = OpenedWeights(path, task, network, None, size, is_fixed)
+    if data and not opened.is_named:
+        opened.name_classes(read_names(data))
+    return opened
 
 
 def check_export(path: Path) -> Format:
