@@ -72,6 +72,14 @@ def test_the_data_set_is_that_of_the_training(data, tmp_path, monkeypatch):
     assert kept["val"] == str(tmp_path / "images")
 
 
+@pytest.mark.slow
+def test_plots_of_very_many_classes_are_left_out(data, tmp_path, monkeypatch, log):
+    monkeypatch.setattr("utils.evaluate.validator.MOST_PLOTTED", 2)
+    val.run(weights=save(create_model(tiny(nc=3)), tmp_path / "best.pt"), data=data, imgsz=64, project=tmp_path / "val")
+    assert [path.name for path in (tmp_path / "val/exp").glob("*")] == ["data.yaml"]
+    assert any("nothing is plotted: a confusion matrix of 3 classes" in line for line in log)
+
+
 def test_the_data_set_is_never_written_into(data, tmp_path):
     weights = save(create_model(tiny(nc=len(NAMES))), tmp_path / "weights/best.pt")
     before = data.read_text()

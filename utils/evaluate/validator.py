@@ -7,6 +7,7 @@ from typing import Any
 import matplotlib
 from ultralytics.models.yolo import segment
 from ultralytics.models.yolo.detect import DetectionValidator
+from ultralytics.utils import LOGGER
 
 from models.errors import UserError
 from utils.data.dataset import build_dataset
@@ -14,6 +15,7 @@ from utils.deploy.backends import Backend, share_options
 from utils.drawing.fonts import use_in_plots
 
 matplotlib.rcParams["text.parse_math"] = False  # the names of classes in its plots are no formulas
+MOST_PLOTTED = 5_000  # classes; a confusion matrix of them has 200 MB, and drawing it takes three times as much
 
 
 class Validator(DetectionValidator):
@@ -36,6 +38,9 @@ class Validator(DetectionValidator):
                 f"the weights know {known} classes and the data set has {described}: name the data set that they were "
                 f"trained on, or treat all classes as one with --single-cls"
             )
+        if self.args.plots and described > MOST_PLOTTED:
+            LOGGER.warning(f"nothing is plotted: a confusion matrix of {described:,} classes would not fit in memory")
+            self.args.plots = False
         if self.args.plots:
             use_in_plots("".join(self.data["names"].values()))
         super().init_metrics(model)
