@@ -3,6 +3,7 @@
     python export.py                                                     # newest training, TorchScript and ONNX
     python export.py --weights runs/train/exp/weights/best.pt --include onnx --imgsz 480 640   # height and width
     python export.py --include onnx --dynamic --simplify --opset 18      # batch, height and width stay free
+    python export.py --include onnx --dynamic batch                      # the batch alone, as servers like it
     python export.py --include openvino --half                           # a folder, best_openvino_model
     python export.py --include ncnn mnn litert executorch coreml         # for phones and boards
     python export.py --include onnx --nms --preprocess bgr               # bytes in, boxes out; thresholds are inputs
@@ -81,7 +82,14 @@ def make_parser() -> cli.Parser:
     add("--batch-size", type=cli.positive_int, default=1, help="pictures in one input")
     add("--device", type=cli.device, default="cpu", help="cpu, or a CUDA number; the proof runs on the CPU")
     add("--fuse", action=argparse.BooleanOptionalAction, default=True, help="fuse all that can be fused")
-    add("--dynamic", **flag, help="leave batch, height and width free")
+    add(
+        "--dynamic",
+        nargs="?",
+        const=True,
+        default=False,
+        choices=["batch"],
+        help="leave batch, height and width free, or the batch alone",
+    )
     add("--half", **flag, help="float16 weights; what computes in float16, too, depends on the format")
     add("--int8", **flag, help="quantize as well, calibrated on the train split of --data, or of the weights' own")
     add("--max-drop", type=cli.finite_float, default=1.0, help="points of mAP50-95 that --int8 may cost on val")

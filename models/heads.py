@@ -87,6 +87,8 @@ class AnchorDetect(Detect):
         It keeps to four dimensions and to operations that every format knows.
         """
         height, width = level.shape[2], level.shape[3]
+        if self.export and not self.dynamic:
+            height, width = int(height), int(width)  # numbers in the file, whether its batch is free or not
         rows, columns = (torch.arange(side).type_as(level) for side in (height, width))  # a device would be traced
         grid = torch.stack([columns.expand(height, width), rows[:, None].expand(height, width)]).flatten(1)
         t = level.reshape(-1, self.na, self.no, height * width)

@@ -22,3 +22,8 @@ def names_in(folder: Path) -> list[str]:
 def report_in(folder: Path, stem: str = "best") -> dict:
     """Return the report that an export of `stem` wrote into a folder."""
     return json.loads((folder / f"{stem}.export.json").read_text(encoding="utf-8"))
+
+
+def sides_of(ports) -> dict[str, list[int | str]]:
+    """Return the sides of inputs or outputs of an ONNX graph: numbers, and names of those that are free."""
+    return {port.name: [d.dim_param or d.dim_value for d in port.type.tensor_type.shape.dim] for port in ports}

@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
+import onnxruntime
 from torch import Tensor, nn
 from ultralytics.nn.autobackend import AutoBackend
 from ultralytics.nn.backends.base import BaseBackend
@@ -22,6 +23,7 @@ from ultralytics.utils import LOGGER
 from models.environment import patch_ultralytics
 from utils.deploy.ends import as_bytes, threshold_inputs
 from utils.deploy.metadata import KNOWN
+from utils.deploy.onnx_graph import with_threshold_inputs
 from utils.deploy.run import file_in, session_options
 from utils.sizes import check_imgsz
 from utils.text import class_names
@@ -37,8 +39,15 @@ class KnownMetadata(BaseBackend):
     def apply_metadata(self, metadata: dict[str, Any] | None) -> None:
         """Set the entries that are known; see `utils.deploy.metadata`, which has checked them."""
         super().apply_metadata({key: value for key, value in (metadata or {}).items() if key in KNOWN})
+        if self.batch_alone:
+            self.metadata["dynamic"] = True  # where ultralytics looks before it splits a batch
         if hasattr(self, "imgsz"):
             self.imgsz = check_imgsz(self.imgsz, 1)  # two sides, where the file may have one
+
+    @property
+    def batch_alone(self) -> bool:
+        """Whether the file takes any batch of pictures of one size."""
+        return self.metadata.get("free") == "batch"
 
 
 class ExportedNetwork(KnownMetadata):
@@ -66,10 +75,21 @@ class OnnxNetwork(ExportedNetwork, ONNXBackend):
     """
 
     options: Any = None
+    session: Any
+    dynamic: bool
 
     def __init__(self, *args: Any, threads: int | None = None, **kwargs: Any) -> None:
         settings = session_options(threads or 0, spinning=threads is None)
         super().__init__(*args, **{"session_options": settings, **kwargs})
+
+    def load_model(self, weight: str | Path) -> None:
+        """Load a file, with its thresholds as inputs where it has NMS."""
+        super().load_model(weight)
+        self.dynamic = self.dynamic and not self.batch_alone  # ultralytics takes a free batch for free sizes as well
+        if "nms" in self.metadata:
+            model, providers = with_threshold_inputs(Path(weight)), self.session.get_providers()
+            self.session = onnxruntime.InferenceSession(model, self.session_options, providers=providers)
+            self.use_io_binding = False  # which gives the pictures alone
 
     def feed(self, im: Tensor) -> Any:
         """Return the inputs of the file."""
@@ -127,6 +147,11 @@ class Backend(AutoBackend):
             self.__dict__["_BACKEND_MAP"] = {**Backend._BACKEND_MAP, "onnx": partial(OnnxNetwork, threads=threads)}
         super().__init__(model, **options)
         self.backend.names = class_names(self.backend.names)
+
+    @property
+    def takes_batches(self) -> bool:
+        """Whether several pictures can be given at once: to a model, and to a file whose batch is free."""
+        return self.format == "pt" or bool(self.dynamic or self.metadata.get("dynamic"))
 
     def sides_in_graph(self) -> list[int | str]:
         """Return height and width as the graph of an export has them, which knows better than its metadata.

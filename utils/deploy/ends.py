@@ -19,7 +19,7 @@ CLASS_STEP = 7680  # pixels that NMS moves the classes apart; in files as in ult
 
 @dataclass(frozen=True)
 class Nms:
-    """Non-maximum suppression in a file. All but `max_det` are inputs of the file, and these are their defaults."""
+    """Non-maximum suppression in a file, of which all but `max_det` can be set when it is run here."""
 
     conf_thres: float = 0.25
     iou_thres: float = 0.45
@@ -28,7 +28,7 @@ class Nms:
 
     @property
     def inputs(self) -> dict[str, Any]:
-        """The inputs that a caller may leave out, and their values then."""
+        """The thresholds, by the names that they have in a file."""
         return {name: value for name, value in asdict(self).items() if name != "max_det"}
 
 

@@ -15,7 +15,7 @@ from utils.text import class_names
 MAX_METADATA = 1_000_000  # characters of one entry
 TASKS = ("detect", "segment")
 LITERALS = ("imgsz", "names", "args", "end2end", "nms")  # metadata that ultralytics reads as Python literals
-KNOWN = {*LITERALS, *"stride batch channels task preprocess kpt_shape kpt_names".split()}  # entries that are read
+KNOWN = {*LITERALS, *"stride batch channels task preprocess free kpt_shape kpt_names".split()}  # entries that are read
 
 
 def check_metadata(path: Path) -> str:

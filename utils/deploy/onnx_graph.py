@@ -4,16 +4,23 @@ Both are made of operators that every opset from 11 has, so that it does not mat
 
 A file with NMS gives (B, max_det, 6 + nm): x1 y1 x2 y2 in input pixels, score, class and mask coefficients, the best
 scores first and zeros behind the last box; ultralytics' exports have the same form. It finds what detect.py finds: of
-each candidate the best class, and of each class the boxes that no better one overlaps. Its thresholds are inputs that
-may be left out: an ONNX graph input that an initializer is named after takes that value where a caller gives none.
+each candidate the best class, and of each class the boxes that no better one overlaps. Its thresholds are constants of
+the graph under the names of `Nms`, which `with_threshold_inputs` makes inputs: in a file ONNX Runtime would warn of
+inputs that may be left out, and TensorRT would want them.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TypeAlias
+
 import onnx
-from onnx import GraphProto, ModelProto, TensorProto, compose, helper, parser
+from onnx import GraphProto, ModelProto, TensorProto, TensorShapeProto, ValueInfoProto, compose, helper, parser
 
 from utils.deploy.ends import CLASS_STEP, Nms
+
+Dimension: TypeAlias = TensorShapeProto.Dimension
 
 
 def add_preprocess(model: ModelProto, order: str) -> ModelProto:
@@ -37,7 +44,7 @@ def add_preprocess(model: ModelProto, order: str) -> ModelProto:
         }}""")
     before = _prefixed(before, "bytes_")
     before.output[0].type.tensor_type.elem_type = kind.elem_type
-    _set_shape(before.input[0], [batch, height, width, channels])
+    set_shape(before.input[0], [batch, height, width, channels])
     return _joined(model, before, model.graph, (inner, inner))
 
 
@@ -46,7 +53,7 @@ def add_nms(model: ModelProto, nms: Nms, nc: int, nm: int = 0) -> ModelProto:
 
     Args:
         model: its first output is (B, 4 + nc + nm, N): boxes xywh, class scores, mask coefficients.
-        nms: the thresholds that are the inputs' defaults, and how many boxes are given.
+        nms: the thresholds, and how many boxes are given.
         nc: number of classes.
         nm: number of mask coefficients.
     """
@@ -95,16 +102,29 @@ def add_nms(model: ModelProto, nms: Nms, nc: int, nm: int = 0) -> ModelProto:
             {name} = Transpose<perm = [0, 2, 1]>(clean)
         }}""")
     after = _prefixed(after, "nms_")
-    kinds = {input.name: input.type.tensor_type.elem_type for input in after.input}
-    for threshold, value in nms.inputs.items():
-        after.initializer.append(helper.make_tensor(threshold, kinds[threshold], [1], [value]))
-    _set_shape(after.output[0], [batch, nms.max_det, 6 + nm])
+    thresholds = [port for port in after.input if port.name in nms.inputs]
+    for port in thresholds:
+        after.initializer.append(
+            helper.make_tensor(port.name, port.type.tensor_type.elem_type, [1], [nms.inputs[port.name]])
+        )
+        after.input.remove(port)
+    set_shape(after.output[0], [batch, nms.max_det, 6 + nm])
     outputs = [output.name for output in model.graph.output][1:]
     joined = _joined(model, model.graph, after, (inner, "raw"))
     by_name = {output.name: output for output in joined.graph.output}
     del joined.graph.output[:]
     joined.graph.output.extend(by_name[output] for output in (name, *outputs))
     return joined
+
+
+def with_threshold_inputs(path: Path) -> bytes:
+    """Return an ONNX file with NMS whose thresholds are inputs, which take their values where a caller gives none."""
+    model = onnx.load(path, load_external_data=False)
+    inputs = {port.name for port in model.graph.input}
+    for constant in model.graph.initializer:
+        if constant.name in Nms().inputs.keys() - inputs:
+            model.graph.input.append(helper.make_tensor_value_info(constant.name, constant.data_type, constant.dims))
+    return model.SerializeToString()
 
 
 # Parts ----------------------------------------------------------------------------------------------------------------
@@ -123,12 +143,17 @@ def _prefixed(graph: GraphProto, prefix: str) -> GraphProto:
     return compose.add_prefix_graph(graph, prefix, rename_inputs=False, rename_outputs=False)
 
 
-def _set_shape(port: onnx.ValueInfoProto, sides: list[onnx.TensorShapeProto.Dimension | int]) -> None:
-    """Set the shape of an input or output from numbers and the sides of others."""
+def set_shape(port: ValueInfoProto, sides: Sequence[Dimension | int | str]) -> None:
+    """Set the shape of an input or output from numbers, names of free sides, and the sides of others."""
     shape = port.type.tensor_type.shape
     del shape.dim[:]
     for side in sides:
-        shape.dim.append(onnx.TensorShapeProto.Dimension(dim_value=side) if isinstance(side, int) else side)
+        if isinstance(side, int):
+            shape.dim.add(dim_value=side)
+        elif isinstance(side, str):
+            shape.dim.add(dim_param=side)
+        else:
+            shape.dim.append(side)
 
 
 def _joined(model: ModelProto, first: GraphProto, second: GraphProto, link: tuple[str, str]) -> ModelProto:
@@ -136,4 +161,5 @@ def _joined(model: ModelProto, first: GraphProto, second: GraphProto, link: tupl
     joined = ModelProto()
     joined.CopyFrom(model)
     joined.graph.CopyFrom(compose.merge_graphs(first, second, [link], name=model.graph.name, doc_string=""))
+    del joined.graph.value_info[:]  # sides under the names of the texts above
     return joined

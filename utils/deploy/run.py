@@ -24,6 +24,7 @@ from ultralytics.nn.backends.base import BaseBackend
 
 from utils.deploy.ends import as_bytes
 from utils.deploy.formats import format_of
+from utils.deploy.onnx_graph import with_threshold_inputs
 
 Outputs = tuple[Tensor, ...]  # float32, as models/heads.py says: boxes with scores; of a segmenter the prototypes too
 Runner = Callable[..., Outputs]  # takes (B, ch, H, W) float32 in [0, 1]; an ONNX file's optional inputs by their names
@@ -70,6 +71,8 @@ def _load_torchscript(path: Path, _: int) -> Runner:
 
 def _load_onnx(path: Path, threads: int) -> Runner:
     session = open_session(str(path), threads)
+    if "nms" in session.get_modelmeta().custom_metadata_map:
+        session = open_session(with_threshold_inputs(path), threads)
     name, kind = session.get_inputs()[0].name, session.get_inputs()[0].type
     dtype = INPUT_DTYPES[kind]
 
@@ -93,7 +96,7 @@ def session_options(threads: int = 0, spinning: bool = True) -> onnxruntime.Sess
     """
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
-    options.log_severity_level = 3  # errors; it warns of inputs that may be left out
+    options.log_severity_level = 3  # errors; it warns of thresholds that have become inputs
     if not spinning:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     return options

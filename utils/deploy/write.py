@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import onnx
 import torch
@@ -28,7 +28,10 @@ from onnxruntime.transformers import float16
 from onnxruntime.transformers.onnx_model import OnnxModel
 from torch import nn
 from ultralytics.engine.exporter import Exporter
+from ultralytics.nn.modules import Detect
 from ultralytics.utils import LOGGER
+from ultralytics.utils.export.engine import torch2onnx
+from ultralytics.utils.patches import arange_patch
 
 from models import DetectionModel
 from models.blocks.riformer import WrittenOut
@@ -37,11 +40,17 @@ from models.summary import count_parameters
 from utils.deploy.ends import Nms, Preprocess
 from utils.deploy.files import digest, reserve, size_of
 from utils.deploy.formats import Format, format_of
-from utils.deploy.onnx_graph import add_nms, add_preprocess
+from utils.deploy.onnx_graph import add_nms, add_preprocess, set_shape
+from utils.deploy.run import file_in, openvino_core
 
-SIDES = {  # names of the outputs' sides where these are free, ultralytics' ones
-    "output0": ("batch", "values", "anchors"),
-    "output1": ("batch", "masks", "mask_height", "mask_width"),
+FREE: dict[bool | str, dict[int, str]] = {
+    False: {},
+    True: {0: "batch", 2: "height", 3: "width"},
+    "batch": {0: "batch"},
+}  # sides of the input
+SIDES = {  # of the outputs that may be free, by ultralytics' names
+    "output0": {0: "batch", 2: "anchors"},
+    "output1": {0: "batch", 2: "mask_height", 3: "mask_width"},
 }
 ABLE = {  # which formats can have what around the network
     "nms": ("onnx",),
@@ -62,44 +71,78 @@ EXPORT_ERRORS = (  # what torch, ultralytics and onnx raise for a model that the
 )
 
 
-class DynamoExporter(Exporter):
-    """Writes ONNX with torch.export, not by tracing: what depends on the data is found, and refused, not baked in."""
+class OnnxExporter(Exporter):
+    """Writes ONNX with names for what is free, and numbers for all else, among the sides of its input and outputs.
+
+    Attributes:
+        free: of the input (B, ch, H, W) the sides that stay free, and their names.
+    """
+
+    free: dict[int, str]
 
     def export_onnx(self, prefix: str = "") -> str:  # noqa: ARG002 (ultralytics passes it)
         """Write the file and return its path."""
         path = self.file.with_suffix(".onnx")
-        images, shapes = self.im, None
-        if self.args.dynamic:
-            images = images.expand(max(2, len(images)), -1, -1, -1).contiguous()  # one picture would be a constant
-            shapes = ({0: "batch", 2: "height", 3: "width"},)
-        program = torch.onnx.export(
-            self.model,
-            (images,),
-            dynamo=True,
-            opset_version=self.args.opset,
-            input_names=["images"],
-            output_names=["output0", "output1"] if self.model.task == "segment" else ["output0"],
-            dynamic_shapes=shapes,
-            verbose=False,
-        )
-        model = cast(torch.onnx.ONNXProgram, program).model_proto
+        model = self.convert(path, ["output0", "output1"] if self.model.task == "segment" else ["output0"])
         if self.args.simplify:
             import onnxslim  # noqa: PLC0415 (slow, and only --simplify needs it)
 
             model = onnxslim.slim(model)
         if self.args.quantize == 16 and self.device.type == "cpu":
             model = float16.convert_float_to_float16(model, keep_io_types=True)
-        for port in model.graph.output:
-            for side, axis in zip(port.type.tensor_type.shape.dim, SIDES[port.name], strict=True):
-                if side.dim_param:
-                    side.dim_param = axis
+        del model.graph.value_info[:]  # sides under names of whoever inferred them
+        shapes = self.output_shape if isinstance(self.output_shape[0], tuple) else (self.output_shape,)
+        for port, shape in zip(model.graph.output, shapes, strict=True):
+            free = self.free_of(port.name)
+            set_shape(port, [free.get(axis, side) for axis, side in enumerate(shape)])
         onnx.helper.set_model_props(model, {key: str(value) for key, value in self.metadata.items()})
         model.ir_version = min(model.ir_version, IR_VERSION)
         onnx.save(model, path)
         return str(path)
 
+    def convert(self, path: Path, names: list[str]) -> onnx.ModelProto:
+        """Return the model as ONNX, whose outputs have these names; a file may be left at `path`."""
+        raise NotImplementedError
 
-EXPORTERS = {"torchscript": Exporter, "dynamo": DynamoExporter}  # by the names that --exporter takes
+    def free_of(self, output: str) -> dict[int, str]:
+        """Return which sides of an output stay free, and their names; a head without NMS gives a number of boxes."""
+        fixed = len(self.free) < 2 or (output == "output0" and self.model.end2end)
+        return {axis: name for axis, name in self.free.items() if axis == 0} if fixed else SIDES[output]
+
+
+class TracingExporter(OnnxExporter):
+    """Writes ONNX by tracing."""
+
+    def convert(self, path: Path, names: list[str]) -> onnx.ModelProto:
+        """Return the model as ONNX, whose outputs have these names; the file lies at `path`."""
+        free = {"images": self.free, **{name: self.free_of(name) for name in names}} if self.free else None
+        with arange_patch(bool(free), self.args.quantize, "onnx"):
+            torch2onnx(self.model, self.im, path, self.args.opset, ["images"], names, free)
+        return onnx.load(path)
+
+
+class DynamoExporter(OnnxExporter):
+    """Writes ONNX with torch.export, not by tracing: what depends on the data is found, and refused, not baked in."""
+
+    def convert(self, path: Path, names: list[str]) -> onnx.ModelProto:  # noqa: ARG002 (nothing is left there)
+        """Return the model as ONNX, whose outputs have these names."""
+        images = self.im
+        if self.free:
+            images = images.expand(max(2, len(images)), -1, -1, -1).contiguous()  # one picture would be a constant
+        program = torch.onnx.export(
+            self.model,
+            (images,),
+            dynamo=True,
+            opset_version=self.args.opset,
+            input_names=["images"],
+            output_names=names,
+            dynamic_shapes=(self.free,) if self.free else None,
+            verbose=False,
+        )
+        return cast(torch.onnx.ONNXProgram, program).model_proto
+
+
+EXPORTERS = {"torchscript": TracingExporter, "dynamo": DynamoExporter}  # by the names that --exporter takes
 
 
 def check_exporter(name: str) -> str:
@@ -130,6 +173,15 @@ def announce(exporter: Exporter, nms: Nms | None, preprocess: str | None) -> Non
         exporter.model = Preprocess(exporter.model, preprocess, dtype)
 
 
+def free_batch_alone(exporter: Exporter) -> None:
+    """Let height and width be fixed in a file whose batch stays free, and say so in its metadata."""
+    exporter.metadata["free"] = "batch"
+    exporter.metadata["args"]["dynamic"] = False  # by which ultralytics means height and width as well
+    for module in exporter.model.modules():
+        if isinstance(module, Detect):
+            module.dynamic = False
+
+
 def surround(path: Path, network: DetectionModel, nms: Nms | None, preprocess: str | None) -> None:
     """Put bytes and NMS around the network of an ONNX file."""
     if not (nms or preprocess):
@@ -153,7 +205,7 @@ class WriteOptions:
     size: tuple[int, int] = (640, 640)  # height, width, in pixels
     batch: int = 1
     device: str = "cpu"
-    dynamic: bool = False  # batch, height and width stay free
+    dynamic: bool | Literal["batch"] = False  # batch, height and width stay free, or the batch alone
     half: bool = False  # float16
     simplify: bool = False  # onnxslim
     opset: int = 17
@@ -193,6 +245,8 @@ def write(deploy: DetectionModel, path: Path, options: WriteOptions) -> Written:
         with quiet(options.verbose):
             made = _make_exporter(kind, options)(_to_be_written(deploy, path, kind))
         _take(Path(made), path)
+        if kind.name == "openvino" and options.dynamic == "batch":
+            _fix_sides(path, options)
         if kind.name == "onnx" and options.half:
             _sort_onnx(path)
         if kind.name == "onnx":
@@ -215,11 +269,14 @@ def _take(made: Path, path: Path) -> None:
 
 
 def _make_exporter(kind: Format, options: WriteOptions) -> Exporter:
-    settings = {"format": kind.name, "imgsz": list(options.size), "batch": options.batch, "dynamic": options.dynamic}
-    settings |= {"device": options.device, "quantize": 16 if options.half else None}
+    settings = {"format": kind.name, "imgsz": list(options.size), "batch": options.batch}
+    settings |= {"dynamic": bool(options.dynamic), "device": options.device, "quantize": 16 if options.half else None}
     if kind.onnx:
         settings |= {"opset": options.opset, "simplify": options.simplify}
     exporter = EXPORTERS[options.exporter](overrides=settings)
+    exporter.free = FREE[options.dynamic]
+    if options.dynamic == "batch":
+        exporter.add_callback("on_export_start", free_batch_alone)
     exporter.add_callback("on_export_start", _sign)
     exporter.add_callback("on_export_start", partial(announce, nms=options.nms, preprocess=options.preprocess))
     return exporter
@@ -290,6 +347,20 @@ def _flush() -> None:
         if stream is not None:
             stream.flush()
     ctypes.CDLL(None).fflush(None)
+
+
+def _fix_sides(folder: Path, options: WriteOptions) -> None:
+    """Give the input of an OpenVINO model its height and width, which ultralytics leaves free with the batch."""
+    import openvino  # noqa: PLC0415 (slow, and few need it)
+
+    graph = file_in(folder, "*.xml")
+    model = openvino_core().read_model(graph.read_bytes(), graph.with_suffix(".bin").read_bytes())
+    shape = model.input().partial_shape
+    first = 1 if options.preprocess else 2  # of bytes (B, H, W, 3), or numbers (B, ch, H, W)
+    for axis, side in enumerate(options.size, first):
+        shape[axis] = side
+    model.reshape(shape)
+    openvino.save_model(model, graph, compress_to_fp16=options.half)
 
 
 def _sort_onnx(path: Path) -> None:

@@ -135,8 +135,9 @@ class Detector:
             retina_masks=retina_masks,
         )
         predictor, size = self._predictor(options), _checked("batch", batch, cli.positive_int)
-        if size > 1 and self.weights.model is None and not getattr(self.weights.network, "dynamic", False):
-            raise UserError(f"{self.weights.path.name} takes one picture at a time: batch=1, or export with --dynamic")
+        if size > 1 and not self.weights.network.takes_batches:
+            name = self.weights.path.name
+            raise UserError(f"{name} takes one picture at a time: batch=1, or export with --dynamic batch")
         frames = read_frames(source, _checked("vid_stride", vid_stride, cli.positive_int))
         results = self._detect(predictor, frames, size, verbose)
         return results if stream or is_endless(source) else list(results)

@@ -34,6 +34,7 @@ from utils.prove.side_by_side import draw_side_by_side
 from utils.sizes import other_shape, third_shape
 
 DYNAMIC_BATCH = 2  # that a file with dynamic shapes is proven with
+FREE_BATCHES = (1, 2, 3)  # that a file whose batch alone is free is proven with
 
 
 # The whole of it ------------------------------------------------------------------------------------------------------
@@ -113,8 +114,10 @@ def prove(reference: Reference, deploy: DetectionModel, path: Path, options: Opt
         proof.cases += cases
         proof.divergence = proof.divergence or explain(reference, deploy, file, cases, tolerance)
 
-    compare(path, options.size, options.batch, path.name)
-    if options.dynamic:
+    batches = sorted({*FREE_BATCHES, options.batch}) if options.dynamic == "batch" else [options.batch]
+    for batch in batches:
+        compare(path, options.size, batch, path.name)
+    if options.dynamic is True:
         compare(path, other, options.batch, path.name)
         compare(path, third_shape(options.size, stride), DYNAMIC_BATCH, path.name)
     elif deploy.only_size is None:
