@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import math
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ import yaml
 
 from models import ultralytics_yaml
 from models.errors import ConfigError, did_you_mean
+from models.files import why_no_file
 from models.yaml_numbers import load_yaml
 
 CONFIGS = Path(__file__).parent / "configs"
@@ -177,20 +179,15 @@ def load_spec(cfg: str | Path | Mapping[str, Any] | ModelSpec) -> ModelSpec:
 def find_config(cfg: str | Path) -> Path:
     """Return the file that `cfg` means: a path as given, or a name in models/configs, with or without `.yaml`."""
     candidates = [Path(cfg), CONFIGS / cfg, CONFIGS / f"{cfg}.yaml"]
-    found = next(filter(_is_file, candidates), None)
+    problems = {path: why_no_file(path) for path in candidates}
+    found = next((path for path, problem in problems.items() if not problem), None)
     if found is None:
+        if os.path.lexists(candidates[0]):
+            raise ConfigError(f"the model YAML {cfg} {problems[candidates[0]]}")
         known = [path.name for path in CONFIGS.glob("*.yaml")]
         hint = did_you_mean(str(cfg)[:100], known)
         raise ConfigError(f"no model YAML {_shorten(str(cfg))}, neither as a path nor in {CONFIGS}{hint}")
     return found
-
-
-def _is_file(path: Path) -> bool:
-    """Return whether `path` is a file; what can be no name at all, such as one too long, is none."""
-    try:
-        return path.is_file()
-    except (OSError, ValueError):
-        return False
 
 
 def parse_call(text: str) -> Call:

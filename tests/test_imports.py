@@ -17,7 +17,7 @@ import models
 ROOT = Path(__file__).parents[1]
 SOURCES = sorted([*ROOT.glob("*.py"), *ROOT.glob("models/**/*.py"), *ROOT.glob("utils/**/*.py")])
 ORDER = [  # a module imports from its own row and the rows above
-    ["models.environment", "models.errors"],
+    ["models.environment", "models.errors", "models.files"],
     ["models.registry", "models.plugins", "models.downloads", "models.yaml_numbers", "models.ultralytics_yaml"],
     ["models.spec"],
     ["models.arguments"],

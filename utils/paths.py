@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import shutil
-import stat
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TypeGuard
@@ -13,13 +11,12 @@ from typing import TypeGuard
 from ultralytics.utils import LOGGER
 
 from models.errors import UserError, did_you_mean
+from models.files import why_no_file
 from utils.text import shorten
 
 ROOT = Path(__file__).resolve().parents[1]  # the folder that holds models/, data/ and the scripts
 MADE: list[Path] = []  # folders of runs that the script has made
-KERNEL = ("/proc", "/sys")  # whose files are made when they are read, and may be waited for
 MAX_PATH, MAX_NAME_BYTES = 2048, 255  # characters of a path that a file names, bytes of one name in it
-KINDS = {stat.S_IFDIR: "folder", stat.S_IFIFO: "pipe", stat.S_IFCHR: "device", stat.S_IFBLK: "device"}  # of no file
 
 
 def increment_path(project: str | Path, name: str, exist_ok: bool = False, sources: Iterable[str | Path] = ()) -> Path:
@@ -77,27 +74,6 @@ def check_holds_none(folder: Path, sources: Iterable[str | Path]) -> None:
                     f"{shorten(source)} lies in the folder of the results, {folder}, where it could be replaced: "
                     "choose another --project or --name"
                 )
-
-
-def why_no_file(path: str | Path) -> str:
-    """Return why a path cannot be read as a file of data, such as "does not exist", or nothing where it can.
-
-    Pipes, devices and what the kernel makes up would be waited for, or have no end; so they are never opened.
-    """
-    try:
-        mode = os.stat(path).st_mode  # noqa: PTH116 (of any text)
-    except OSError as error:
-        if error.errno == errno.ENOENT:
-            return "is a link to what does not exist" if os.path.islink(path) else "does not exist"  # noqa: PTH114
-        loops = error.errno == errno.ELOOP
-        return "is a link that leads to itself" if loops else f"cannot be read: {error.strerror}"
-    except ValueError:  # a null byte
-        return "does not exist"
-    if not stat.S_ISREG(mode):
-        return f"is not a file but a {KINDS.get(stat.S_IFMT(mode), 'socket')}"
-    if os.path.realpath(path).startswith(tuple(f"{folder}/" for folder in KERNEL)):
-        return "is not a file of data but one of the system"
-    return ""
 
 
 def spellings(path: str) -> tuple[str, ...]:
@@ -190,6 +166,8 @@ def find_file(name: str | Path, folder: str, suffixes: Sequence[str] = (".yaml",
         found = sorted(p for p in (ROOT / folder).rglob("*") if p.name in wanted and p.suffix in suffixes)
         if found:
             return found[0]
+    if os.path.lexists(path):
+        raise UserError(f"{path} {why_no_file(path)}")
     near = _did_you_mean_file(path.name, [path.parent, ROOT / folder])
     raise UserError(f"there is no file {path}, and none of that name in {folder}/{near}")
 

@@ -6,6 +6,7 @@ loader serves them all. Nothing is downloaded, unless the weights are named `tim
 
 from __future__ import annotations
 
+import os
 import pickle
 import re
 import warnings
@@ -20,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from models.errors import WeightsError
+from models.files import why_no_file
 
 NESTS = ("state_dict_ema", "ema", "state_dict", "model")  # under which files keep their tensors, in this order
 PREFIXES = ("module.", "backbone.", "model.")
@@ -240,8 +242,9 @@ def weights_file(path: Path) -> Iterator[None]:
         WeightsError: no such file, one that would unpack to far more than its size, or a damaged one.
     """
     try:
-        if not path.is_file():
-            raise WeightsError(f"there is no weights file {path}")
+        if problem := why_no_file(path):
+            there = os.path.lexists(path)
+            raise WeightsError(f"the weights file {path} {problem}" if there else f"there is no weights file {path}")
         if zipfile.is_zipfile(path):
             check_archive(path)
         yield

@@ -12,6 +12,7 @@ from ultralytics.utils.torch_utils import select_device
 
 from models import DetectionModel
 from models.errors import UserError, WeightsError
+from models.files import why_no_file
 from utils.checkpoint import load_checkpoint
 from utils.data.description import read_names
 from utils.deploy.backends import Backend
@@ -170,6 +171,9 @@ def check_export(path: Path) -> Format:
         raise WeightsError(f"{path} is a folder, and {kind.title} models are files")
     if kind.content and not any(path.rglob(kind.content)):
         raise WeightsError(f"{path} is no {kind.title} model: that is a folder with a file {kind.content}")
+    for inner in path.rglob("*"):
+        if not inner.is_dir() and (problem := why_no_file(inner)):
+            raise WeightsError(f"{inner} {problem}")
     return kind
 
 

@@ -22,6 +22,7 @@ from ultralytics.data.loaders import LoadScreenshots
 from ultralytics.utils import LOGGER
 
 from models.errors import UserError
+from models.files import why_no_file
 from utils.data.pictures import PICTURES, is_video, suffix
 from utils.detect.frame import Frame
 from utils.text import decode, shorten, without_secrets
@@ -280,8 +281,8 @@ def read_addresses(source: str) -> list[str]:
     """
     if not source.lower().endswith(".streams") or _scheme(source) in SCHEMES:
         return [source]
-    if not Path(source).is_file():
-        raise UserError(f"the source {source} does not exist")
+    if problem := why_no_file(source):
+        raise UserError(f"the source {source} {problem}")
     try:
         addresses = decode(Path(source).read_bytes(), errors="replace").split()
     except ValueError as error:
@@ -301,7 +302,7 @@ def _check_line(address: str, source: str) -> str:
     """
     if address.isdecimal() or _scheme(address) in SCHEMES:
         return address
-    if is_video(address) and Path(address).is_file():
+    if is_video(address) and not why_no_file(address):
         return str(Path(address).absolute())  # which has no scheme
     known = ", ".join(f"{scheme}://" for scheme in SCHEMES)
     raise UserError(

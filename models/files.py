@@ -1,0 +1,32 @@
+"""Which paths are files of data, and may be opened."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from pathlib import Path
+
+KERNEL = ("/proc", "/sys")  # whose files are made when they are read, and may be waited for
+KINDS = {stat.S_IFDIR: "folder", stat.S_IFIFO: "pipe", stat.S_IFCHR: "device", stat.S_IFBLK: "device"}  # of no file
+
+
+def why_no_file(path: str | Path) -> str:
+    """Return why a path cannot be read as a file of data, such as "does not exist", or nothing where it can.
+
+    Pipes, devices and what the kernel makes up would be waited for, or have no end; so they are never opened.
+    """
+    try:
+        mode = os.stat(path).st_mode  # noqa: PTH116 (of any text)
+    except OSError as error:
+        if error.errno == errno.ENOENT:
+            return "is a link to what does not exist" if os.path.islink(path) else "does not exist"  # noqa: PTH114
+        loops = error.errno == errno.ELOOP
+        return "is a link that leads to itself" if loops else f"cannot be read: {error.strerror}"
+    except ValueError:  # a null byte
+        return "does not exist"
+    if not stat.S_ISREG(mode):
+        return f"is not a file but a {KINDS.get(stat.S_IFMT(mode), 'socket')}"
+    if os.path.realpath(path).startswith(tuple(f"{folder}/" for folder in KERNEL)):
+        return "is not a file of data but one of the system"
+    return ""
