@@ -280,7 +280,7 @@ def test_bad_file_is_one_sentence(tmp_path, content, message):
 
 @pytest.mark.parametrize("name", ["nowhere.yaml", "coco129", ROOT / "data", "https://example.com/coco.yaml"])
 def test_missing_yaml_is_one_sentence(name):
-    with pytest.raises(UserError, match="there is no file") as caught:
+    with pytest.raises(UserError, match=r"there is no file|is not a file but a folder") as caught:
         load_dataset(name)
     assert ("did you mean 'coco128.yaml'" in str(caught.value)) == ("coco" in str(name))
 
@@ -430,8 +430,12 @@ def test_a_split_that_is_a_file_of_another_tool(folder):
 
 def test_a_list_of_names_without_suffix(folder):
     (folder / "train.txt").write_text("2007_000027\n2007_000032\n")
-    with pytest.raises(UserError, match=r"no pictures in .*train\.txt .*; its first line is '2007_000027'"):
-        check_images(load_dataset(write_yaml(folder, train="train.txt")))
+    (folder / "Annotations").mkdir()
+    (folder / "Annotations" / "2007_000027.xml").write_text(VOC)
+    first = "its first line is '2007_000027'"
+    for source, said in (("train.txt", f"{first}; .*"), ("Annotations", ".*")):
+        with pytest.raises(UserError, match=rf"no pictures in .*{source} .*; {said}/2007_000027\.xml holds labels"):
+            check_images(load_dataset(write_yaml(folder, train=source)))
 
 
 ENCODED = {

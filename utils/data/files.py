@@ -11,7 +11,7 @@ from ultralytics.utils import LOGGER
 
 from models.errors import UserError
 from utils.data.description import BUILT_IN, load_dataset
-from utils.data.labels import check_label_files, check_objects
+from utils.data.labels import check_label_files, check_objects, foreign_labels
 from utils.data.pictures import PICTURES, is_picture
 from utils.data.scan import Settings
 from utils.paths import spellings, why_no_file
@@ -34,7 +34,8 @@ def list_images(source: str | Sequence[str], root: str | Path = "") -> list[str]
     if not images:
         listed = f"; its first line is '{shorten(files[0])}'" if files and not Path(sources[0]).is_dir() else ""
         known = ", ".join(sorted(PICTURES))
-        raise UserError(f"there are no pictures in {', '.join(sources)} (looked for {known}){listed}")
+        foreign = foreign_labels(sources, root) if root else ""
+        raise UserError(f"there are no pictures in {', '.join(sources)} (looked for {known}){listed}{foreign}")
     if not any(map(os.path.lexists, images)):
         raise UserError(
             f"none of the {len(images)} pictures on {', '.join(sources)} is there, such as {shorten(images[0])}"

@@ -18,7 +18,7 @@ from utils.paths import why_no_file
 from utils.text import printable
 
 MOST_FOLDERS, MOST_FILES = 200, 20  # that are searched for labels of other tools: below the data set, and in each
-HEAD = 1 << 16  # bytes of such a file that tell what it is
+HEAD = 1 << 20  # bytes of such a file that tell what it is
 
 
 @dataclass(frozen=True)

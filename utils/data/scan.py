@@ -342,7 +342,7 @@ def log_scan(records: list[Record], labels: Sequence[str], prefix: str) -> None:
     if states["missing"]:
         example = next(label for r, label in zip(records, labels, strict=True) if r.state == "missing")
         LOGGER.info(
-            printable(f"{prefix}pictures without a label file count as without objects; there is no {example}, for one")
+            f"{prefix}pictures without a label file count as without objects; there is no {printable(example)}, for one"
         )
     rejected = [r for r in records if r.state == "rejected"]
     changed = [r for r in records if r.state != "rejected" and r.note]
