@@ -176,8 +176,8 @@ def test_roboflow_paths(folder):
     assert data["val"] == str(folder / "images" / "val")
 
 
-def test_whole_numbers_are_names_too(folder):
-    assert load_dataset(write_yaml(folder, names=[7, 8]))["names"] == {0: "7", 1: "8"}
+def test_numbers_are_names_too(folder):
+    assert load_dataset(write_yaml(folder, names=[7, 0.5]))["names"] == {0: "7", 1: "0.5"}
 
 
 @pytest.mark.parametrize(

@@ -194,7 +194,7 @@ def test_broken_exports_are_one_sentence(discs, tmp_path, suffix):
         (tmp_path / "a.jpg", "does not exist"),
     ):
         with pytest.raises(UserError, match=message) as caught:
-            val.run(weights=weights, data=discs, project=tmp_path / "val")
+            val.run(weights=weights, data=discs, project=tmp_path / "val", trust=True)
         assert "\n" not in str(caught.value)
     assert not (tmp_path / "val").exists()
 

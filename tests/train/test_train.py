@@ -455,7 +455,7 @@ def test_val_refuses_files_that_do_not_run_before_anything_is_written(folder, tm
     for page in ("page.onnx", "page.torchscript", "page.pth"):
         (tmp_path / page).write_text("<!DOCTYPE html><html>404</html>")
     with pytest.raises(WeightsError, match=message) as caught:
-        val.run(weights=tmp_path / name, data=folder / "data.yaml", project=tmp_path / "runs")
+        val.run(weights=tmp_path / name, data=folder / "data.yaml", project=tmp_path / "runs", trust=True)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "runs").exists()
 

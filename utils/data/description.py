@@ -177,13 +177,13 @@ def numbered(names: Iterable[tuple[object, object]], file: Path) -> dict[int, ob
 
 
 def check_name(name: object, key: int, file: Path) -> str:
-    """Return one class name as text; a whole number is a name too, such as a digit's."""
+    """Return one class name as text; a number is a name too, such as a digit's or a coin's."""
     if isinstance(name, bool):
         raise UserError(
             f"{file}: class {key} of names is {str(name).lower()}, so put it in quotes: YAML takes yes, no, on and off "
             "for true and false"
         )
-    if not isinstance(name, (str, int)) or not str(name).strip():
+    if not isinstance(name, (str, int, float)) or not str(name).strip():
         raise UserError(f"{file}: class {key} of names must be a text, not {kind_of(name)}")
     if not str(name).isprintable():
         raise UserError(f"{file}: class {key} of names holds characters that cannot be printed: {name!r}")
