@@ -51,10 +51,10 @@ def _strace(command: Sequence[str], folder: Path, env: Mapping[str, str]) -> Wat
     trace = folder / "strace"
     calls = "trace=connect,sendto,sendmsg,sendmmsg"
     result = _run(["strace", "-f", "-qq", "-e", calls, "-e", "signal=none", "-o", str(trace), *command], folder, env)
-    return Watched(result, [line for line in trace.read_text(errors="replace").splitlines() if _leaves(line)])
+    return Watched(result, [line for line in trace.read_text(errors="replace").splitlines() if leaves(line)])
 
 
-def _leaves(line: str) -> bool:
+def leaves(line: str) -> bool:
     """Return whether a system call is for another machine: an address of the internet, or a question for a name."""
     found = ADDRESS.search(line)
     return found is not None and found[1] != "0" and (found[1] == DNS or not found[2].startswith(LOOPBACK))

@@ -1,0 +1,10 @@
+"""All attacks, in the order of the table."""
+
+from __future__ import annotations
+
+from tests.attacks.media import media_attacks
+from tests.attacks.weights import weight_attacks
+from tests.attacks.yamls import yaml_attacks
+
+ATTACKS = (*yaml_attacks(), *weight_attacks(), *media_attacks())
+KINDS = tuple(dict.fromkeys(attack.kind for attack in ATTACKS))
