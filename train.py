@@ -28,6 +28,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import math
 import sys
 import time
 from pathlib import Path
@@ -37,6 +38,7 @@ from utils import cli
 
 # isort: split
 import yaml
+from ultralytics.cfg import check_cfg
 from ultralytics.utils import LOGGER
 
 from models import DetectionModel
@@ -310,12 +312,23 @@ def read_recipe(args: argparse.Namespace) -> dict[str, Any]:
             raise UserError(f"{path}: unknown hyper-parameter '{key}'{did_you_mean(str(key), known)}")
         if key != "optimizer" and not isinstance(value, int | float):
             raise UserError(f"{path}: {key} must be a number, got {value!r}")
+        check_range(path, key, value)
     gains = {key: content.pop(key) for key in ANCHOR_GAINS if key in content} if "obj" in content else {}
     AnchorGains(**gains)
     if "anchors" in content:
         LOGGER.warning(f"{path.name}: anchors stand in the model YAML, those of the recipe are not used")
     content = {key: value for key, value in content.items() if key not in UNUSED}
     return {**content, **without, "anchor_gains": gains}
+
+
+def check_range(path: Path, key: str, value: Any) -> None:
+    """Raise UserError for a number of a recipe that ultralytics refuses, or that is none."""
+    if isinstance(value, float) and not math.isfinite(value):
+        raise UserError(f"{path}: {key} must be a finite number, got {value}")
+    try:
+        check_cfg({key: value})
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{path}: {error}") from error
 
 
 def freeze(words: list[str]) -> list[int] | int | str | None:

@@ -27,6 +27,12 @@ def why_no_file(path: str | Path) -> str:
         return "does not exist"
     if not stat.S_ISREG(mode):
         return f"is not a file but a {KINDS.get(stat.S_IFMT(mode), 'socket')}"
-    if os.path.realpath(path).startswith(tuple(f"{folder}/" for folder in KERNEL)):
+    if is_of_kernel(path):
         return "is not a file of data but one of the system"
     return ""
+
+
+def is_of_kernel(path: str | Path) -> bool:
+    """Return whether a file or folder is one that the kernel makes up, links followed."""
+    real = os.path.realpath(path)
+    return any(real == folder or real.startswith(f"{folder}/") for folder in KERNEL)

@@ -47,7 +47,10 @@ from utils import cli
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 SCRIPTS = "train val detect export benchmark".split()
-ENTRIES = {"models.yolo": "utils.describe_model"}  # module that is run → the one with its options
+ENTRIES = {  # module that is run → the one with its options
+    "models.yolo": "utils.describe_model",
+    "tests.attacks": "tests.attacks.__main__",
+}
 CLASSES = ["person", "car", "bicycle", "dog"]
 WRITTEN = {
     "my-data.yaml",

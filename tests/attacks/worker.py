@@ -80,6 +80,7 @@ def fork(work: Callable[[], int], log: Path) -> int | None:
         os.dup2(output, 1)
         os.dup2(output, 2)
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        sys.stdout, sys.stderr = (open(number, "w", buffering=1, closefd=False) for number in (1, 2))  # noqa: SIM115 (until the end)
         faulthandler.enable()
         code = BROKEN
         try:

@@ -10,11 +10,12 @@ from typing import Any
 from ultralytics.utils import LOGGER
 
 from models.errors import UserError
+from models.files import is_of_kernel, why_no_file
 from utils.data.description import BUILT_IN, load_dataset
 from utils.data.labels import check_label_files, check_objects, foreign_labels
 from utils.data.pictures import PICTURES, is_picture
 from utils.data.scan import Settings
-from utils.paths import spellings, why_no_file
+from utils.paths import spellings
 from utils.text import decode, printable, shorten
 
 
@@ -58,7 +59,7 @@ def folders_below(folder: str) -> Iterable[tuple[str, list[str]]]:
     for parent, folders, files in os.walk(folder, followlinks=True, onerror=_warn):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         real = os.path.realpath(parent)
-        if real in visited:  # a link to a folder above
+        if real in visited or is_of_kernel(real):  # a link to a folder above, or files without an end
             folders.clear()
             continue
         visited.add(real)
