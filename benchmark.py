@@ -84,12 +84,14 @@ def make_parser() -> cli.Parser:
     add("--exist-ok", action="store_true", help="use project/name again instead of counting up")
     cli.add_consents(parser)
     parser.ignore("--batch-size", reason="every form runs with one picture", values=1)
-    parser.refuse("--pt-only", reason="give --forms eager")
-    parser.refuse("--test", reason="export.py proves each format that it writes")
+    parser.refuse("--pt-only", reason="give --forms eager fused, which are PyTorch's")
+    parser.refuse("--test", reason="export.py proves what it writes wherever it can be run")
     parser.refuse(
         "--hard-fail", reason="a form that cannot be had ends nothing; benchmark.json tells which", values="?"
     )
-    parser.refuse("--half", "--device", reason="it measures in float32 on the CPU", values="?")
+    parser.refuse(
+        "--half", "--device", reason="it measures on the CPU, in float32 and INT8; name the --forms", values="?"
+    )
     return parser
 
 

@@ -117,10 +117,11 @@ def make_parser() -> cli.Parser:
 
 def add_foreign(parser: cli.Parser) -> None:
     """Add the flags of YOLOv5's export.py that do not apply here."""
-    parser.ignore("--optimize", reason="TorchScript is written for phones and computers alike")
-    parser.ignore("--inplace", reason="the head's arithmetic is exported as each format wants it")
+    parser.refuse("--optimize", reason="ExecuTorch has come after PyTorch Mobile; --include executorch writes it")
+    parser.refuse("--train", reason="a file is for inference; --no-fuse keeps the branches of training in it")
+    parser.ignore("--inplace", reason="no head computes in place, so there is nothing to choose")
     parser.ignore("--workspace", reason="TensorRT takes what memory the GPU has", values=1)
-    parser.ignore("--cache", reason="TensorRT's timings are not kept", values=0)
+    parser.ignore("--cache", reason="TensorRT's timings are not kept", values=1)
     parser.refuse(
         "--keras", reason="no Keras models are written; --include litert gives TensorFlow's format for phones"
     )

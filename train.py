@@ -131,14 +131,14 @@ def add_foreign(parser: cli.Parser) -> None:
     evolve = "hyper-parameters are not searched for; give a recipe of your own with --hyp"
     parser.refuse("--evolve", reason=evolve, values="?")
     parser.refuse("--evolve_population", "--resume_evolve", reason=evolve, values=1)
-    parser.refuse("--image-weights", reason="every picture is taken once an epoch, whatever its classes")
+    parser.refuse("--image-weights", reason="pictures are drawn alike, whatever their classes")
     parser.refuse("--quad", reason="batches are not joined four to one; give a larger --imgsz or --batch-size")
     parser.refuse("--bucket", "--upload_dataset", reason="nothing is sent anywhere", values="?")
     parser.ignore("--sync-bn", reason="each GPU keeps its own statistics of BatchNorm, and one GPU has all of them")
     parser.ignore("--local_rank", "--local-rank", reason="name the GPUs with --device", values=1)
     loggers = "losses and accuracy go to results.csv in the folder of the run, and to no service"
-    parser.ignore("--entity", "--bbox_interval", "--artifact_alias", "--ndjson-file", reason=loggers, values=1)
-    parser.ignore("--ndjson-console", reason=loggers)
+    parser.ignore("--entity", "--bbox_interval", "--artifact_alias", reason=loggers, values=1)
+    parser.ignore("--ndjson-console", "--ndjson-file", reason=loggers)
 
 
 def batch_size(text: str) -> int:
