@@ -1,12 +1,32 @@
-"""Trainings that are stopped on purpose."""
+"""Small data sets, and trainings that are stopped on purpose."""
 
 from __future__ import annotations
 
 from contextlib import contextmanager
+from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
+import yaml
 
 from utils.train.trainer import Trainer
+
+NAMES = ["a", "b"]
+
+
+def make_data(folder: Path, train: int = 3, **changes) -> Path:
+    """Make a data set with so many pictures to train on, one object each, and return its YAML."""
+    for split, count in (("train", train), ("val", 2)):
+        for kind in ("images", "labels"):
+            (folder / kind / split).mkdir(parents=True, exist_ok=True)
+        for i in range(count):
+            cv2.imwrite(str(folder / f"images/{split}/{i}.png"), np.full((64, 64, 3), 90, np.uint8))
+            (folder / f"labels/{split}/{i}.txt").write_text("1 0.5 0.5 0.4 0.4\n")
+    file = folder / "data.yaml"
+    splits = {split: f"images/{split}" for split in ("train", "val")}
+    file.write_text(yaml.safe_dump({**splits, "names": NAMES, **changes}))
+    return file
 
 
 @contextmanager

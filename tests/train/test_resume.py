@@ -6,8 +6,6 @@ import json
 import shutil
 from pathlib import Path
 
-import cv2
-import numpy as np
 import pytest
 import torch
 import yaml
@@ -16,28 +14,13 @@ import train
 from models import create_model
 from models.errors import UserError
 from tests.helpers import tiny
+from tests.runs import NAMES, make_data
 from utils.checkpoint import pack_model, plain, read_checkpoint, save_checkpoint
 from utils.train import run as runs
 from utils.train import trainer
 
 # isort: split
 from ultralytics.engine import trainer as engine
-
-NAMES = ["a", "b"]
-
-
-def make_data(folder: Path, train: int = 3, **changes) -> Path:
-    """Make a data set with so many pictures to train on, one object each, and return its YAML."""
-    for split, count in (("train", train), ("val", 2)):
-        for kind in ("images", "labels"):
-            (folder / kind / split).mkdir(parents=True, exist_ok=True)
-        for i in range(count):
-            cv2.imwrite(str(folder / f"images/{split}/{i}.png"), np.full((64, 64, 3), 90, np.uint8))
-            (folder / f"labels/{split}/{i}.txt").write_text("1 0.5 0.5 0.4 0.4\n")
-    file = folder / "data.yaml"
-    splits = {split: f"images/{split}" for split in ("train", "val")}
-    file.write_text(yaml.safe_dump({**splits, "names": NAMES, **changes}))
-    return file
 
 
 def make_run(folder: Path, data: Path, epoch: int = 0, changes: dict | None = None, **flags) -> Path:
