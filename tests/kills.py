@@ -182,18 +182,20 @@ def main(folder: Path, kills: int, stops: int) -> dict[str, object]:
     train_in_a_child([*new, "whole"], folder / "whole.log", write_down)
     moments = Counter(tuple(line.split()) for line in listed.read_text().splitlines())
     seen = Counter({"runs": 0, "kills": 0, "stops": 0})
-    at = Counter({" ".join(moment): 0 for moment in moments})
+    at, tried = (Counter({" ".join(moment): 0 for moment in moments}) for _ in range(2))
     wrong: list[str] = []
     while seen["kills"] < kills or seen["stops"] < stops:
         seen["runs"] += 1
         run, told = project / f"run{seen['runs']}", folder / "told"
         last = run / "weights/last.pt"
         for left in reversed(range(STOPS_A_RUN + 1)):  # the last time it is left alone
-            moment = min(moments, key=lambda m: (at[" ".join(m)], rng.random()))
+            moment = min(moments, key=lambda m: (tried[" ".join(m)], rng.random()))
+            tried[" ".join(moment)] += 1
+            count = rng.randint(1, rng.randint(1, moments[moment]))  # a resumed training reaches fewer
             few = [kind for kind, wanted in (("kills", kills), ("stops", stops)) if seen[kind] < wanted]
             kind = rng.choice(few or ["kills"])
             number = signal.SIGKILL if kind == "kills" else rng.choice((signal.SIGTERM, signal.SIGINT))
-            reached = stop_at(moment, rng.randint(1, moments[moment]), number, told) if left else lambda moment: None
+            reached = stop_at(moment, count, number, told) if left else lambda moment: None
             told.unlink(missing_ok=True)
             words = ["--resume", str(last)] if last.exists() else [*new, run.name]
             code = train_in_a_child(words, folder / f"{run.name}.log", reached)
@@ -203,6 +205,8 @@ def main(folder: Path, kills: int, stops: int) -> dict[str, object]:
             expected = CODES[number] if told.exists() else 0
             faults = [f"exit code {code} instead of {expected}"] if code != expected else []
             wrong += [f"{run.name}, {number.name} at {moment}: {fault}" for fault in (*faults, *unreadable(run))]
+            if not told.exists():
+                break  # it came to its end
         wrong += [f"{run.name} and the one never stopped: {what}" for what in differences(run, project / "whole")]
     return {**seen, "at": at, "wrong": wrong}
 

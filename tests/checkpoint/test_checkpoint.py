@@ -44,7 +44,9 @@ def resumable(content, model):
     optimizer = torch.optim.AdamW(model.parameters())
     training = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "scaler": {}, "updates": 7}
     counts = {"epochs": 5, "seed": 0, "fitness": 0.5, "best_fitness": None, "metrics": {"map": 0.5}}
-    return {**content, **training, **counts, "stopper": {"best_fitness": 0.0, "best_epoch": 0}}
+    split = {"source": "images", "pictures": 3, "objects": 4, "names": "x"}
+    kept = {"options": {"epochs": 5}, "batch": 4, "splits": {"path": "data", "train": split, "val": split}}
+    return {**content, **training, **counts, **kept, "stopper": {"best_fitness": 0.0, "best_epoch": 0}}
 
 
 @pytest.fixture
@@ -275,6 +277,9 @@ DAMAGED = [  # fields of a checkpoint whose value has a wrong type, range or tex
     *({"seed": seed} for seed in ("x", -1, 0.5)),
     *({"scaler": scaler} for scaler in (None, {"scale": "x"}, [1])),
     *({"model": model} for model in (None, {"a": 1})),
+    *({"options": options} for options in ("x", {1: 2}, {"a": torch.zeros(1)}, {"a": {"b": [{"c": [[1]]}]}})),
+    *({"batch": batch} for batch in (0, -1, "4", None)),
+    *({"splits": splits} for splits in ("x", {}, {"path": 3, "train": {}, "val": {}})),
     {"fused": 1},
     *({"optimizer": state} for state in ("x", {}, {"state": {}}, {"state": {}, "param_groups": "x"})),
     {"optimizer": {"state": {"a": {}}, "param_groups": []}},
@@ -314,7 +319,7 @@ def test_parts_that_do_not_fit_each_other_are_refused(change, content, path):
     assert_refused(path)
 
 
-@pytest.mark.parametrize("key", ["yaml", "names", "ema", "yaml_name", "imgsz", "model", "epoch", "history", "stopper"])
+@pytest.mark.parametrize("key", ["yaml", "names", "ema", "yaml_name", "imgsz", "model", "history", "splits"])
 def test_a_missing_part_is_refused(key, resumable, path):
     without = {k: v for k, v in resumable.items() if k != key}
     assert f"its field {key} is missing" in assert_not_written(without, path)

@@ -199,6 +199,9 @@ def test_fewer_epochs_than_there_are_is_refused(data, tmp_path):
 def test_a_batch_size_that_was_found_is_kept(data, tmp_path):
     last = make_run(tmp_path / "run", data, changes={"batch": 7})
     assert resume(last).options["batch"] == 7
+    file = tmp_path / "run/args.yaml"
+    file.write_text(file.read_text().replace("batch: 2", "batch: 7"))  # as it is written when the run is resumed
+    assert resume(last).options["batch"] == 7
 
 
 # What is left ---------------------------------------------------------------------------------------------------------
@@ -364,7 +367,9 @@ def change_first(**changes):
         lambda _: stepped(torch.optim.SGD, lr=0.1, momentum=0.9).state_dict(),
         lambda state: {**state, "param_groups": []},
         lambda state: {**state, "param_groups": [{**state["param_groups"][0], "lr": "x"}]},
+        lambda state: {**state, "param_groups": [{**state["param_groups"][0], "maximize": None}]},
         change_first(exp_avg=torch.zeros(5)),
+        change_first(exp_avg=-1),
         change_first(other=torch.zeros(2)),
     ],
 )

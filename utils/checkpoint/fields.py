@@ -104,7 +104,7 @@ def is_splits(value: Any) -> bool:
 
     def is_split(held: Any) -> bool:
         counts = is_mapping(held) and all(is_count(held.get(key)) for key in ("pictures", "objects"))
-        return counts and isinstance(held.get("names"), str) and is_plain(held.get("source"))
+        return counts and isinstance(held.get("names"), str) and isinstance(held.get("source"), str | list)
 
     return (
         is_mapping(value)
@@ -142,15 +142,17 @@ TRAINING: Fields = {  # of those that hold a training to resume, beside the othe
     "history": ("numbers by name for each epoch", lambda value: is_list(value, lambda row: is_mapping(row, is_number))),
     "seed": ("a whole number of at least 0 or None", lambda value: value is None or is_count(value)),
 }
-OTHERS: Fields = {  # that need not be there; the first three are in none of former versions
+KEPT: Fields = {  # of those that hold a training to resume, if no former version wrote them
     "options": ("options by name", lambda value: is_mapping(value, is_plain)),
     "splits": ("path, train and val of a data set", is_splits),
     "batch": ("a whole number of at least 1", lambda value: is_count(value) and value > 0),
+}
+OTHERS: Fields = {  # that need not be there
     "fused": ("True or False", lambda value: isinstance(value, bool)),
     "fitness": ("a finite number or None", is_score),
     "metrics": ("numbers by name", lambda value: is_mapping(value, is_number)),
 }
-FIELDS: Fields = {**MODEL, **TRAINING, **OTHERS}
+FIELDS: Fields = {**MODEL, **TRAINING, **KEPT, **OTHERS}
 
 
 def why_damaged(content: Mapping[str, Any]) -> str:
@@ -158,7 +160,7 @@ def why_damaged(content: Mapping[str, Any]) -> str:
 
     Fields of other names are not looked at.
     """
-    required = {**MODEL, **TRAINING} if "optimizer" in content else MODEL
+    required = {**MODEL, **(TRAINING if "optimizer" in content else {}), **(KEPT if "options" in content else {})}
     if missing := next((name for name in required if name not in content), None):
         return f"its field {missing} is missing"
     for name in FIELDS:

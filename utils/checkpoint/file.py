@@ -109,6 +109,8 @@ def build_model(content: Mapping[str, Any], path: str | Path) -> DetectionModel:
     try:
         spec = load_spec({**content["yaml"], "yaml_file": content["yaml_name"]})
         model = create_model(spec.without_pretrained())  # a file names no other file and no download
+        if spec.task != content["task"]:
+            raise ValueError(f"its head is to {spec.task}, its field task says {content['task']}")
         model.names, model.imgsz = class_names(content["names"]), content["imgsz"]
         if content.get("fused"):
             model = model.fuse()

@@ -86,12 +86,13 @@ def resumed_run(last: Path, asked: Mapping[str, Mapping[str, Any]] | None = None
     if "optimizer" not in checkpoint:
         raise UserError(f"{last} holds no training to resume, name the run's weights/last.pt")
     folder = last.resolve().parent.parent
-    options = change_options(options_of(folder, checkpoint, last), asked or {}, last)
+    options = {**defaults(), **change_options(options_of(folder, checkpoint, last), asked or {}, last)}
     done = checkpoint["epoch"] + 1
     if options["epochs"] < done:
-        raise UserError(f"{last} has {done} epochs already, so that --epochs {options['epochs']} cannot end it sooner")
-    options = {**defaults(), **options, "resume": str(last), "save_dir": str(folder), "exist_ok": True}
-    options["batch"] = checkpoint.get("batch", options["batch"])  # -1 has found that
+        raise UserError(f"{last} has {done} epochs already, it cannot end after {options['epochs']}")
+    if options["task"] != checkpoint["task"]:
+        raise UserError(f"{last} is to {checkpoint['task']}, its options are to {options['task']}")
+    options |= {"resume": str(last), "save_dir": str(folder), "exist_ok": True}
     left = what_is_left(folder, checkpoint, options)
     if left == "nothing":
         return TrainingRun(options, {}, {}, checkpoint=checkpoint, left=left)
@@ -113,20 +114,20 @@ def options_of(folder: Path, checkpoint: Mapping[str, Any], last: Path) -> dict[
     file = folder / "args.yaml"
     if not file.is_file():
         raise UserError(f"{last} is not in the folder of its run: there is no {file}")
-    kept = checkpoint.get("options")  # none in files of former versions
-    if kept is None:
+    if "options" not in checkpoint:  # a file of a former version
         return read_options(file)
-    check_options(kept, last)
+    check_options(checkpoint["options"], last)
+    kept = {**checkpoint["options"], "batch": checkpoint["batch"]}  # -1 has found that
     try:
         written = read_options(file)
     except UserError:
         if file.read_bytes().strip(b"\0 \r\n\t"):
             raise
         LOGGER.warning(f"{file} is empty, the run goes on with the options that {last.name} keeps")
-        return dict(kept)  # a full disk or a power cut leaves such a file
+        return kept  # a full disk or a power cut leaves such a file
     for name, value in written.items():
-        before = kept.get(name, defaults().get(name))
-        if value != before and name not in (*CHANGEABLE, *PLACE):
+        before = checkpoint["options"].get(name, defaults().get(name))
+        if value not in (before, kept.get(name, before)) and name not in (*CHANGEABLE, *PLACE):
             raise UserError(
                 f"{file}: {name} is {described(value)}, the run is trained with {described(before)}: {put_back(last)}"
             )
@@ -331,21 +332,19 @@ def describe_splits(data: Mapping[str, Any], pictures: Mapping[str, Sequence[str
 
     Returns:
         path: the root folder; for each split source: its folder or list file, or a list of them; pictures: how many;
-        names: a digest of their paths below the root folder.
+        names: a digest of their paths below the folder that holds those of all splits.
     """
-    root = str(data["path"])
+    paths = {split: [os.path.abspath(path) for path in pictures[split]] for split in pictures}  # noqa: PTH100
+    top = os.path.commonpath([os.path.dirname(path) for split in paths for path in paths[split]])  # noqa: PTH120
 
-    def digest(paths: Sequence[str]) -> str:
-        below = sorted(p.removeprefix(root + os.sep) for p in paths)
-        return hashlib.sha256("\0".join(below).encode(errors="surrogateescape")).hexdigest()
+    def digest(split: str) -> str:
+        below = "\0".join(sorted(path.removeprefix(top) for path in paths[split]))
+        return hashlib.sha256(below.encode(errors="surrogateescape")).hexdigest()
 
-    return {
-        "path": root,
-        **{
-            split: {"source": data[split], "pictures": len(paths), "names": digest(paths)}
-            for split, paths in pictures.items()
-        },
+    described = {
+        split: {"source": data[split], "pictures": len(paths[split]), "names": digest(split)} for split in paths
     }
+    return {"path": str(data["path"]), **described}
 
 
 def check_same_splits(data: Mapping[str, Any], now: Mapping[str, Any], then: Mapping[str, Any]) -> None:

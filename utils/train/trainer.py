@@ -45,6 +45,7 @@ from utils.train.transfer import transfer
 from utils.writing import remove_partials, write_text
 
 LOADER_SEED = 6148914691236517205  # ultralytics' own
+BY_DEVICE = ("foreach", "fused", "capturable")  # settings of an optimizer that depend on the device
 OBSERVED = 8  # batches that ranges of INT8 are taken from before they are trained
 
 
@@ -473,19 +474,20 @@ def load_optimizer(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> N
     """
     for own, came in zip(optimizer.state_dict()["param_groups"], saved["param_groups"], strict=True):
         for key, value in own.items():
-            if kind_of_setting(value) != kind_of_setting(came.get(key, "")):
+            allowed = {"bool", "NoneType"} if key in BY_DEVICE else {kind_of_setting(value)}
+            if kind_of_setting(came.get(key, "")) not in allowed:
                 raise ValueError(f"its optimizer has no such {key} as {value!r}")
     optimizer.load_state_dict(saved)
-    names = [set(state) for state in optimizer.state.values() if state]
+    kinds = [{key: type(held) for key, held in state.items()} for state in optimizer.state.values() if state]
     for weight, state in optimizer.state.items():
         fits = all(held.numel() == 1 or held.shape == weight.shape for held in state.values() if torch.is_tensor(held))
-        if not fits or (state and set(state) != names[0]):
+        if not fits or (state and {key: type(held) for key, held in state.items()} != kinds[0]):
             raise ValueError(f"its optimizer has another state for a weight of shape {tuple(weight.shape)}")
 
 
 def kind_of_setting(value: object) -> str:
     """Return which kind of setting of an optimizer a value is; a checkpoint has lists for tuples."""
-    kinds = {type(None): "switch", bool: "switch", int: "number", float: "number", tuple: "list"}
+    kinds = {int: "number", float: "number", tuple: "list"}
     return kinds.get(type(value), type(value).__name__)
 
 
