@@ -23,7 +23,7 @@ import train
 import val
 from models.errors import UserError
 from utils import cli
-from utils.paths import find_file, find_weights, increment_path
+from utils.paths import ROOT, find_file, find_weights, increment_path
 from utils.sizes import check_imgsz
 from utils.text import printable, quote
 
@@ -421,3 +421,93 @@ def test_a_folder_that_was_there_stays(tmp_path):
 
     assert cli.run_script(main, make_parser(), []) == 2
     assert (tmp_path / "exp").is_dir()
+
+
+# Stops ----------------------------------------------------------------------------------------------------------------
+STUCK = """
+import hashlib, sys, threading
+from pathlib import Path
+from utils import cli
+from utils.writing import signals_held
+
+cli.PATIENCE = cli.ENDING = 0.3
+
+def ready():
+    print("ready", flush=True)
+
+def native():
+    hashlib.pbkdf2_hmac("sha256", b"", b"", 10**9)  # minutes, in which Python sees no signal
+
+def end():
+    try:
+        ready()
+        threading.Event().wait()
+    finally:
+        native()
+
+def save():
+    with signals_held():
+        ready()
+        hashlib.pbkdf2_hmac("sha256", b"", b"", 6 * 10**6)  # some seconds
+        Path("saved").touch()
+    native()
+
+def main(args):
+    {"native": lambda: (ready(), native()), "end": end, "save": save}[sys.argv[1]]()
+
+parser = cli.Parser()
+sys.exit(cli.run_script(main, parser, []))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("where", ["native", "end", "save"])
+def test_a_stop_ends_what_no_signal_reaches(number, where, tmp_path):
+    script = subprocess.Popen(
+        [sys.executable, "-c", STUCK, where],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert script.stdout.readline() == "ready\n"
+    script.send_signal(number)
+    _, err = script.communicate(timeout=120)
+    assert script.returncode == 128 + number
+    assert err == f"ERROR: {cli.STOPS[number]}\n"
+    assert (tmp_path / "saved").exists() == (where == "save")
+
+
+def test_signals_are_as_before_when_a_script_has_ended():
+    def state():
+        fd = signal.set_wakeup_fd(-1)
+        signal.set_wakeup_fd(fd)
+        return fd, [signal.getsignal(number) for number in cli.STOPS]
+
+    before = state()
+    inside = []
+    exit_code(lambda args: inside.append(state()))
+    assert state() == before
+    assert inside[0][0] != before[0] and not cli.WATCHED
+
+
+def test_an_ignored_interrupt_stays_ignored():
+    former = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        assert exit_code(lambda args: os.kill(os.getpid(), signal.SIGINT)) == 0
+    finally:
+        signal.signal(signal.SIGINT, former)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_forked_process_tells_nobody_of_its_signals():
+    def main(args):
+        child = os.fork()
+        if child == 0:
+            os._exit(0 if signal.set_wakeup_fd(-1) == -1 else 1)
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+    assert exit_code(main) == 0

@@ -21,6 +21,8 @@ import os
 import select
 import signal
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -38,8 +40,12 @@ from utils.drawing.fonts import font_file
 from utils.paths import MADE, remove_empty_runs
 from utils.sizes import MAX_IMGSZ
 from utils.text import printable, shorten, without_secrets
+from utils.writing import are_signals_held
 
 CLOSED_PIPE = 128 + 13  # what a shell says of a program that SIGPIPE ended
+STOPS: dict[int, str] = {signal.SIGTERM: "terminated", signal.SIGINT: "interrupted"}
+PATIENCE, ENDING, TICK = 5.0, 60.0, 0.05  # seconds: for the main thread to see a signal, then to end; between looks
+WATCHED: list[int] = []  # files that the system writes the numbers of signals to
 BAD_NAME = {errno.ENAMETOOLONG, errno.ELOOP}  # of a file
 BAD_OUTPUT = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.ENOTDIR}
 
@@ -78,16 +84,16 @@ def run_script(main: Callable[[argparse.Namespace], object], parser: Parser, arg
 def _run(main: Callable[[argparse.Namespace], object], parser: Parser, argv: Sequence[str] | None) -> int:
     """Do what `run_script` does, but for a reader that is gone: BrokenPipeError."""
     try:
-        with sigterm_as_exception():
+        with stop_signals():
             code = main(parser.parse_args(argv))
             return code if isinstance(code, int) else 0
     except UserError as error:
         remove_empty_runs()
         return _fail(str(error), 2)
     except Terminated:
-        return _fail("terminated", 143)
+        return _fail(STOPS[signal.SIGTERM], 128 + signal.SIGTERM)
     except KeyboardInterrupt:
-        return _fail("interrupted", 130)
+        return _fail(STOPS[signal.SIGINT], 128 + signal.SIGINT)
     except OSError as error:
         if error.errno in BAD_NAME:
             return _fail(f"{shorten(error.filename)}: {error.strerror}", 2)
@@ -97,17 +103,67 @@ def _run(main: Callable[[argparse.Namespace], object], parser: Parser, argv: Seq
 
 
 @contextmanager
-def sigterm_as_exception() -> Iterator[None]:
-    """Raise Terminated in the main thread when SIGTERM comes, and put the former handler back at the end."""
+def stop_signals() -> Iterator[None]:
+    """Raise Terminated when SIGTERM comes and KeyboardInterrupt when Ctrl-C does, and see to it that the process ends.
 
-    def terminate(*_: object) -> NoReturn:
-        raise Terminated
+    Python handles signals when the main thread is back from what a library does, such as waiting for a machine that
+    does not answer. A thread that the system itself tells of signals ends the process where that takes too long.
+    """
+    came = {"handled": False, "over": False}  # plain values: a lock could be held by what the signal interrupts
 
-    former = signal.signal(signal.SIGTERM, terminate)
+    def stop(number: int, *_: object) -> NoReturn:
+        came["handled"] = True
+        raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
+
+    former = {number: signal.getsignal(number) for number in STOPS}
+    ours = [n for n in STOPS if n != signal.SIGINT or former[n] is signal.default_int_handler]  # shells may ignore it
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    threading.Thread(target=_watch, args=(reader, came), name="stop", daemon=True).start()
+    for number in ours:
+        signal.signal(number, stop)
+    wakeup = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    WATCHED.append(writer)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, former)
+        came["over"] = came["handled"] = True
+        signal.set_wakeup_fd(wakeup)
+        WATCHED.pop()
+        for number in ours:
+            signal.signal(number, former[number])
+        os.close(writer)
+
+
+def _watch(reader: int, came: dict[str, bool]) -> None:
+    """Wait for a signal that ends the process, or until the other end is closed."""
+    while data := os.read(reader, 1):
+        if data[0] in STOPS:
+            _end_if_stuck(data[0], came)
+    os.close(reader)
+
+
+def _end_if_stuck(number: int, came: dict[str, bool]) -> None:
+    """End the process when a signal is not handled in time, or what it interrupts does not come to an end.
+
+    What is being saved is waited for, however long it takes.
+    """
+    for state, seconds in (("handled", PATIENCE), ("over", ENDING)):
+        start = time.monotonic()
+        while not came[state]:
+            if are_signals_held():
+                start = time.monotonic()
+            if time.monotonic() - start > seconds:
+                with suppress(OSError):
+                    os.write(2, f"ERROR: {STOPS[number]}\n".encode())
+                os._exit(128 + number)
+            time.sleep(TICK)
+
+
+def _forget_wakeup() -> None:
+    """Keep a forked process from telling its parent of its own signals."""
+    if WATCHED:
+        signal.set_wakeup_fd(-1)
 
 
 def _handle_error(handler: logging.Handler, record: logging.LogRecord) -> None:
@@ -429,3 +485,7 @@ def device(text: str) -> str:
         there = f"CUDA devices 0 to {count - 1}" if count else "no CUDA device; use cpu"
         raise argparse.ArgumentTypeError(f"'{text}' is not there: this machine has {there}")
     return name
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_wakeup)

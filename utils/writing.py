@@ -12,6 +12,7 @@ from types import FrameType
 from typing import IO, Any
 
 PARTIAL = ".partial"  # the end of the names of files that are being written
+HELD: list[list[int]] = []  # the signals that wait, of each `signals_held` that is under way
 
 
 @contextmanager
@@ -92,6 +93,7 @@ def signals_held() -> Iterator[None]:
         else:
             former[number](number, frame)
 
+    HELD.append(came)
     try:
         for number in map(int, signal.valid_signals()):
             if callable(handler := signal.getsignal(number)) and not isinstance(handler, signal.Handlers):
@@ -104,5 +106,11 @@ def signals_held() -> Iterator[None]:
                 signal.signal(number, handler)
         finally:
             holding = False
+            HELD.pop()
         for number in came:
             signal.raise_signal(number)
+
+
+def are_signals_held() -> bool:
+    """Return whether signals wait for the end of what is being written."""
+    return bool(HELD)
