@@ -20,7 +20,7 @@ import pytest
 
 import detect
 from models.errors import UserError
-from tests.detecting import count_frames, files_below, start
+from tests.detecting import count_frames, files_below, start, video
 from utils import cli
 from utils.detect import sources, streams
 from utils.text import without_secrets
@@ -100,6 +100,15 @@ def test_a_stream_until_it_ends():
     assert {frame.path.name for frame in frames} == {name} and all(frame.live for frame in frames)
 
 
+def test_frames_of_a_stream_with_an_end_have_the_numbers_that_they_have_in_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    video(tmp_path / "clip.avi", frames=17)
+    (tmp_path / "clips.streams").write_text("clip.avi\n")
+    frames = list(sources.open_source("clips.streams", vid_stride=5))
+    assert [frame.number for frame in frames] == [5, 10, 15]
+    assert greys(frames) == pytest.approx([40, 90, 140], abs=3)
+
+
 def test_the_newest_frame_is_taken_and_older_ones_are_dropped():
     with serve([(2 * i, 0.01) for i in range(100)]) as address:
         taken = []
@@ -160,9 +169,9 @@ def test_pauses_get_longer(monkeypatch):
     clock = count(step=0)
     monkeypatch.setattr(streams.time, "monotonic", lambda: sum(waited) + next(clock))
     stream._closed.wait, stream._closed.is_set = waited.append, lambda: False
-    visits = iter([[np.zeros((2, 2, 3))]])
+    visits = iter([[(1, np.zeros((2, 2, 3)))]])
     stream._connection = lambda: next(visits, [])
-    stream._offer = lambda image: None
+    stream._offer = lambda image, number: None
     assert stream._read_all() == "lost, and not back within 100 s"
     assert waited == [1, 2, 4, 8, 16, 30, 30, 9]
 

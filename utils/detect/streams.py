@@ -48,7 +48,7 @@ class Stream:
         news: notified of new frames and of the end; shared by the streams that are read side by side.
 
     Attributes:
-        number: how many frames were taken, all of them counted and the newest of which is `frame`.
+        number: of the newest frame that was taken: in the stream where that has an end, else among those taken.
         fps: frames per second, after skipping.
         ended: it gives no more frames.
         failure: why it ended, where that was not its own end.
@@ -77,6 +77,7 @@ class Stream:
         self.ended = False
         self.failure = ""
         self._total = 0  # frames, of a stream that has an end
+        self._grabbed = 0  # number in the connection of the frame that was not taken yet
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._run, name=f"stream {name}", daemon=True)
         self._thread.start()
@@ -86,7 +87,7 @@ class Stream:
         image, self.frame = self.frame, None
         if image is None:
             return None
-        self.number += 1
+        self.number = self._grabbed if self._total else self.number + 1
         self.news.notify_all()  # a stream with an end waits for this
         return Frame(image, Path(self.name), self.title, self.number, self.fps, live=True)
 
@@ -113,12 +114,12 @@ class Stream:
         lost: float | None = None  # since when
         pauses: Iterator[float] = iter(())
         while True:
-            for image in self._connection():
+            for number, image in self._connection():
                 seen = True
                 if lost is not None:
                     LOGGER.info(f"the stream {self.shown} is back after {time.monotonic() - lost:.0f} s")
                     lost = None
-                self._offer(image)
+                self._offer(image, number)
             if not seen:
                 return "it cannot be opened"
             if self._closed.is_set() or self._total or not self.patience:
@@ -131,8 +132,8 @@ class Stream:
                 return f"lost, and not back within {self.patience:.0f} s"
             self._closed.wait(min(next(pauses), left))
 
-    def _connection(self) -> Iterator[np.ndarray]:
-        """Connect, and yield the frames until the connection breaks or the stream is closed."""
+    def _connection(self) -> Iterator[tuple[int, np.ndarray]]:
+        """Connect, and yield the frames with their numbers until the connection breaks or the stream is closed."""
         if self._closed.is_set():
             return
         video = connect(self.address)
@@ -146,16 +147,16 @@ class Stream:
                 if grabbed % self.vid_stride == 0:
                     ok, image = video.retrieve()
                     if ok and image is not None:
-                        yield image
+                        yield grabbed, image
         finally:
             video.release()
 
-    def _offer(self, image: np.ndarray) -> None:
+    def _offer(self, image: np.ndarray, number: int) -> None:
         """Let a frame be taken: in place of the last one, or, where the stream has an end, after it."""
         with self.news:
             if self._total:
                 self.news.wait_for(lambda: self.frame is None or self._closed.is_set())
-            self.frame = image
+            self.frame, self._grabbed = image, number
             self.news.notify_all()
 
 
