@@ -23,7 +23,7 @@ import train
 import val
 from models.errors import UserError
 from utils import cli
-from utils.paths import ROOT, find_file, find_weights, increment_path
+from utils.paths import ROOT, check_holds_none, find_file, find_weights, increment_path
 from utils.sizes import check_imgsz
 from utils.text import printable, quote
 
@@ -511,3 +511,15 @@ def test_a_forked_process_tells_nobody_of_its_signals():
         return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
     assert exit_code(main) == 0
+
+
+def test_a_source_that_a_file_of_results_would_replace(tmp_path):
+    result, link, other = tmp_path / "a.jpg", tmp_path / "link.jpg", tmp_path / "b.jpg"
+    result.touch()
+    other.touch()
+    link.symlink_to(result)
+    check_holds_none(result, [other, tmp_path / "missing.jpg"])
+    for source in (result, link):
+        with pytest.raises(UserError, match=r"\.jpg would be replaced by the results: choose another --output$"):
+            check_holds_none(result, [other, source], "--output")
+    check_holds_none(link, [other])

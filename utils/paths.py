@@ -57,23 +57,28 @@ def increment_path(project: str | Path, name: str, exist_ok: bool = False, sourc
     return folder
 
 
-def check_holds_none(folder: Path, sources: Iterable[str | Path]) -> None:
-    """Raise UserError when one of the sources, or what it links to, lies in the folder of the results or below."""
-    place = folder.stat()
-    checked: set[str] = set()
+def check_holds_none(results: Path, sources: Iterable[str | Path], options: str = "--project or --name") -> None:
+    """Check that none of the sources, or what it links to, lies in a folder of results or below, or is a file of them.
+
+    Args:
+        results: that are there and will be replaced: a folder or a file.
+        sources: files and folders that are read.
+        options: that name another place for the results.
+
+    Raises:
+        UserError: one does.
+    """
+    place = results.stat()
+    checked: set[Path] = set()
     for source in filter(os.path.lexists, sources):
-        path = os.path.abspath(source)  # noqa: PTH100 (without a link's target)
-        if os.path.isdir(path):  # noqa: PTH112 (False for what cannot be reached)
-            above = {os.path.realpath(path)}
-        else:
-            above = {os.path.realpath(os.path.dirname(path)), os.path.dirname(os.path.realpath(path))}  # noqa: PTH120
-        for parent in above - checked:
-            checked.add(parent)
-            if any(os.path.samestat(p.stat(), place) for p in (Path(parent), *Path(parent).parents) if p.exists()):
-                raise UserError(
-                    f"{shorten(source)} lies in the folder of the results, {folder}, where it could be replaced: "
-                    "choose another --project or --name"
-                )
+        path = Path(os.path.abspath(source))  # noqa: PTH100 (without a link's target)
+        for name in {Path(os.path.realpath(path)), Path(os.path.realpath(path.parent)) / path.name}:
+            above = [] if name.parent in checked else name.parents
+            checked.add(name.parent)
+            if any(os.path.samestat(p.stat(), place) for p in (name, *above) if p.exists()):
+                folder = f"lies in the folder of the results, {results}, where it could be replaced"
+                what = folder if results.is_dir() else "would be replaced by the results"
+                raise UserError(f"{shorten(source)} {what}: choose another {options}")
 
 
 def spellings(path: str) -> tuple[str, ...]:

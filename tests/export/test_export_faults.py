@@ -1,6 +1,7 @@
 """What stays when an export is killed, or finds the disk full or the folder read-only: all that was there before."""
 
 import os
+import re
 import resource
 import shutil
 import signal
@@ -14,6 +15,7 @@ import pytest
 
 import utils.deploy.write
 import utils.export.pipeline
+from tests.detecting import picture
 from tests.exporting import command
 
 ROOT = Path(__file__).parents[2]
@@ -137,6 +139,26 @@ def test_what_is_no_older_export_is_not_replaced(best, capsys, name):
     assert command("--weights", best, "--imgsz", 64, "--include", *FIRST_CLASS) == 2
     wanted = "folder" if name.endswith("_model") else "file"
     assert f"the export would put a {wanted} in its place: move it away" in capsys.readouterr().err
+    assert content(best.parent) == before
+
+
+@pytest.mark.parametrize("name", ["best.export.jpg", "best.export-failed.jpg", "best_openvino_model/a.jpg"])
+@pytest.mark.parametrize("option", ["source", "data"])
+def test_a_picture_of_the_proof_is_not_replaced(best, capsys, name, option):
+    image = picture(best.parent / name, 64, 64)
+    picture(best.parent / "other.jpg", 64, 64)
+    given = image
+    if option == "data":
+        image.with_suffix(".txt").write_text("0 0.5 0.5 0.5 0.5\n")
+        given = best.parent / "d.yaml"
+        (best.parent / "list.txt").write_text(f"{image}\n")
+        given.write_text("train: list.txt\nval: list.txt\nnames: [a, b]\n")
+    before = content(best.parent)
+    arguments = ["--weights", best, "--imgsz", 64, "--include", "openvino"]
+    assert command(*arguments, f"--{option}", given) == 2
+    assert re.search(
+        r"ERROR: .*\.jpg .*(would|could) be replaced.*: choose another --output\n", capsys.readouterr().err
+    )
     assert content(best.parent) == before
 
 

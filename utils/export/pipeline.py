@@ -25,6 +25,7 @@ from utils.export.options import Options
 from utils.export.report import LATENCY_ROUNDS, Report, to_json
 from utils.int8.search import Int8, Quantization, draw_curves, quantize
 from utils.latency import Latency, measure
+from utils.paths import check_holds_none
 from utils.prove.at_scale import HALF_MAX_DROP, MAX_DROP, ProofPictures, compare_at_scale
 from utils.prove.compare import HALF_TOLERANCE, Tolerance
 from utils.prove.divergence import explain
@@ -75,16 +76,24 @@ def export(model: DetectionModel, folder: Path, stem: str, weights: str, options
 
 
 def check_places(folder: Path, stem: str, options: Options) -> None:
-    """Raise UserError for a folder in the place of a file, or a file in that of a folder: it is no older export."""
+    """Check what the results would replace.
+
+    Raises:
+        UserError: a folder lies in the place of a file, or a file in that of a folder, so that it is no older export;
+            or it is a picture that the proof reads.
+    """
     places = {f"{stem}{FORMATS[name].ending}": bool(FORMATS[name].content) for name in options.formats}
     if options.int8:
         places |= {f"{stem}-int8{FORMATS[name].ending}": bool(FORMATS[name].content) for name in options.formats}
         places[f"{stem}.int8.png"] = False
-    places |= {f"{stem}.export.{suffix}": False for suffix in ("json", "jpg")}
+    places |= {f"{stem}.export{end}.{suffix}": False for end in ("", "-failed") for suffix in ("json", "jpg")}
+    sources = options.sources()
     for place, is_folder in ((folder / name, is_folder) for name, is_folder in places.items()):
         if place.exists() and place.is_dir() != is_folder:
             there, wanted = ("file", "folder") if is_folder else ("folder", "file")
             raise UserError(f"{place} is a {there}, and the export would put a {wanted} in its place: move it away")
+        if place.exists():
+            check_holds_none(place, sources, "--output")
 
 
 def _quantize(
