@@ -221,7 +221,7 @@ def new_run(args: argparse.Namespace) -> TrainingRun:
     save_dir = increment_path(args.project, name, args.exist_ok, sources)
     options |= {"task": spec.task, "model": str(keep_model(spec, args, save_dir)), "data": data["yaml_file"]}
     options |= {"project": args.project, "name": save_dir.name, "save_dir": str(save_dir), "exist_ok": True}
-    return TrainingRun(options, data, splits, model, start)
+    return TrainingRun(options, data, splits, model)
 
 
 def flag_options(args: argparse.Namespace) -> dict[str, Any]:

@@ -264,13 +264,16 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_epoch(f
     assert all(tensor.isfinite().all() for tensor in saved.values())
 
 
-def test_weights_go_where_they_fit_and_another_network_is_refused(finished, folder):
+def test_weights_go_where_they_fit_and_another_network_is_refused(finished, folder, tmp_path):
     source = load_checkpoint(finished / "weights/best.pt")
     target = DetectionModel(folder / "tiny.yaml", nc=7)
     transfer(source, target)
     assert torch.equal(source.model[0].conv.weight, target.model[0].conv.weight)
     with pytest.raises(WeightsError, match=r"only \d+ of \d+ tensors of other.yaml"):
-        transfer(source, DetectionModel(folder / "other.yaml", nc=len(NAMES)))
+        train.run(
+            **options(folder, "other", cfg=folder / "other.yaml", weights=source.pt_path, project=tmp_path / "runs")
+        )
+    assert not (tmp_path / "runs").exists()
 
 
 def test_training_starts_from_a_checkpoint_and_its_yaml(finished, folder):
@@ -377,6 +380,8 @@ WRONG = {
     "epochs": ({"epochs": 0}, "epochs"),
     "batch": ({"batch_size": -2}, "batch"),
     "freeze": ({"freeze": ["neck"]}, "--freeze takes backbone"),
+    "freeze too many": ({"freeze": [99]}, "--freeze takes slots from 0 to 5, the last row being the head, not 98"),
+    "custom L2 of nothing": ({"custom_l2": True}, r"of which tiny\.yaml has none to train"),
     "two sides": ({"imgsz": [64, 96]}, "--imgsz takes one side, as pictures are square here, not 64 96"),
     "one picture a step": ({"batch_size": 1, "imgsz": 32}, r"tiny\.yaml does not train on one picture of 32x32 pixels"),
     "one picture, varied": ({"batch_size": 1, "multi_scale": True}, r"32x32 pixels \(--multi-scale\) at a time"),

@@ -58,7 +58,6 @@ class TrainingRun:
         data: what `load_dataset` returned.
         splits: of the data set, as `describe_splits` returned them.
         model: that of a new run, as it is trained first; None for one that is resumed.
-        start: the model whose weights are the first ones of a new run; None: freshly initialised ones.
         checkpoint: what the `last.pt` of a run holds that is resumed.
         left: what there is to do: "epochs" and the final validation, "validation" alone, or "nothing".
     """
@@ -67,7 +66,6 @@ class TrainingRun:
     data: dict[str, Any]
     splits: dict[str, Any]
     model: DetectionModel | None = None
-    start: DetectionModel | None = None
     checkpoint: dict[str, Any] | None = None
     left: str = "epochs"
 

@@ -158,13 +158,9 @@ class Trainer(DetectionTrainer):
             LOGGER.info(f"\n{backbone_card(self.model)}\n")
         if self.args.qat:
             insert_rounding(self.model)
-        elif self.run.start is not None:
-            LOGGER.info(f"{transfer(self.run.start, self.model)}\n")
         self.args.freeze = frozen_modules(self.model, self.args.freeze)
         checkpoint = self.run.checkpoint
-        self.run = replace(
-            self.run, model=None, start=None, checkpoint=None
-        )  # their memory is not needed while it trains
+        self.run = replace(self.run, model=None, checkpoint=None)  # which would take memory
         return checkpoint
 
     def first_model(self) -> DetectionModel:
@@ -360,7 +356,7 @@ def new_model(
         options: of the run.
 
     Raises:
-        UserError: it cannot be built or trained.
+        UserError: it cannot be built, or not be trained with these options; or the weights are another network's.
     """
     data = of_classes(data, options["single_cls"])
     if options["qat"] and start is not None:
@@ -369,6 +365,11 @@ def new_model(
         init_seeds(options["seed"] + 1 + RANK)
         model = create_model(spec, ch=data["channels"], nc=data["nc"])
         check_trainable(model)
+        if start is not None:
+            LOGGER.info(f"{transfer(start, model)}\n")
+    frozen_modules(model, options["freeze"])
+    if options["custom_l2"]:
+        penalized_blocks(model)
     return model
 
 
