@@ -28,10 +28,9 @@ from utils.train.trainer import Trainer
 from utils.writing import PARTIAL
 
 FITNESS = (0.1, 0.9, 0.5, 0.4)  # of the epochs, so that best.pt is that of the second
-STAGES = ("before", "inside", "written", "after")  # a file is opened, half of a write is done, renamed, has its name
 CODES = {signal.SIGKILL: -signal.SIGKILL, signal.SIGTERM: 143, signal.SIGINT: 130}
 STOPS_A_RUN = 3
-Moment = tuple[str, str]  # name of a file and stage
+Moment = tuple[str, str]  # name of a file; before it is opened, inside of a write, written and not renamed yet, after
 
 
 class Writing:

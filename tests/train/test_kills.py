@@ -18,6 +18,8 @@ from tests.helpers import tiny
 from tests.runs import make_data
 
 ROOT = Path(__file__).parents[2]
+FILES = ("args.yaml", "data.yaml", "results.csv", "best.pt", "last.pt", "final.json")  # that are replaced as a whole
+STAGES = ("before", "inside", "written", "after")
 NUMBER = int(os.environ.get("REPYOLO_KILLS", "4"))
 
 
@@ -31,5 +33,6 @@ def test_kills_and_stops_while_files_are_written_lose_nothing(tmp_path):
     figures = json.loads(result.stdout.splitlines()[-1])
     print(json.dumps(figures, indent=2))
     assert figures["wrong"] == []
+    assert figures["at"].keys() == {f"{file} {stage}" for file in FILES for stage in STAGES}
     assert figures["kills"] >= NUMBER
     assert figures["stops"] >= NUMBER
