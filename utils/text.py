@@ -12,6 +12,7 @@ from models.errors import UserError
 from models.spec import MAX_CLASSES
 
 MAX_NAME = 255  # characters of a class's name
+JOINERS = "\u200c\u200d\ufe0e\ufe0f"  # without a look of their own; Persian, Hindi and others are written with them
 ADDRESS = re.compile(r"(?<=://)\S+?(?=['\",:)\]]*(?:\s|$))")  # what follows the scheme, without what ends a sentence
 SHOWN_PARAMETER = re.compile(r"(channel|subtype|stream|camera|profile)=\d{1,3}", re.IGNORECASE)  # tell cameras apart
 
@@ -48,7 +49,7 @@ def decode(content: bytes, errors: str = "strict") -> str:
 
 def printable(text: object) -> str:
     r"""Return `text` with line breaks, terminal codes and undecodable bytes as `\n`, `\x1b`, `\udcff`."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
+    return "".join(c if c.isprintable() or c in JOINERS else c.encode("unicode_escape").decode() for c in str(text))
 
 
 def class_names(names: object) -> dict[int, str]:

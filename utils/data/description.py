@@ -21,7 +21,7 @@ from models.yaml_numbers import load_yaml
 from utils.data.labels import form_of
 from utils.data.shapes import ensure_shapes, shapes_folder
 from utils.paths import ROOT, find_file, is_path, spellings, why_no_file
-from utils.text import class_names
+from utils.text import class_names, printable
 from utils.writing import write_text
 
 BUILT_IN = ROOT / "data" / "shapes.yaml"
@@ -185,7 +185,7 @@ def check_name(name: object, key: int, file: Path) -> str:
         )
     if not isinstance(name, (str, int, float)) or not str(name).strip():
         raise UserError(f"{file}: class {key} of names must be a text, not {kind_of(name)}")
-    if not str(name).isprintable():
+    if str(name) != printable(name):
         raise UserError(f"{file}: class {key} of names holds characters that cannot be printed: {name!r}")
     return str(name)
 

@@ -17,11 +17,10 @@ from PIL import ImageFont
 from ultralytics.utils import LOGGER
 
 from utils.paths import why_no_file
-from utils.text import shorten
+from utils.text import JOINERS, shorten
 
 MOST_NAMED = 10  # characters that the warning shows
 FANCY = ("italic", "oblique", "bold", "black", "light", "thin", "condensed", "mono", "serif")  # come after plain ones
-JOINERS = "\u200c\u200d\ufe0e\ufe0f"  # without a look of their own
 CHOSEN: list[str] = []  # the file of --font
 KNOWN: dict[str, str] = {}  # character → font, or nothing where none has it
 WARNED: set[str] = set()  # characters
@@ -88,6 +87,7 @@ def fonts_for(characters: Iterable[str]) -> dict[str, str]:
     return {c: KNOWN[c] for c in characters if KNOWN[c]}
 
 
+@functools.lru_cache(maxsize=4096)
 def visible(text: str) -> frozenset[str]:
     """Return the characters of a text for which a font is needed."""
     return frozenset(c for c in text if c.isprintable() and c != " " and c not in JOINERS)
