@@ -193,7 +193,9 @@ def test_the_command_of_the_run_may_be_given_again(last, data, tmp_path):
 
 
 def test_fewer_epochs_than_there_are_is_refused(data, tmp_path):
-    assert_refused("has 3 epochs already", make_run(tmp_path / "run", data, epoch=2), epochs=2)
+    assert_refused(
+        "has 3 epochs already, so that --epochs cannot be 2", make_run(tmp_path / "run", data, epoch=2), epochs=2
+    )
 
 
 def test_a_batch_size_that_was_found_is_kept(data, tmp_path):

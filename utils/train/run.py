@@ -87,7 +87,8 @@ def resumed_run(last: Path, asked: Mapping[str, Mapping[str, Any]] | None = None
     options = {**defaults(), **change_options(options_of(folder, checkpoint, last), asked or {}, last)}
     done = checkpoint["epoch"] + 1
     if options["epochs"] < done:
-        raise UserError(f"{last} has {done} epochs already, it cannot end after {options['epochs']}")
+        name = "--epochs" if "--epochs" in (asked or {}) else "epochs of args.yaml"
+        raise UserError(f"{last} has {done} epochs already, so that {name} cannot be {options['epochs']}")
     if options["task"] != checkpoint["task"]:
         raise UserError(f"{last} is to {checkpoint['task']}, its options are to {options['task']}")
     options |= {"resume": str(last), "save_dir": str(folder), "exist_ok": True}
