@@ -37,7 +37,7 @@ def shipped() -> list[str]:
 
 
 SHIPPED = shipped()
-LARGE = 14_000_000  # parameters from which a sweep takes a model with the slow tests alone
+LARGE = 13_000_000  # parameters from which a sweep takes a model with the slow tests alone
 
 
 def swept() -> list:

@@ -176,6 +176,7 @@ def test_unreadable_pictures_are_named_and_make_it_1(files, data, tmp_path, capl
     assert {Path(name).name for name in found["unreadable"]} == {"empty.png", "cut.png", "text.jpg"}
 
 
+@pytest.mark.slow
 def test_the_output_holds_the_result(files, data, tmp_path):
     assert command(files, data, mode="check", output=tmp_path / "r.json") == 0
     found = json.loads((tmp_path / "r.json").read_text())
@@ -249,6 +250,7 @@ def test_what_is_wrong_is_one_sentence(files, data, changes, message, capsys):
     assert message in error and error.count("\n") == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["train", "check"])
 def test_deploy_form_has_no_training_form(files, data, mode, capsys):
     assert command(files, data, weights=files / "deploy.pth", mode=mode) == 2

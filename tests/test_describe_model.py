@@ -67,6 +67,7 @@ def test_a_slow_row_is_seen(small):
     assert all(len(m._forward_hooks) == (i < 2) for i, m in enumerate(model.model)), "hooks are taken off again"
 
 
+@pytest.mark.slow
 def test_a_model_of_one_size_is_described_at_that_size(tmp_path):
     cfg = write(tmp_path, tiny_backbone("levit_128s", {"img_size": 320}, head=[[["P4", "P5"], 1, "Detect", ["nc"]]]))
     (found,) = describe_model.run(str(cfg))

@@ -256,6 +256,7 @@ def test_a_start_without_timm_does_not_import_it(start, name):
     assert not start[name] & {"timm", "torchvision"}
 
 
+@pytest.mark.slow
 def test_a_row_of_timm_imports_it(start):
     assert "timm" in start["a row of timm"]
 

@@ -79,6 +79,7 @@ def test_a_resumed_training(data, tmp_path, opened, monkeypatch):
     assert (opened["last.pt"], opened["args.yaml"], opened["few.yaml"]) == (1, 1, 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", ["onnx", "torchscript"])
 def test_an_exported_file(data, tmp_path, opened, suffix):
     weights = write_export(tmp_path, Disc(masks=False), suffix)

@@ -106,6 +106,7 @@ def test_a_row_for_each_form_of_each_model(result):
     assert not any(row.note for row in rows)
 
 
+@pytest.mark.slow
 def test_sizes_before_and_after_fusing(result):
     rows, _, cfgs = result
     model = DetectionModel(cfgs[1])

@@ -204,6 +204,7 @@ def test_bytes_in_and_boxes_out(best, tmp_path, dynamic):
     assert output.shape == (len(images), 300, 6)
 
 
+@pytest.mark.slow
 def test_ultralytics_runs_a_file_with_nms(best, tmp_path):
     path = exported(best, tmp_path, include=["onnx"], nms=True)
     options = {"imgsz": 64, "conf": 0.25, "iou": 0.45, "verbose": False, "save": False}
@@ -258,6 +259,7 @@ def test_val_takes_the_files_and_gives_them_its_thresholds(best, tmp_path, optio
     assert file == pytest.approx(pt)
 
 
+@pytest.mark.slow
 def test_nms_that_is_not_ours_is_refused(best, tmp_path, monkeypatch):
     def wrong(model, nms, nc, nm):
         return add_nms(model, dataclasses.replace(nms, iou_thres=0.7), nc, nm)

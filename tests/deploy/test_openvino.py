@@ -88,6 +88,7 @@ def test_an_older_folder_comes_back_when_the_new_one_cannot_take_its_place(tmp_p
     assert (place / "old").read_text() == "kept"
 
 
+@pytest.mark.slow
 def test_what_a_killed_export_left_is_removed_and_what_it_was_replacing_comes_back(best):
     left, at_work = best.parent / ".export-left", best.parent / ".export-at-work"
     (left / "replaced/best_openvino_model").mkdir(parents=True)
@@ -120,6 +121,7 @@ def test_half_weighs_half_and_is_proven_with_the_tolerance_of_float16(model, bes
         assert 0 < (boxes - expected)[:, :4].abs().max() < 0.5
 
 
+@pytest.mark.slow
 def test_computed_in_float32_on_as_many_threads_as_asked(exported, model, monkeypatch):
     settings = []
     compile_model = openvino.Core.compile_model

@@ -513,6 +513,7 @@ def test_video_that_lost_frames_is_an_error(tmp_path):
     assert files_below(tmp_path) == []
 
 
+@pytest.mark.slow
 def test_options_change_what_is_found(run, log, tmp_path):
     image = picture(tmp_path / "a.jpg")
     for options, expected in [

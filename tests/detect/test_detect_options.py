@@ -66,6 +66,7 @@ def test_boxes_move_between_inputs_as_pictures_do(size, source):
     assert moved[0, 2] / moved[0, 3] == 2 and moved[0, 4].item() == pytest.approx(0.9)
 
 
+@pytest.mark.slow
 def test_weights_that_cannot_be_joined(run, weights, tmp_path):
     image = picture(tmp_path / "a.jpg")
     other = DetectionModel("yolov5n-u.yaml", nc=2)

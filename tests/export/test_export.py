@@ -79,6 +79,7 @@ def test_files_and_report(default, model):
     assert report["formats"]["onnx"]["opset"] == 17
 
 
+@pytest.mark.slow
 def test_exporting_again_gives_the_same_files(default, tmp_path):
     first = {path.name: path.read_bytes() for path in default.iterdir()}
     again = shutil.copytree(default, tmp_path / "again")
@@ -88,6 +89,7 @@ def test_exporting_again_gives_the_same_files(default, tmp_path):
         assert (again / name).read_bytes() == first[name]
 
 
+@pytest.mark.slow
 def test_metadata_as_ultralytics_reads_it(best, model):
     assert command("--weights", best, "--imgsz", 96, 64) == 0
     images = make_pictures((96, 64))["bus.jpg"][None]
@@ -135,6 +137,7 @@ def test_opset_is_read_back_from_the_file(best, opset):
     assert report_in(best.parent)["formats"]["onnx"]["opset"] == opset
 
 
+@pytest.mark.slow
 def test_simplified(default, best):
     before = len(onnx.load(default / "best.onnx").graph.node)
     assert command("--weights", best, "--include", "onnx", "--simplify") == 0
@@ -142,6 +145,7 @@ def test_simplified(default, best):
     assert report_in(best.parent)["ok"] is True
 
 
+@pytest.mark.slow
 def test_batches(best):
     assert command("--weights", best, "--batch-size", 3) == 0
     report = report_in(best.parent)
@@ -163,6 +167,7 @@ def test_without_fusing_the_branches_stay(model, tmp_path, fuse):
     assert written["fused"]["left"] == ([] if fuse else ["everything: not fused, as --no-fuse asks"])
 
 
+@pytest.mark.slow
 def test_the_model_is_left_as_it_is(model, tmp_path):
     before = copy.deepcopy(model.state_dict())
     assert export(model, tmp_path, "best", "best.pt", Options(size=(64, 64))).ok
@@ -170,6 +175,7 @@ def test_the_model_is_left_as_it_is(model, tmp_path):
     assert all(before[name].equal(value) for name, value in model.state_dict().items())
 
 
+@pytest.mark.slow
 def test_proven_on_pictures_of_a_data_set(best, tmp_path):
     images = tmp_path / "set/images"
     images.mkdir(parents=True)
@@ -185,6 +191,7 @@ def test_proven_on_pictures_of_a_data_set(best, tmp_path):
     assert (best.parent / "best.export.jpg").is_file()
 
 
+@pytest.mark.slow
 def test_a_success_on_few_pictures_keeps_no_picture_of_an_earlier_one(best):
     assert command("--weights", best, "--include", "onnx", "--source", ASSETS / "bus.jpg") == 0
     assert names_in(best.parent) == ["best.export.jpg", "best.export.json", "best.onnx", "best.pt"]
@@ -359,6 +366,7 @@ def test_wrong_options_are_one_sentence(words, message, tmp_path, monkeypatch, c
     assert names_in(best.parent) == ["best.pt"]
 
 
+@pytest.mark.slow
 def test_from_python(best):
     assert script.run(weights=best, include=["onnx"], imgsz=[64, 96], fuse=False) == 0
     assert report_in(best.parent)["imgsz"] == [64, 96]
@@ -367,6 +375,7 @@ def test_from_python(best):
 
 
 # Fresh weights --------------------------------------------------------------------------------------------------------
+@pytest.mark.slow
 def test_fresh_weights_of_a_yaml(tmp_path):
     cfg = write(tmp_path, tiny(), "small.yaml")
     assert command("--cfg", cfg, "--output", tmp_path / "out", "--imgsz", 64) == 0

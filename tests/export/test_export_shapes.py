@@ -57,6 +57,7 @@ def exported(weights, folder, *words):
     return folder / "best.onnx", onnx.load(folder / "best.onnx").graph
 
 
+@pytest.mark.slow
 def test_every_side_has_a_number_or_a_name(head, tmp_path):
     kind, weights = head
     static = OUTPUTS[kind]
@@ -86,6 +87,7 @@ def test_no_way_to_write_it_leaves_other_names(head, tmp_path, words, dynamic):
     assert sides_of(graph.output)["output0"][1:] != ["anchors"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("include", [["onnx", "torchscript"], pytest.param(["openvino"], marks=pytest.mark.slow)])
 def test_a_free_batch_is_proven_at_one_two_and_three(best, model, include):
     assert command("--weights", best, "--dynamic", "batch", "--include", *include) == 0
@@ -100,6 +102,7 @@ def test_a_free_batch_is_proven_at_one_two_and_three(best, model, include):
         torch.testing.assert_close(output, model(images)[0], atol=1e-3, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_file_that_computes_one_picture_only_is_refused(best, monkeypatch):
     def bake(path, network, nms, preprocess):
         model = onnx.load(path)
@@ -111,6 +114,7 @@ def test_a_file_that_computes_one_picture_only_is_refused(best, monkeypatch):
     assert not best.with_suffix(".onnx").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("include", ["onnx", "torchscript", pytest.param("openvino", marks=pytest.mark.slow)])
 def test_our_programs_give_it_batches_of_its_one_size(best, tmp_path, monkeypatch, include):
     monkeypatch.chdir(tmp_path)
@@ -147,6 +151,7 @@ def test_val_and_yolo_take_it(best, tmp_path):
 
 
 # Other runtimes -------------------------------------------------------------------------------------------------------
+@pytest.mark.slow
 @pytest.mark.parametrize("words", [[], ["--nms"], ["--nms", "--preprocess", "bgr", "--dynamic"]], ids=" ".join)
 def test_onnx_runtime_warns_of_nothing(best, tmp_path, capfd, words):
     file = exported(best, tmp_path, *words)[0]
@@ -177,6 +182,7 @@ def test_onnx_runtime_sets_the_thresholds_of_a_file(best, tmp_path):
     np.testing.assert_array_equal(own[0, : len(found[0.6]), 4], found[0.6])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", [[], ["--dynamic", "batch"]], ids=" ".join)
 def test_opencv_computes_the_same(head, tmp_path, words):
     file, graph = exported(head[1], tmp_path, *words)
@@ -190,6 +196,7 @@ def test_opencv_computes_the_same(head, tmp_path, words):
         assert np.abs(one - other).max() < 1e-3
 
 
+@pytest.mark.slow
 def test_a_file_from_before_with_thresholds_as_inputs_still_runs(best, tmp_path):
     file = exported(best, tmp_path, "--nms")[0]
     model = onnx.load(file)

@@ -250,6 +250,7 @@ def bounded():
     assert 0.05 < OUTCOMES["built"] / OUTCOMES.total() < 0.95, "they are too wild or too tame to tell anything"
 
 
+@pytest.mark.slow
 @EVERYTHING
 @given(grammatical())
 def test_yamls_of_the_right_form_are_built_or_explained(cfg):

@@ -99,6 +99,7 @@ def assert_fuses(model, size):
 
 
 # Files of the forks ---------------------------------------------------------------------------------------------------
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FILES)
 def test_a_forks_file_is_built_as_its_comments_say(name):
     path = FOLDER / name
@@ -393,7 +394,7 @@ HUGE = {
     "deep inside": (rows([-1, 1, "RepNCSPELAN4", [8, 8, 8, 10_000]]), "row 0 *repeated 10000 times"),
     "wide by width_multiple": (rows([-1, 9, "C3", [9999]], width_multiple=16), "row 0 *parameters"),
     "many classes": (
-        {**rows([-1, 1, "Conv", [50_000]], [-1, 1, "Detect", ["nc"]]), "nc": 100_000},
+        {**rows([-1, 1, "Conv", [50_000]], [-1, 1, "Detect", ["nc"]]), "nc": 20_000},
         "row 1 *parameters",
     ),
     "many branches": (rows([-1, 1, "MixConv2d", [99_999, [51, 53]]]), "row 0 *parameters"),

@@ -399,6 +399,7 @@ def test_code_is_not_run(column, tmp_path):
     assert not marker.exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SWEPT)
 def test_building_runs_no_forward(name, monkeypatch):
     """Without data there may be one: it tells what a network of timm gives, and moves and costs nothing."""

@@ -99,6 +99,7 @@ def copies(small):
     return [(network, switch_to_deploy(network)) for network in copied]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arch", ARCHS)
 def test_parameters_are_the_published_ones(arch):
     with torch.device("meta"):

@@ -57,6 +57,7 @@ def test_features_are_the_originals(form, dtype, tolerance, original):
     assert_golden(form(copy.deepcopy(original).to(dtype)), ORIGINAL, dtype, tolerance)
 
 
+@pytest.mark.slow
 def test_every_tensor_came_from_the_file(original, tensors):
     report = original.weights_report
     assert (report.missing, report.unexpected) == ((), ())
@@ -199,6 +200,7 @@ def test_fusing_twice_changes_nothing(small):
     assert all(torch.equal(a, b) for a, b in zip(once.state_dict().values(), twice.state_dict().values(), strict=True))
 
 
+@pytest.mark.slow
 def test_the_network_survives_saving_copies_and_half_precision(small, tmp_path):
     x = pictures(64, 96)
     torch.save(small.state_dict(), tmp_path / "a.pth")
@@ -216,6 +218,7 @@ def test_any_batch_trains(small):
     assert all(p.grad is not None for p in backbone.parameters())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strides", [(4,), (8, 16), (32, 8)], ids=str)
 def test_only_the_stages_that_are_read_are_built(small, strides):
     part = create_backbone("RepMLPNet", "T224", **SMALL, out_strides=strides).double().eval()
@@ -251,6 +254,7 @@ def exported(small, tmp_path_factory):
     return backbone, paths
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["train", "deploy"])
 @pytest.mark.parametrize("shape", [(1, 3, 64, 64), (2, 3, 97, 65), (3, 3, 40, 120), (1, 3, 32, 32)], ids=str)
 def test_onnx_agrees_at_any_size(exported, form, shape):
@@ -271,6 +275,7 @@ def test_onnx_has_no_tensor_of_more_than_five_axes(exported):
     assert max(permutations) == 5
 
 
+@pytest.mark.slow
 def test_a_traced_network_agrees_at_other_sizes(small):
     backbone = copy.deepcopy(small).float()
     traced = torch.jit.trace(backbone, torch.rand(1, 3, 64, 64), strict=False, check_trace=False)
@@ -327,6 +332,7 @@ def test_weights_for_other_tiles_are_resampled_and_said_to_be(published, tensors
     assert got.weights_report.missing == ()
 
 
+@pytest.mark.slow
 def test_deploy_weights_for_other_tiles_are_refused(deploy_tensors, tmp_path):
     torch.save(deploy_tensors, tmp_path / "deploy.pth")
     with pytest.raises(WeightsError, match="only the training form can be resampled"):

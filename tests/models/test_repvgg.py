@@ -475,6 +475,7 @@ def test_fused_networks_of_published_width_are_the_networks_in_style_qarep(arch)
     assert worst_error(switch_to_deploy(backbone), backbone, pictures(64, 32)) <= SAME
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [(97, 61), (33, 130), (64, 64)], ids=str)
 @pytest.mark.parametrize("arch", ["A0", "B1g2", "D2se"])
 def test_odd_sizes_are_the_same_too(arch, size):
@@ -493,6 +494,7 @@ def test_fusing_twice_changes_nothing():
     assert all(torch.equal(a, b) for a, b in zip(once.state_dict().values(), twice.state_dict().values(), strict=True))
 
 
+@pytest.mark.slow
 @each_style
 def test_networks_survive_files_copies_and_half_precision(style, tmp_path):
     backbone = narrow("B1g4", style=style)
@@ -629,6 +631,7 @@ def test_official_names_are_those_of_the_golden_file(form, names):
         assert {"stage0.rbr_reparam.weight", "stage4.0.rbr_reparam.bias", "linear.weight"} <= tensors.keys()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["training", "deploy", "features"])
 def test_timms_own_network_gives_the_same_maps(form, tmp_path):
     theirs = randomize_(timm.create_model("repvgg_a0", features_only=form == "features")).eval()

@@ -109,6 +109,7 @@ def test_initialisation_is_the_papers():
 
 
 # Levels ---------------------------------------------------------------------------------------------------------------
+@pytest.mark.slow
 @pytest.mark.parametrize("strides", [(4,), (8,), (32,), (4, 16), (8, 16, 32), (16, 8)], ids=str)
 def test_chosen_levels_are_the_same_maps_and_build_less(strides, original, published):
     part = create_backbone("RIFormer", "s12", weights=published, out_strides=strides).double().eval()

@@ -151,6 +151,7 @@ def test_the_card_says_where_weights_came_from(tmp_path):
     assert f"{total} of {total} tensors from a.pth" in backbone_card(model, (64, 64))
 
 
+@pytest.mark.slow
 def test_a_model_of_one_size_is_counted_at_that():
     model = DetectionModel(tiny_backbone("timm", "test_vit_relpos", {"img_size": [64, 96]}))
     work = f"{count_gflops(model, (64, 96)):.1f} GFLOPs at 64x96"

@@ -76,6 +76,7 @@ def test_timm_backbones_give_what_they_declare(arch):
     check_backbone(create_backbone("timm", arch), size=(64, 96))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arch", ["swin_tiny_patch4_window7_224", "test_mambaout"])
 def test_timm_maps_with_channels_last_are_turned(arch):
     backbone = create_backbone("timm", arch)
@@ -84,6 +85,7 @@ def test_timm_maps_with_channels_last_are_turned(arch):
     assert all(m.is_contiguous() for m in deploy(pictures(64, 64, dtype=torch.float32)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arch", ["dla34", "csatv2"])
 def test_strides_that_timm_declares_wrongly_are_put_right(arch):
     """Half of the true stride would put every box at twice its place."""
@@ -184,6 +186,7 @@ def test_a_transformer_is_a_detector_of_its_own():
     assert deploy.report.left == []
 
 
+@pytest.mark.slow
 def test_patches_of_14_pixels_are_brought_to_the_grid_by_a_smaller_picture():
     with torch.device("meta"):
         backbone = build("vit_small_patch14_dinov2")
@@ -267,6 +270,7 @@ def test_sides_that_are_no_multiples_are_explained():
 
 
 # Maps that lack their rim ---------------------------------------------------------------------------------------------
+@pytest.mark.slow
 def test_nets_without_padding_give_whole_grids():
     with torch.device("meta"):
         backbone = build("inception_v3")
@@ -303,6 +307,7 @@ def fused_error(name):
     return worst_error(deploy, backbone, pictures(*(backbone.size or (160, 128))))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OWN_FUSING)
 def test_fused_is_unfused(name):
     assert fused_error(name) <= 1e-9
@@ -314,6 +319,7 @@ def test_fused_is_unfused_in_more_files(name):
     assert fused_error(name) <= 1e-9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float64], ids=str)
 @pytest.mark.parametrize("name", ["test_vit", "repvit_m0_9"])
 def test_dtypes_and_copies_are_kept(name, dtype):
@@ -325,6 +331,7 @@ def test_dtypes_and_copies_are_kept(name, dtype):
 
 
 # Exporting ------------------------------------------------------------------------------------------------------------
+@pytest.mark.slow
 @pytest.mark.parametrize("name", EXPORTED)
 def test_onnx_agrees_at_another_size(name):
     assert export_error(name, 96, 160) <= 1e-4

@@ -59,6 +59,7 @@ def test_plugins_are_loaded(cfg, tmp_path, capsys):
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.slow
 def test_one_wrong_weight_shows(cfg, tmp_path, monkeypatch, caplog):
     def fuse(self, **_):
         deploy = switch_to_deploy(self)

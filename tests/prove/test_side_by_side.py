@@ -65,6 +65,7 @@ def test_what_the_file_does_not_see_is_not_drawn(reference):
     assert (right[0] != right[1]).any()
 
 
+@pytest.mark.slow
 def test_of_a_batch_the_picture_that_differs_is_shown(reference):
     def shift_second(outputs):
         outputs[0][1] += 50

@@ -245,6 +245,7 @@ def test_exports_find_what_the_checkpoint_finds(folder, tmp_path):
         assert np.allclose(found[suffix], found[".pt"], atol=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", ["detect", "segment"])
 def test_a_checkpoint_without_nms_uses_the_head_that_needs_none(discs, tmp_path, task):
     cfg = tiny(nc=3, end2end=True)

@@ -356,6 +356,7 @@ def test_freeze_counts_slots():
         frozen_modules(model, 99)
 
 
+@pytest.mark.slow
 def test_layer_scales_and_affine_factors_have_no_weight_decay(folder):
     write(folder / "riformer.yaml", tiny_backbone("RIFormer", "s12"))
     parser = train.make_parser()
