@@ -1,7 +1,8 @@
 """Quiet surroundings: no network, no installing at run time, no files outside a private folder.
 
 ultralytics reads its switches when it is imported, so this module is imported before it, by `models` and by every
-script, and depends on nothing but the standard library. What the switches do and which calls they silence:
+script, and depends on nothing but the standard library. Before all else it has the versions of libraries checked.
+What the switches do and which calls they silence:
 - `YOLO_OFFLINE`: no look-ups, no update check, no usage statistics;
 - `YOLO_AUTOINSTALL`: never runs pip;
 - `ULTRALYTICS_SAFE_LOAD`: its loader reads tensors and known classes only, and its YAML reader has no `eval`;
@@ -20,6 +21,8 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from models.versions import check_versions
 
 THREADS = os.environ.get("OMP_NUM_THREADS", "")  # the user's wish; ultralytics sets it to 1 where there is none
 REPORTERS = ("openvino_telemetry", "MNN.tools.utils.log")
@@ -107,4 +110,5 @@ def patch_ultralytics(
         data.check_font = plotting.check_font = check_font
 
 
+check_versions()
 prepare_environment()

@@ -215,6 +215,12 @@ def register_heif() -> None:
     register_heif_opener()
 
 
+def silence_opencv() -> None:
+    """Have OpenCV log nothing; until 4.11 its function for that is another one."""
+    set_level = getattr(cv2, "setLogLevel", None) or cv2.utils.logging.setLogLevel
+    set_level(0)
+
+
 warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # `checked_header` is stricter
 patch_ultralytics()
-cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+silence_opencv()
