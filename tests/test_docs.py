@@ -43,6 +43,7 @@ from models.layers import LAYERS, is_backbone
 from models.plugins import load_plugins
 from tests.helpers import random_model, randomize_, save, tiny
 from utils import cli
+from utils.data.shapes import ensure_shapes, shapes_folder
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -141,7 +142,8 @@ def entry_of(words: tuple[str, ...]) -> tuple[types.ModuleType, list[str]] | Non
         return None
     assert words[0] == "python", f"{words[0]} is no program that these pages may run"
     name, rest = (words[2], words[3:]) if words[1] == "-m" else (words[1].removesuffix(".py"), words[2:])
-    assert name in SCRIPTS or (words[1] == "-m" and name.startswith(("utils.", "models."))), f"there is no {name}"
+    ours = words[1] == "-m" and name.startswith(("utils.", "models.", "tests."))
+    assert name in SCRIPTS or ours, f"there is no {name}"
     return importlib.import_module(ENTRIES.get(name, name)), expand(rest)
 
 
@@ -282,6 +284,7 @@ def template(tmp_path_factory) -> Path:
     folder = root / "folder"
     folder.mkdir()
     (folder / "data").symlink_to(ROOT / "data")
+    ensure_shapes(shapes_folder(ROOT / "data"))
     write_data(folder)
     (folder / "my-yolo.yaml").write_text(yaml.safe_dump(tiny(nc=4), sort_keys=False))
     write_weights(root)
