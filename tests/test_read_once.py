@@ -91,6 +91,7 @@ def test_an_exported_file(data, tmp_path, opened, suffix):
     assert opened[weights.name] == 2 * times
 
 
+@pytest.mark.slow
 def test_a_checkpoint(data, tmp_path, opened):
     weights = save(create_model(tiny(nc=3)), tmp_path / "best.pt")
     detect.run(weights=weights, source=data.parent / "images/val", imgsz=64, project=tmp_path / "detect")

@@ -352,6 +352,7 @@ def test_a_full_disk_is_one_sentence(tmp_path, capsys):
 
 
 # The published form ---------------------------------------------------------------------------------------------------
+@pytest.mark.slow
 def test_the_published_form_is_the_same_function():
     model = randomize_(DetectionModel(tiny_backbone("RIFormer", "s12"))).double().eval()
     published = forms.as_published(model)

@@ -595,6 +595,7 @@ SLOW_TO_WALK = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pickled", SLOW_TO_WALK.values(), ids=SLOW_TO_WALK)
 def test_time_and_memory_are_bounded(pickled, watched, tmp_path):
     path = zipped(tmp_path / "a.pt", b"\x80\x02" + pickled + b".")

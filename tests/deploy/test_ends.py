@@ -308,6 +308,7 @@ def test_models_that_cannot_have_it(tmp_path, changes, options, message):
         script.run(cfg=cfg, output=tmp_path / "out", **options)
 
 
+@pytest.mark.slow
 def test_an_order_of_bytes_from_elsewhere_is_refused(best, tmp_path):
     path = exported(best, tmp_path, include=["onnx"], preprocess="bgr")
     graph = onnx.load(path)

@@ -110,6 +110,7 @@ def test_yolo_of_ultralytics_runs_the_files(default):
         assert len(result.boxes)
 
 
+@pytest.mark.slow
 def test_dynamic_files_take_other_sizes_and_batches(best, model):
     assert command("--weights", best, "--dynamic") == 0
     images = torch.stack([make_pictures((40, 72))[name] for name in ("bus.jpg", "noise", "zidane.jpg")])

@@ -257,6 +257,7 @@ def test_yamls_of_the_right_form_are_built_or_explained(cfg):
     try_model(cfg)
 
 
+@pytest.mark.slow
 @EVERYTHING
 @given(st.integers(0, 2**32))
 def test_yamls_with_changes_are_built_or_explained(seed):

@@ -236,6 +236,7 @@ def test_a_wrong_place_is_explained(entries, expected):
 
 
 # Levels ---------------------------------------------------------------------------------------------------------------
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("first", "last", "levels"),
     [

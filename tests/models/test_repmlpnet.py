@@ -90,6 +90,7 @@ def tile_by_tile(block, x):
     return out[:, :, :height, :width] * block.gp(x)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", SIZES, ids=str)
 @pytest.mark.parametrize("batch", [1, 3])
 def test_a_map_of_many_tiles_is_each_tile_on_its_own(size, batch):
@@ -324,6 +325,7 @@ def test_every_publishers_file_is_read(original, tensors, deploy_tensors, form, 
             assert relative_error(level, reference) <= 1e-5
 
 
+@pytest.mark.slow
 def test_weights_for_other_tiles_are_resampled_and_said_to_be(published, tensors):
     got = create_backbone("RepMLPNet", "T224", hs=(40, 20, 10, 5), weights=published)
     assert "12 fully connected layers resampled for other tiles (56x56 to 40x40, " in str(got.weights_report)

@@ -151,6 +151,7 @@ def test_pictures_may_have_other_channels(in_channels):
     assert backbone(torch.rand(1, in_channels, 32, 32))[0].shape == (1, 48, 8, 8)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strides", [(2,), (8,), (32,), (2, 16), (16, 8)], ids=str)
 def test_chosen_levels_are_the_same_maps_and_build_no_stage_behind(strides):
     whole, part = narrow().double(), narrow(out_strides=strides).double()
@@ -418,6 +419,7 @@ def test_qarep_has_its_batch_norms_where_the_paper_has_them():
     assert torch.equal(block(x), want)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arch", ["A0", "B1g4", "D2se"])
 def test_qarep_deploys_as_the_same_graph(arch):
     graphs = {str(switch_to_deploy(narrow(arch, style=style))) for style in ("repvgg", "qarep")}

@@ -143,6 +143,7 @@ def test_the_card_of_a_timm_backbone_counts_what_fuses():
     assert "MobileOneBlock" in backbone_card(model, (64, 64))
 
 
+@pytest.mark.slow
 def test_the_card_says_where_weights_came_from(tmp_path):
     backbone = create_backbone("RIFormer", "s12", out_strides=(8, 16, 32))
     torch.save({"state_dict": backbone.state_dict()}, tmp_path / "a.pth")

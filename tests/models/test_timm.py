@@ -100,6 +100,7 @@ def test_timm_stems_take_other_channels(in_channels):
     check_backbone(backbone, size=(32, 32))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strides", [(8,), (16, 8), (4, 32)], ids=str)
 def test_timm_levels_are_chosen_by_stride(strides):
     whole, part = (randomize_(create_backbone("timm", "resnet18", out_strides=s)).eval() for s in (None, strides))
@@ -168,6 +169,7 @@ def test_levels_that_nobody_reads_are_not_built():
 
 
 # Plain transformers and other nets without a pyramid ------------------------------------------------------------------
+@pytest.mark.slow
 @pytest.mark.parametrize("arch", ["test_vit", "test_vit3", "vit_tiny_patch16_224"])
 def test_a_plain_transformer_serves_at_any_size(arch):
     backbone = create_backbone("timm", arch)

@@ -84,6 +84,7 @@ def test_timm_fetches_weights_only_when_they_are_named_so(riformer, monkeypatch)
 
 
 # Classifiers ----------------------------------------------------------------------------------------------------------
+@pytest.mark.slow
 def test_a_classifier_loads_its_head_too(tmp_path):
     source = randomize_(create_backbone("RIFormer", "s12", num_classes=5)).eval()
     assert isinstance(source, Classifier)
@@ -96,6 +97,7 @@ def test_a_classifier_loads_its_head_too(tmp_path):
     assert not [name for name in got.weights_report.missing if name.startswith("head.")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name, kind in BACKBONES.items() if kind.archs])
 def test_every_family_has_its_published_head(name):
     with torch.device("meta"):

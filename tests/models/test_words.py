@@ -144,6 +144,7 @@ def test_a_word_gives_what_it_declares_and_fuses(word, args, number):
     assert again.report == deploy.report
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("word", EXAMPLES)
 def test_the_number_of_repeats_is_inside_or_stacks(word):
     args = EXAMPLES[word][0]
@@ -468,6 +469,7 @@ def stock_graph(name):
     return parse_model(load_spec({**cfg, "head": [*rows, [sources, 1, "Detect", ["nc"]]]}))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", STOCK)
 def test_a_stock_architecture_gives_the_maps_that_it_declares(name, shapes_alone):
     graph = stock_graph(name)

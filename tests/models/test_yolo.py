@@ -234,6 +234,7 @@ def test_fuse_returns_a_copy_that_computes_the_same(small):
     assert fused.names == small.names
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", ["P3", ["P2", "P3"], "P2"], ids=str)
 def test_a_head_on_fine_levels_alone_can_be_fused(source):
     """The strides of the neck go deeper than the head's, and the example must be large enough for them."""

@@ -142,6 +142,7 @@ def test_names_in_the_graph_do_not_matter(detector):
     assert (found["row"], found["word"], found["module"]) == (2, "C3", "model.2.cv3.conv")
 
 
+@pytest.mark.slow
 def test_a_wrong_bias_in_what_was_fused_is_fusing(written):
     wrong = written.biased("model.2.m.0.cv2.conv")
     path = write(wrong, written.folder / "wrong.onnx", written.options).path

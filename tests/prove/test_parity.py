@@ -73,6 +73,7 @@ def test_one_wrong_weight_shows(cfg, tmp_path, monkeypatch, caplog):
     assert json.loads((tmp_path / "runs/exp/parity.json").read_text())["ok"] is False
 
 
+@pytest.mark.slow
 def test_more_than_the_bounds_is_marked_by_what_float32_does_itself(cfg):
     row = measure_model(cfg, VARIANTS[1:2])
     (title,) = row.cases

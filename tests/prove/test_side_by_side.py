@@ -42,6 +42,7 @@ def sides(exhibit):
     return exhibit[94:, MARGIN : MARGIN + width], exhibit[94:, 2 * MARGIN + width : 2 * (MARGIN + width)]
 
 
+@pytest.mark.slow
 def test_both_sides_are_alike_when_the_file_agrees(reference):
     exhibit = draw(reference, case_of(reference))
     assert exhibit.dtype == np.uint8

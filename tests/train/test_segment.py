@@ -105,6 +105,7 @@ def test_the_last_lines_say_the_accuracy_of_masks(folder, caplog):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cfg", ["free", "anchors"])
 def test_masks_at_full_size_that_overlap(folder, cfg):
     cfg_file = folder / f"{cfg}.yaml"

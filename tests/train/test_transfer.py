@@ -65,6 +65,7 @@ def same(first, second):
     return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["plain", "listed", "other"])
 def test_the_same_architecture_receives_everything(name, models):
     source = models[name]
