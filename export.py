@@ -39,7 +39,7 @@ from models.summary import count_parameters
 from utils import cli
 from utils.checkpoint import load_checkpoint
 from utils.data.description import load_dataset
-from utils.data.files import check_images, find_data, list_images
+from utils.data.files import check_images, data_of_run, find_data, list_images
 from utils.data.pictures import is_readable
 from utils.data.samples import PHOTOS
 from utils.deploy.ends import ORDERS, Nms
@@ -154,7 +154,7 @@ def main(args: argparse.Namespace) -> int:
     except ExportError as error:
         LOGGER.error(printable(error))
         return 1
-    log_result(report, time.perf_counter() - start)
+    log_result(report, time.perf_counter() - start, args.data)
     return 0 if report.ok else 1
 
 
@@ -287,14 +287,14 @@ def log_start(model: DetectionModel, path: Path, options: Options) -> None:
     LOGGER.info(printable(f"PyTorch: starting from {source} with output shape {shapes}{size}"))
 
 
-def log_result(report: Report, seconds: float) -> None:
+def log_result(report: Report, seconds: float, data: str) -> None:
     """Log what fused, the proof, and where the files are or why there are none."""
     found = [*fused_lines(report), *written_lines(report), *proof_lines(report), *int8_lines(report)]
     LOGGER.info("\n".join(found))
     if not report.ok:
         LOGGER.error(refusal(report))
         return
-    LOGGER.info("\n".join([*latency_lines(report), *saved_lines(report), *closing_lines(report, seconds)]))
+    LOGGER.info("\n".join([*latency_lines(report), *saved_lines(report), *closing_lines(report, seconds, data)]))
 
 
 def fused_lines(report: Report) -> list[str]:
@@ -375,15 +375,20 @@ def saved_lines(report: Report) -> list[str]:
     return [printable(line) for line in lines]
 
 
-def closing_lines(report: Report, seconds: float) -> list[str]:
-    """Return how long it all took, where the report is, and what can be done with the files."""
+def closing_lines(report: Report, seconds: float, data: str) -> list[str]:
+    """Return how long it all took, where the report is, and what can be done with the files.
+
+    `data` is the data set that the user named; without one, only files beside a training can be validated as they are.
+    """
     place = report.files[-1]
     lines = [f"Results saved to {place.parent.resolve()}, the proof in {place}"]
     lines += [f"Worst case: {path}" for path in report.evidence[:1]]
     runs = [path for path in report.files if (kind := format_of(path)) and not kind.not_run]
     for path in runs[-1:]:
         weights = quote(path)
-        lines += [f"Detect:    python detect.py --weights {weights}", f"Validate:  python val.py --weights {weights}"]
+        lines.append(f"Detect:    python detect.py --weights {weights}")
+        if data or data_of_run(path):
+            lines.append(f"Validate:  python val.py --weights {weights}{f' --data {quote(data)}' if data else ''}")
     return [
         "",
         f"Export complete ({seconds:.1f}s)",

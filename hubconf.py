@@ -15,8 +15,19 @@ if TYPE_CHECKING:
 dependencies = ["torch", "torchvision", "ultralytics"]
 
 
-def custom(path: str | Path | None = None, device: Any = "", **options: Any) -> Detector:
-    """Return weights as a function of pictures; arguments and errors are those of `models.load`."""
+def custom(
+    path: str | Path | None = None,
+    autoshape: bool = True,
+    _verbose: bool = True,
+    device: Any = "",
+    **options: Any,
+) -> Detector:
+    """Return weights as a function of pictures; arguments and errors are those of `models.load`.
+
+    `autoshape` and `_verbose` are YOLOv5's: pictures of any shape are taken in any case, and little is said.
+    """
+    if not autoshape:
+        raise ValueError("autoshape=False asks for the bare network: utils.checkpoint.load_checkpoint(path) gives that")
     import models  # noqa: PLC0415 (another one may be there, which is to be named)
 
     if Path(__file__).parent not in (Path(place).resolve().parent for place in getattr(models, "__path__", [])):

@@ -1,9 +1,11 @@
 """`from models import load`: what it takes, that it finds what detect.py finds, and what it says of wrong input."""
 
+import io
 import itertools
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -218,3 +220,68 @@ def test_the_script_as_a_function_with_nothing_to_read(weights, photo, tmp_path)
         detect.run(**options)
     photo.replace(tmp_path / "in/photo.png")
     assert len(detect.run(**options)) == 1
+    kept = detect.run(**options)
+    assert [Path(result.path).name for result in kept] == ["photo.png"]
+
+
+# What callers bring ---------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("classes", [np.int64(1), np.array([1]), torch.tensor(1), torch.tensor([1]), "square", [1]])
+def test_classes_may_be_numbers_of_any_library(detector, photo, classes):
+    assert same(detector(photo, classes=classes), detector(photo, classes=1))
+
+
+@pytest.mark.parametrize("classes", [1.5, True, [None], b"1"])
+def test_classes_that_are_no_numbers_are_one_sentence(detector, photo, classes):
+    with pytest.raises(UserError, match="classes are numbers or names, not"):
+        detector(photo, classes=classes)
+
+
+def endless_list():
+    found = []
+    found.append(found)
+    return found
+
+
+def cut_off():
+    data = io.BytesIO()
+    Image.new("RGB", (90, 50), "red").save(data, "png")
+    return Image.open(io.BytesIO(data.getvalue()[:60]))
+
+
+def closed():
+    picture = Image.new("RGB", (8, 8))
+    picture.close()
+    return picture
+
+
+@pytest.mark.parametrize(
+    ("source", "told"),
+    [
+        (endless_list, "lists in lists"),
+        (cut_off, "cannot be read"),
+        (closed, "cannot be read"),
+        (lambda: torch.zeros(3, 8, 8).to_sparse(), "not torch.sparse_coo"),
+        (lambda: torch.zeros(3, 8, 8, device="meta"), "not none"),
+    ],
+)
+def test_pictures_that_hold_no_pixels_are_one_sentence(detector, source, told):
+    with pytest.raises(UserError, match=told):
+        detector(source())
+
+
+def test_attributes_of_yolov5_are_what_a_call_takes(weights, photo):
+    habit = load(weights, device="cpu")
+    assert len(habit(photo)[0].boxes) == 1
+    habit.conf = 1.0
+    assert len(habit(photo)[0].boxes) == 0
+    assert len(habit(photo, conf=0.25)[0].boxes) == 1
+    habit.conf, habit.classes = 0.25, [0]
+    assert len(habit(photo)[0].boxes) == 0
+
+
+@pytest.mark.parametrize(
+    ("told", "expected"), [({"path": ["a.pt"]}, "path of one file, not list"), ({"half": "x"}, "half is True or False")]
+)
+def test_what_load_does_not_take(weights, told, expected):
+    with pytest.raises(UserError, match=expected):
+        load(**{"path": weights, **told})

@@ -125,19 +125,24 @@ def sources_of(data: dict[str, Any], splits: Iterable[str] = ("train", "val")) -
     return [str(data["yaml_file"]), *sorted(folders)]
 
 
+def data_of_run(weights: Path) -> Path | None:
+    """Return the data.yaml that a training leaves beside the folder of its weights; None where there is none."""
+    left = weights.absolute().parent.parent / "data.yaml"
+    return left if left.is_file() else None
+
+
 def find_data(data: str, weights: Path, split: str = "val") -> dict[str, Any]:
     """Return a checked data set: the one named, else that of the weights' training, else the built-in one; log which.
 
     Args:
         data: a data set YAML, a path or a name in data; empty: none was named.
-        weights: a file; a training leaves the description of its data set beside the folder of its weights.
+        weights: a file.
         split: 'test' must be described, if it is to be used.
 
     Raises:
         UserError: its description is wrong.
     """
-    left = weights.absolute().parent.parent / "data.yaml"
-    source = data or (left if left.is_file() else BUILT_IN)
+    source = data or data_of_run(weights) or BUILT_IN
     if not data:
         LOGGER.info(printable(f"no --data given, using {source}"))
     return load_dataset(source, split)

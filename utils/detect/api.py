@@ -12,6 +12,7 @@ from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
+import numpy as np
 import torch
 from ultralytics.engine.results import Results
 from ultralytics.utils import LOGGER
@@ -30,6 +31,7 @@ from utils.detect.streams import is_live
 from utils.paths import find_file, find_weights
 from utils.text import printable
 
+DEEPEST = 20  # lists in lists of sources
 KEPT = 8  # sets of options whose predictor is kept
 
 
@@ -48,6 +50,7 @@ class Detector:
         names: class number → name.
         task: "detect" or "segment".
         device: what the network runs on.
+        conf: what a call takes that names none; so do `iou`, `classes`, `max_det` and `agnostic`, as YOLOv5 has them.
 
     Raises:
         WeightsError: the file is not one of ours, or damaged.
@@ -62,12 +65,18 @@ class Detector:
         data: str | Path | None = None,
         trust: bool = False,
     ) -> None:
+        if not isinstance(weights, (str, Path, type(None))):
+            raise UserError(f"load takes the path of one file, not {type(weights).__name__}; detect.py joins several")
+        if not isinstance(half, bool):
+            raise UserError(f"half is True or False, not {half!r}")
         if trust:
             trust_weights([weights])
         self.half, self.data = half, find_file(data, "data") if data else None
         self._device = _checked("device", "" if device is None else device, cli.device)
         self.weights = open_weights(find_weights(weights), device=self._device, half=half, data=self.data)
         self.names, self.task, self.device = self.weights.names, self.weights.task, self.weights.network.device
+        self.conf, self.iou, self.max_det, self.agnostic = 0.25, 0.45, 1000, False
+        self.classes: Any = None
         self._predictors: dict[tuple[Any, ...], Predictor] = {}
         self._lock = RLock()
 
@@ -79,11 +88,11 @@ class Detector:
         source: Any,
         *,
         imgsz: int | Sequence[int] | None = None,
-        conf: float = 0.25,
-        iou: float = 0.45,
-        classes: int | str | Sequence[int | str] | None = None,
-        max_det: int = 1000,
-        agnostic_nms: bool = False,
+        conf: float | None = None,
+        iou: float | None = None,
+        classes: Any = None,
+        max_det: int | None = None,
+        agnostic_nms: bool | None = None,
         augment: bool = False,
         retina_masks: bool = False,
         batch: int = 1,
@@ -99,9 +108,10 @@ class Detector:
                 uint8 in BGR as OpenCV gives it, a PIL picture, a tensor (3, H, W) or (B, 3, H, W) in RGB, uint8 or
                 floats in [0, 1]; or a list of these, or an iterator.
             imgsz: one side, or height and width, in pixels; None takes the size of training or export.
-            conf: boxes below this confidence are dropped, 0 to 1.
+            conf: boxes below this confidence are dropped, 0 to 1. None takes the attribute of that name, as for `iou`,
+                `classes`, `max_det` and `agnostic_nms` (`agnostic`).
             iou: of two boxes of a class that overlap more than this, the less confident is dropped, 0 to 1.
-            classes: numbers or names of the classes to keep; None keeps all.
+            classes: a number or name of a class to keep, or several.
             max_det: the most boxes in one picture.
             agnostic_nms: boxes of different classes suppress each other too.
             augment: run at several scales and mirrored as well (.pt only).
@@ -123,16 +133,16 @@ class Detector:
         self._check_device(device)
         options = PredictorOptions(
             imgsz=_checked_list("imgsz", imgsz, cli.image_side),
-            conf_thres=_checked("conf", conf, cli.fraction),
-            iou_thres=_checked("iou", iou, cli.fraction),
-            max_det=_checked("max_det", max_det, cli.positive_int),
-            classes=self._listed(classes),
-            agnostic_nms=agnostic_nms,
-            augment=augment,
+            conf_thres=_checked("conf", self.conf if conf is None else conf, cli.fraction),
+            iou_thres=_checked("iou", self.iou if iou is None else iou, cli.fraction),
+            max_det=_checked("max_det", self.max_det if max_det is None else max_det, cli.positive_int),
+            classes=self._listed(self.classes if classes is None else classes),
+            agnostic_nms=bool(self.agnostic if agnostic_nms is None else agnostic_nms),
+            augment=bool(augment),
             half=self.half,
             device=self._device,
             data=self.data,
-            retina_masks=retina_masks,
+            retina_masks=bool(retina_masks),
         )
         predictor, size = self._predictor(options), _checked("batch", batch, cli.positive_int)
         if size > 1 and not self.weights.network.takes_batches:
@@ -170,7 +180,13 @@ class Detector:
         if classes is None:
             return None
         numbers: dict[Any, int] = {name: number for number, name in self.names.items()}
-        return [numbers.get(one, one) for one in ([classes] if isinstance(classes, (int, str)) else classes)]
+        plain = classes.tolist() if isinstance(classes, (np.ndarray, np.generic, torch.Tensor)) else classes
+        several = plain if isinstance(plain, Iterable) and not isinstance(plain, (str, bytes)) else [plain]
+        listed = [one.item() if isinstance(one, (np.generic, torch.Tensor)) else one for one in several]
+        for one in listed:
+            if isinstance(one, bool) or not isinstance(one, (int, str)):
+                raise UserError(f"classes are numbers or names, not {one!r}")
+        return [numbers.get(one, one) for one in listed]
 
     def _check_device(self, device: Any) -> None:
         """Raise UserError for another device than that of `load`."""
@@ -219,10 +235,10 @@ def detect_together(predictor: Predictor, frames: Sequence[Frame]) -> list[Found
 
 
 # Sources --------------------------------------------------------------------------------------------------------------
-def is_endless(source: Any) -> bool:
+def is_endless(source: Any, depth: int = 0) -> bool:
     """Return whether a source is read as it is asked for: an iterator, or a live stream."""
     if isinstance(source, (list, tuple)):
-        return any(is_endless(one) for one in source)
+        return depth <= DEEPEST and any(is_endless(one, depth + 1) for one in source)
     if isinstance(source, (str, Path)):
         name = local_name(source)
         return is_live(str(name)) or str(name).lower().split()[:1] == ["screen"]
@@ -240,13 +256,15 @@ def read_frames(source: Any, vid_stride: int = 1) -> Iterator[Frame]:
             yield Frame(picture, name, f"image {number + 1} {name}: ")
 
 
-def _flat(source: Any) -> Iterator[Any]:
+def _flat(source: Any, depth: int = 0) -> Iterator[Any]:
     """Yield each path and each picture in memory."""
+    if depth > DEEPEST:
+        raise UserError(f"a source is {KINDS}, not lists in lists more than {DEEPEST} deep")
     if isinstance(source, (str, Path)) or is_picture_in_memory(source):
         yield source
     elif isinstance(source, Iterable) and not isinstance(source, (bytes, dict)):
         for one in source:
-            yield from _flat(one)
+            yield from _flat(one, depth + 1)
     else:
         raise UserError(f"a source is {KINDS}, not {type(source).__name__}")
 

@@ -58,17 +58,26 @@ def from_array(array: np.ndarray) -> np.ndarray:
 
 
 def from_pil(picture: Image.Image) -> np.ndarray:
-    """Return a PIL picture turned as its EXIF data say, without transparency; UserError for 32 bits or no pixels."""
+    """Return a PIL picture turned as its EXIF data say, without transparency.
+
+    Raises:
+        UserError: it has 32 bits a channel or no pixels, is closed, or its file is damaged.
+    """
     if picture.mode in WIDE:
         raise UserError(f"a PIL picture has 8 or 16 bits a channel, not 32 (mode {picture.mode})")
-    turned = ImageOps.exif_transpose(picture)
-    if turned.mode in DEEP:
-        return from_array((np.asarray(turned) >> 8).astype(np.uint8))
-    return from_array(np.asarray(turned.convert("RGB"))[..., ::-1])
+    try:
+        turned = ImageOps.exif_transpose(picture)
+        deep = turned.mode in DEEP
+        pixels = np.asarray(turned if deep else turned.convert("RGB"))
+    except (OSError, ValueError, SyntaxError) as error:  # what PIL raises when it reads a file at last
+        raise UserError(f"a PIL picture (mode {picture.mode}) cannot be read: {error}") from error
+    return from_array((pixels >> 8).astype(np.uint8) if deep else pixels[..., ::-1])
 
 
 def from_tensor(tensor: Tensor) -> list[np.ndarray]:
     """Return the pictures of (3, H, W) or (B, 3, H, W) in RGB; UserError for another shape, type or range."""
+    if tensor.layout != torch.strided or tensor.is_meta:
+        raise UserError(f"a tensor holds its numbers, not {'none' if tensor.is_meta else str(tensor.layout)}")
     batch = tensor[None] if tensor.ndim == 3 else tensor
     if batch.ndim != 4 or batch.shape[1] != 3:
         raise UserError(f"a tensor is (3, H, W) or (B, 3, H, W) in RGB, not of shape {tuple(tensor.shape)}")

@@ -134,7 +134,9 @@ class Predictor(DetectionPredictor):
 
     def finish(self, raw: Any, images: Tensor, frame: Frame) -> Results:
         """Return what is left of the network's raw outputs after NMS, in the frame's own pixels and as numpy arrays."""
-        return self.postprocess(raw, images, [frame.image])[0].cpu().numpy()
+        result = self.postprocess(raw, images, [frame.image])[0].cpu().numpy()
+        result.path = str(frame.path)
+        return result
 
 
 class SegmentationPredictor(Predictor, segment.SegmentationPredictor):
