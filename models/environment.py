@@ -77,6 +77,7 @@ def patch_ultralytics(
 
     - `PIL.Image.open` is always given back: ultralytics' version tries to install a package for every file that it
       cannot read.
+    - `TryExcept` lets a stop through: ultralytics' version, around its plots, takes Ctrl-C for a plot that failed.
 
     Args:
         open_backend: takes the place of AutoBackend in its validator, which would open weights a second time, and our
@@ -88,9 +89,10 @@ def patch_ultralytics(
         check_font: takes the place of its search for Arial, which downloads it (`utils.drawing.annotator`).
     """
     from PIL import Image  # noqa: PLC0415 (this module is imported before any library)
-    from ultralytics.utils import patches  # noqa: PLC0415
+    from ultralytics.utils import TryExcept, patches  # noqa: PLC0415
 
     Image.open = patches._image_open
+    TryExcept.__exit__ = _leave_try_except
     if open_backend:
         from ultralytics.engine import validator  # noqa: PLC0415
 
@@ -108,6 +110,17 @@ def patch_ultralytics(
 
         results.Annotator = plotting.Annotator = annotator
         data.check_font = plotting.check_font = check_font
+
+
+def _leave_try_except(self: Any, _: object, error: BaseException | None, __: object) -> bool:
+    """Warn of an exception that ultralytics' `TryExcept` catches; others, such as Ctrl-C, are not for it."""
+    if not isinstance(error, Exception):
+        return False
+    if self.verbose:
+        from ultralytics.utils import LOGGER  # noqa: PLC0415
+
+        LOGGER.warning(f"{self.msg}: {error}" if self.msg else str(error))
+    return True
 
 
 check_versions()

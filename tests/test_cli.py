@@ -15,6 +15,8 @@ import numpy as np
 import pytest
 import torch
 from ultralytics.utils import LOGGER
+from ultralytics.utils.metrics import ConfusionMatrix
+from ultralytics.utils.plotting import plot_labels
 
 import benchmark
 import detect
@@ -50,7 +52,7 @@ def exit_code(main, *argv):
 
 
 def raising(error):
-    def main(args):
+    def main(*_, **__):
         raise error
 
     return main
@@ -113,6 +115,23 @@ def test_another_broken_pipe_is_a_bug():
 
 def test_ctrl_c_is_130():
     assert exit_code(raising(KeyboardInterrupt())) == 130
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, cli.Terminated, SystemExit])
+@pytest.mark.parametrize(
+    "plot",
+    [
+        lambda folder: plot_labels(np.full((1, 4), 0.5), np.zeros(1), {0: "item"}, folder),
+        lambda folder: ConfusionMatrix({0: "item"}).plot(save_dir=folder),
+    ],
+    ids=["labels", "confusion"],
+)
+def test_a_stop_within_a_plot_of_ultralytics_ends_the_script(plot, stop, tmp_path, monkeypatch):
+    monkeypatch.setattr("matplotlib.pyplot.subplots", raising(stop))
+    with pytest.raises(stop):
+        plot(tmp_path)
+    monkeypatch.setattr("matplotlib.pyplot.subplots", raising(ValueError("no plot")))
+    plot(tmp_path)  # is warned of
 
 
 class Stack(ctypes.Structure):
