@@ -32,6 +32,7 @@ from pathlib import Path
 
 from models.errors import UserError
 from utils import cli
+from utils.data.labels import label_paths
 from utils.deploy.trust import trust_weights
 from utils.detect.ensemble import create_ensemble
 from utils.detect.feature_maps import FeatureMaps
@@ -177,7 +178,8 @@ def detect(args: argparse.Namespace, kept: list[Results] | None = None) -> AnySo
     )
     features = FeatureMaps(finder) if args.visualize else None
     wanted = wanted_files(args)
-    sources = [*args.source, *source.files]
+    labels = label_paths(list(map(str, source.files))) if args.exist_ok else []
+    sources = [*args.source, *source.files, *labels]
     folder = increment_path(args.project, args.name, args.exist_ok, sources) if wanted.anything else Path()
     outputs = Writers(folder, wanted)
     steps = ([tracking.follow] if tracking else []) + ([features.writer(folder / "features")] if features else [])

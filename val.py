@@ -77,7 +77,7 @@ def main(args: argparse.Namespace) -> dict[str, float]:
     data = find_data(args.data, weights.path, split=args.task)
     check_images(data, (args.task,))
     weights.name_classes(data["names"])
-    sources = [str(weights.path), *sources_of(data, (args.task,))] if args.exist_ok else []
+    sources = [str(weights.path), *sources_of(data)] if args.exist_ok else []
     save_dir = increment_path(args.project, args.name, args.exist_ok, sources)
     write_data_yaml(data, save_dir / "data.yaml")
     validator = VALIDATORS[weights.task](save_dir=save_dir, args=validator_options(args, weights, size, save_dir))

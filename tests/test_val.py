@@ -1,5 +1,7 @@
 """val.py on exported files: which size, which names, which data set."""
 
+import shutil
+
 import cv2
 import numpy as np
 import pytest
@@ -86,6 +88,38 @@ def test_the_data_set_is_never_written_into(data, tmp_path):
     with pytest.raises(UserError, match="lies in the folder of the results"):
         val.run(weights=weights, data=data, project=tmp_path.parent, name=tmp_path.name, exist_ok=True, save_txt=True)
     assert data.read_text() == before and not (tmp_path / "data.yaml").exists()
+
+
+@pytest.mark.parametrize("kind", ["labels", "label", "lists", "labels led to", "label led to", "another split"])
+def test_files_of_the_data_set_are_never_in_the_folder_of_results(data, tmp_path, kind):
+    results, labels = tmp_path / "val/exp", tmp_path / "labels"
+    (results / "labels").mkdir(parents=True)
+    described = yaml.safe_load(data.read_text()) | {"path": str(tmp_path)}
+    if kind == "labels":
+        (labels / "a.txt").rename(results / "labels/a.txt")
+        labels.rmdir()
+        labels.symlink_to(results / "labels")
+    elif kind == "another split":
+        shutil.copytree(tmp_path / "images", tmp_path / "train/images")
+        (tmp_path / "train/labels").symlink_to(results / "labels")
+        described["train"] = "train/images"
+    elif kind == "label":
+        (labels / "a.txt").rename(results / "labels/a.txt")
+        (labels / "a.txt").symlink_to(results / "labels/a.txt")
+    elif kind == "lists":
+        (results / "val.txt").write_text(f"{tmp_path / 'images/a.png'}\n")
+        described["val"] = [str(results / "val.txt")]
+    elif kind == "labels led to":
+        (results / "labels").rmdir()
+        (results / "labels").symlink_to(labels)
+    else:
+        (results / "labels/a.txt").symlink_to(labels / "a.txt")
+    data.write_text(yaml.safe_dump(described))
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    weights = save(create_model(tiny(nc=len(NAMES))), tmp_path / "weights/best.pt")
+    with pytest.raises(UserError, match="lies in the folder of the results"):
+        val.run(weights=weights, data=data, project=tmp_path / "val", exist_ok=True, save_txt=True)
+    assert {path: path.read_bytes() for path in before} == before
 
 
 def test_a_dollar_in_a_class_name_is_no_formula(tmp_path):

@@ -60,6 +60,8 @@ def increment_path(project: str | Path, name: str, exist_ok: bool = False, sourc
 def check_holds_none(results: Path, sources: Iterable[str | Path], options: str = "--project or --name") -> None:
     """Check that none of the sources, or what it links to, lies in a folder of results or below, or is a file of them.
 
+    Links in the folder count as what they lead to.
+
     Args:
         results: that are there and will be replaced: a folder or a file.
         sources: files and folders that are read.
@@ -69,13 +71,15 @@ def check_holds_none(results: Path, sources: Iterable[str | Path], options: str 
         UserError: one does.
     """
     place = results.stat()
+    led_to = [Path(os.path.realpath(path)) for path in results.rglob("*") if path.is_symlink()]
     checked: set[Path] = set()
     for source in filter(os.path.lexists, sources):
         path = Path(os.path.abspath(source))  # noqa: PTH100 (without a link's target)
         for name in {Path(os.path.realpath(path)), Path(os.path.realpath(path.parent)) / path.name}:
             above = [] if name.parent in checked else name.parents
             checked.add(name.parent)
-            if any(os.path.samestat(p.stat(), place) for p in (name, *above) if p.exists()):
+            is_led_to = any(p in (name, *name.parents) or (p.parent == name and p.is_file()) for p in led_to)
+            if is_led_to or any(os.path.samestat(p.stat(), place) for p in (name, *above) if p.exists()):
                 folder = f"lies in the folder of the results, {results}, where it could be replaced"
                 what = folder if results.is_dir() else "would be replaced by the results"
                 raise UserError(f"{shorten(source)} {what}: choose another {options}")

@@ -292,6 +292,16 @@ def test_a_second_run_in_the_same_folder_replaces(run, tmp_path):
     assert "labels/a.txt" not in files_below("runs/detect/exp")
 
 
+def test_labels_that_lie_in_the_folder_of_results_are_not_replaced(run, tmp_path):
+    image, own = picture(tmp_path / "images/a.jpg"), tmp_path / "runs/detect/exp/labels/a.txt"
+    own.parent.mkdir(parents=True)
+    own.write_text("0 0.5 0.5 0.5 0.5\n")
+    (tmp_path / "labels").symlink_to(own.parent)
+    with pytest.raises(UserError, match=r"labels.a\.txt lies in the folder of the results"):
+        run(source=image, save_txt=True, exist_ok=True)
+    assert own.read_text() == "0 0.5 0.5 0.5 0.5\n"
+
+
 def test_crops_and_table(run, tmp_path):
     for name in ("a.jpg", "=b.jpg"):
         picture(tmp_path / "in" / name)

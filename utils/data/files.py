@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from ultralytics.utils import LOGGER
 from models.errors import UserError
 from models.files import is_of_kernel, why_no_file
 from utils.data.description import BUILT_IN, load_dataset
-from utils.data.labels import check_label_files, check_objects, foreign_labels
+from utils.data.labels import check_label_files, check_objects, foreign_labels, label_paths
 from utils.data.pictures import PICTURES, is_picture
 from utils.data.scan import Settings
 from utils.paths import spellings
@@ -119,10 +120,29 @@ def check_images(
     return pictures
 
 
-def sources_of(data: dict[str, Any], splits: Iterable[str] = ("train", "val")) -> list[str]:
-    """Return what a run must not write into: the folders of the pictures of some splits, and the data set's YAML."""
-    folders = {os.path.dirname(path) for split in splits for path in list_images(data[split], data["path"])}  # noqa: PTH120
-    return [str(data["yaml_file"]), *sorted(folders)]
+def files_of(data: dict[str, Any]) -> Iterable[str]:
+    """Yield the files that make up a data set: its YAML, and of all its splits the lists, pictures and label files.
+
+    Label files need not be there.
+    """
+    yield str(data["yaml_file"])
+    for split in filter(data.get, ("train", "val", "test")):
+        sources = [data[split]] if isinstance(data[split], str) else data[split]
+        yield from filter(os.path.isfile, sources)
+        with suppress(UserError):  # a split that this run does not use
+            pictures = list_images(sources, data["path"])
+            yield from pictures
+            yield from label_paths(pictures)
+
+
+def sources_of(data: dict[str, Any]) -> list[str]:
+    """Return what a run must not write into: the folders of a data set's files, and those of them that are links."""
+    folders, links = set(), set()
+    for path in files_of(data):
+        folders.add(os.path.dirname(path) or os.curdir)  # noqa: PTH120
+        if os.path.islink(path):  # noqa: PTH114
+            links.add(path)
+    return [str(data["yaml_file"]), *sorted(folders), *sorted(links)]
 
 
 def data_of_run(weights: Path) -> Path | None:
