@@ -47,7 +47,7 @@ from models.layers import is_backbone
 from models.loss import AnchorGains
 from models.spec import ModelSpec, find_config, load_spec
 from utils.checkpoint import load_checkpoint
-from utils.checkpoint.fields import why_wrong
+from utils.checkpoint.fields import described, why_wrong
 from utils.data.description import load_dataset, read_yaml
 from utils.data.files import check_images, sources_of
 from utils.drawing.fonts import use_font
@@ -56,6 +56,7 @@ from utils.text import quote
 from utils.train.batches import check_batches
 from utils.train.run import (
     ANCHOR_FREE,
+    CHECKED,
     HYP,
     OPTIMIZERS,
     RECIPE,
@@ -190,6 +191,9 @@ def find_last(args: argparse.Namespace) -> Path:
 def beside_resume(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
     """Return the options of a run that flags beside `--resume` set, by flag; in a run some of them may be changed."""
     recipe, flags = choose_recipe(args), flag_options(args)
+    own = [key for key in (*RECIPE, "optimizer") if key in recipe and key not in args.given]
+    if "hyp" in args.given and own:
+        LOGGER.info(f"a run that is resumed keeps its own {', '.join(own)}, whatever {args.hyp} says of them")
     values: dict[str, dict[str, Any]] = {
         "hyp": {key: value for key, value in recipe.items() if key not in (*RECIPE, "optimizer")},
         "label_smoothing": {"anchor_gains": recipe["anchor_gains"]},
@@ -290,8 +294,11 @@ def choose_recipe(args: argparse.Namespace) -> dict[str, Any]:
         recipe["lr0"] = SGD_LR0
     if args.qat and not args.hyp:
         recipe.update(lr0=QAT_LR * recipe["lr0"], warmup_epochs=0.0, epochs=QAT_EPOCHS)
-    given = {key: getattr(args, key) for key in (*RECIPE, "optimizer")}
-    return {**recipe, **{key: value for key, value in given.items() if value is not None}}
+    given = {key: getattr(args, key) for key in (*RECIPE, "optimizer") if getattr(args, key) is not None}
+    for key, value in given.items():
+        if args.hyp and recipe.get(key, value) != value:
+            LOGGER.info(f"{key} is {value}, as the command line says, not {recipe[key]} of {args.hyp}")
+    return {**recipe, **given}
 
 
 def read_recipe(args: argparse.Namespace) -> dict[str, Any]:
@@ -310,8 +317,8 @@ def read_recipe(args: argparse.Namespace) -> dict[str, Any]:
     for key, value in (*content.items(), *without.items()):
         if key not in known:
             raise UserError(f"{path}: unknown hyper-parameter '{key}'{did_you_mean(str(key), known)}")
-        if key != "optimizer" and not isinstance(value, int | float):
-            raise UserError(f"{path}: {key} must be a number, got {value!r}")
+        if key not in ("optimizer", "cos_lr") and not (isinstance(value, int | float) and not isinstance(value, bool)):
+            raise UserError(f"{path}: {key} must be a number, got {described(value)}")
         check_range(path, key, value)
     gains = {key: content.pop(key) for key in ANCHOR_GAINS if key in content} if "obj" in content else {}
     AnchorGains(**gains)
@@ -322,9 +329,12 @@ def read_recipe(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def check_range(path: Path, key: str, value: Any) -> None:
-    """Raise UserError for a number of a recipe that ultralytics refuses, or that is none."""
+    """Raise UserError for a value of a recipe that ultralytics refuses, or that no run has."""
     if isinstance(value, float) and not math.isfinite(value):
         raise UserError(f"{path}: {key} must be a finite number, got {value}")
+    expected, holds = CHECKED.get(key, ("", bool))
+    if expected and not holds(value):
+        raise UserError(f"{path}: {key} should be {expected}, not {described(value)}")
     try:
         check_cfg({key: value})
     except (TypeError, ValueError) as error:

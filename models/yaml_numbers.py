@@ -1,27 +1,56 @@
-"""YAML as people write it: `1e-3` is a number, as in YAML 1.2; PyYAML reads YAML 1.1, where it is a text."""
+"""YAML as people write it, where PyYAML reads YAML 1.1 and takes the last of two values.
+
+`1e-3` is a number, as in YAML 1.2. `1:30` is a text rather than 90, and so is `010` rather than 8. A key that stands
+twice in a mapping is an error.
+"""
 
 from __future__ import annotations
 
 import re
-from typing import IO, Any
+from typing import IO, Any, ClassVar
 
 import yaml
 
-EXPONENT = re.compile(r"[-+]?(?:[0-9][0-9_]*)(?:\.[0-9_]*)?[eE][-+]?[0-9]+$")
+FLOAT, INTEGER = "tag:yaml.org,2002:float", "tag:yaml.org,2002:int"
+NUMBERS = {
+    FLOAT: re.compile(
+        r"[-+]?(?:[0-9][0-9_]*\.[0-9_]*(?:[eE][-+]?[0-9]+)?|[0-9][0-9_]*[eE][-+]?[0-9]+|\.[0-9][0-9_]*(?:[eE][-+]?[0-9]+)?"
+        r"|\.(?:inf|Inf|INF))$|\.(?:nan|NaN|NAN)$"
+    ),
+    INTEGER: re.compile(r"[-+]?(?:0|[1-9][0-9_]*|0b[01_]+|0x[0-9a-fA-F_]+)$"),
+}
 
 
 class _Loader(yaml.SafeLoader):
-    """PyYAML's loader of plain values, with numbers whose exponent has no sign or no decimal point before it."""
+    """PyYAML's loader of plain values, with other numbers and without repeated keys."""
+
+    yaml_implicit_resolvers: ClassVar[dict[str, list[Any]]] = {
+        first: [(tag, form) for tag, form in forms if tag not in NUMBERS]
+        for first, forms in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        first: dict[tuple[str, str], yaml.Mark] = {}
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                continue
+            if before := first.get((key.tag, key.value)):
+                problem = f"the key '{key.value}' stands here again, after line {before.line + 1}"
+                raise yaml.MarkedYAMLError(problem=problem, problem_mark=key.start_mark)
+            first[key.tag, key.value] = key.start_mark
+        return node
 
 
-_Loader.add_implicit_resolver("tag:yaml.org,2002:float", EXPONENT, list("-+0123456789"))
+for _tag, _form in NUMBERS.items():
+    _Loader.add_implicit_resolver(_tag, _form, list("-+.0123456789"))
 
 
 def load_yaml(text: str | bytes | IO[Any]) -> Any:
     """Return the values that a YAML text holds: mappings, lists, texts, numbers, booleans, dates and None.
 
     Raises:
-        yaml.YAMLError: the text is no YAML, or asks for an object of Python's.
+        yaml.YAMLError: the text is no YAML, asks for an object of Python's, or has a key twice in one mapping.
     """
     loader = _Loader(text)
     try:

@@ -25,3 +25,39 @@ def test_texts_stay_texts(text):
 def test_no_object_is_made():
     with pytest.raises(yaml.YAMLError):
         load_yaml("!!python/object/apply:os.getcwd []")
+
+
+@pytest.mark.parametrize("text", ["1:30", "1:30:00", "1:30.5", "-1:30", "010", "1__:2"])
+def test_old_forms_of_numbers_are_texts(text):
+    assert load_yaml(f"[{text!r}, {text}]") == [text, text]
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("0", 0), ("-12", -12), ("1_000", 1000), ("0x1F", 31), (".5", 0.5), ("3.", 3.0), ("+.5e1", 5.0)]
+)
+def test_other_numbers_stay_numbers(text, value):
+    assert load_yaml(f"[{text}]") == [value]
+    assert type(load_yaml(f"[{text}]")[0]) is type(value)
+
+
+def test_infinite_and_no_numbers():
+    assert load_yaml("[.inf, -.inf]") == [math.inf, -math.inf]
+    assert math.isnan(load_yaml(".nan"))
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("lr0: 1\nlrf: 2\nlr0: 3", "the key 'lr0' stands here again, after line 1.*\n.*line 3"),
+        ("a: {b: 1, 'b': 1}", "the key 'b' stands here again"),
+        ("names: {0: cat, 0: dog}", "the key '0' stands here again"),
+    ],
+)
+def test_a_key_that_stands_twice_is_an_error(text, said):
+    with pytest.raises(yaml.YAMLError, match=said):
+        load_yaml(text)
+
+
+def test_keys_that_a_merge_brings_may_stand_again():
+    text = "a: &a {x: 1}\nb: {<<: *a, x: 2}\nc: {d: &d {<<: *a, x: 3}}\ne: {<<: [*d, *a]}"
+    assert load_yaml(text) == {"a": {"x": 1}, "b": {"x": 2}, "c": {"d": {"x": 3}}, "e": {"x": 3}}

@@ -208,6 +208,11 @@ def test_gains_of_a_recipe_are_of_the_head_that_they_suit(name, folder):
         ({"obj": 1.0, "anchor_free": 3}, "anchor_free must be a mapping"),
         ({"obj": 1.0, "anchor_free": {"boxx": 3}}, "unknown hyper-parameter 'boxx'"),
         ({"objj": 1.0}, "did you mean 'obj'"),
+        ({"lr0": True}, "lr0 must be a number, got True"),
+        ({"anchor_free": {"box": False}}, "box must be a number, got False"),
+        ({"imgsz": -3}, "imgsz should be a number of pixels, not -3"),
+        ({"batch": 2.5}, "batch should be a whole number of at least 1, or -1, not 2.5"),
+        ({"optimizer": "Foo"}, "optimizer should be one of SGD, .*, not 'Foo'"),
     ],
 )
 def test_a_wrong_recipe_is_explained(content, said, folder):
@@ -402,6 +407,8 @@ NO_RECIPES = {
     "tab": (b"lr0:\t1\n\tx: 2", "is not valid YAML: line 1"),
     "deep": (b"[" * 5000, "is not valid YAML"),
     "two": (b"lr0: 1\n---\nlr0: 2\n", "is not valid YAML: line 2"),
+    "key twice": (b"lr0: 1\nlr0: 2\n", "is not valid YAML: line 2: the key 'lr0' stands here again, after line 1"),
+    "minutes": (b"warmup_epochs: 1:30\n", "warmup_epochs must be a number, got '1:30'"),
     "digits": (b"lr0: " + b"9" * 5000, "is not valid YAML"),
     "code": (b"lr0: !!python/object/apply:os.getcwd []", "is not valid YAML: line 1"),
     "nothing": (b"", "expected keys such as lr0, momentum and mosaic, got nothing"),
@@ -431,6 +438,19 @@ def test_a_recipe_is_checked_and_takes_yolov5s_names(folder, tmp_path, caplog):
         recipe = train.read_recipe(parser.from_keywords(**options(folder, "x", hyp=tmp_path / "v5.yaml")))
     assert recipe == {"lr0": 0.01, "fliplr": 0.5, "anchor_gains": {"box": 0.05, "obj": 1.0}}
     assert "anchors stand in the model YAML" in caplog.text
+
+
+def test_what_a_recipe_says_in_vain_is_said(folder, tmp_path, caplog):
+    write(tmp_path / "hyp.yaml", {"epochs": 3, "imgsz": 64, "cos_lr": True, "lr0": 0.01})
+    parser = train.make_parser()
+    with caplog.at_level("INFO", logger="ultralytics"):
+        args = parser.from_keywords(hyp=tmp_path / "hyp.yaml", epochs=1)
+        assert train.choose_recipe(args) == {"epochs": 1, "imgsz": 64, "cos_lr": True, "lr0": 0.01, "anchor_gains": {}}
+        assert f"epochs is 1, as the command line says, not 3 of {tmp_path}" in caplog.text
+        assert "imgsz is" not in caplog.text
+        asked = train.beside_resume(parser.from_keywords(resume="last.pt", hyp=tmp_path / "hyp.yaml"))
+    assert asked == {"--hyp": {"lr0": 0.01, "anchor_gains": {}}}
+    assert "keeps its own epochs, imgsz, cos_lr, whatever" in caplog.text
 
 
 def test_validation_finds_what_training_does(folder):
