@@ -196,12 +196,13 @@ def beside_resume(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
         LOGGER.info(f"a run that is resumed keeps its own {', '.join(own)}, whatever {args.hyp} says of them")
     values: dict[str, dict[str, Any]] = {
         "hyp": {key: value for key, value in recipe.items() if key not in (*RECIPE, "optimizer")},
-        "label_smoothing": {"anchor_gains": recipe["anchor_gains"]},
+        "label_smoothing": {"anchor_gains.label_smoothing": args.label_smoothing},
         **{key: {key: getattr(args, key)} for key in (*RECIPE, "optimizer", "name", "task")},
+        "project": {"project": str(Path(args.project).resolve())} if args.resume is not True else {},
         **{key: {key: flags[key]} for key in flags.keys() & vars(args).keys()},
         **{flag: {key: flags[key]} for flag, key in RENAMED.items()},
         "freeze": {"freeze": freeze(args.freeze)},
-        "cfg": {"model": str(find_config(args.cfg)) if args.cfg else ""},
+        "cfg": {"model": str(find_config(args.cfg).resolve()) if args.cfg else ""},
         "data": {"data": str(find_file(args.data or DEMO_DATA, "data").resolve())},
     }
     spelt = {action.dest: action.option_strings[0] for action in make_parser().flags.values()}
@@ -279,7 +280,7 @@ def check_task(task: str | None, spec: ModelSpec) -> None:
 def keep_model(spec: ModelSpec, args: argparse.Namespace, save_dir: Path) -> Path:
     """Return the path of the model YAML; one that no file holds as it is is written into the run's folder."""
     if args.cfg and not args.allow_partial:
-        return find_config(args.cfg)
+        return find_config(args.cfg).resolve()
     path = save_dir / Path(spec.name).name
     path.write_text(yaml.safe_dump(spec.as_dict(), default_flow_style=None, sort_keys=False), encoding="utf-8")
     return path

@@ -13,6 +13,7 @@ import yaml
 import train
 from models import create_model
 from models.errors import UserError
+from models.spec import load_spec
 from tests.helpers import tiny
 from tests.runs import NAMES, make_data
 from utils.checkpoint import pack_model, plain, read_checkpoint, save_checkpoint
@@ -109,12 +110,16 @@ def test_a_run_goes_on_with_its_own_options(last, data):
         *("+device: x", "+distill_model: x.pt", "+compile: true", "+fraction: 0.5", "+quantize: 8", "+plots: 3"),
         "+lr0: nan",
         *("+batch: 3", "+optimizer: SGD", "+seed: 1", "+anchor_gains: {box: x}", "+cache: disk", "+augmentations: [1]"),
+        *("+1: 2", "+anchor_gains: &a [*a]", "+anchor_gains: &a {box: *a}", "+anchor_gains: {1: 2}"),
+        *(f"+data: {'a' * 5000}", f"+model: {'a' * 5000}", "+lr0: &a [*a]", "+names: &a {a: *a}"),
     ],
 )
 def test_a_strange_args_yaml_is_refused_in_one_sentence(text, last):
     file = last.parent.parent / "args.yaml"
     file.write_text(file.read_text() + f"{text[1:]}\n" if text.startswith("+") else text)
-    assert_refused(r"args\.yaml|data\.yaml|device|there is no file", last)
+    assert_refused(
+        r"^(?!.*(argument after|not iterable|keywords)).*(args\.yaml|data\.yaml|device|there is no file)", last
+    )
 
 
 @pytest.mark.parametrize("content", [b"", b"\n", bytes(100)])
@@ -164,7 +169,7 @@ REFUSED = {
     **{"batch_size": 4, "imgsz": 96, "optimizer": "SGD", "seed": 1, "rect": True, "freeze": ["1"], "nosave": True},
     **{"noval": True, "cache": "ram", "multi_scale": True, "single_cls": True, "custom_l2": True, "qat": True},
     **{"cos_lr": True, "name": "other", "task": "segment", "weights": "x.pt", "noautoanchor": True, "no_overlap": True},
-    **{"cfg": "riformer-yolo.yaml", "label_smoothing": 0.1, "mask_ratio": 2, "hyp": "hyp.shapes.yaml"},
+    **{"cfg": "riformer-yolo.yaml", "project": "x", "label_smoothing": 0.1, "mask_ratio": 2, "hyp": "hyp.shapes.yaml"},
 }
 
 
@@ -173,12 +178,47 @@ def test_what_would_make_it_another_run_is_refused_by_name(flag, last):
     assert_refused(f"^--{flag.replace('_', '-')} cannot be changed", last, **{flag: REFUSED[flag]})
 
 
+def test_one_gain_that_differs_is_named(last):
+    assert_refused(r"anchor_gains\.label_smoothing is 0\.0 there, not 0\.1;", last, label_smoothing=0.1)
+    assert resume(last, label_smoothing=0.0).left == "epochs"
+
+
+def test_a_model_yaml_is_compared_by_its_content(last, tmp_path, monkeypatch):
+    """Not by its name: another folder may hold another one, and the same one may stand elsewhere."""
+    own = tmp_path / "net.yaml"
+    other = tmp_path / "other/net.yaml"
+    other.parent.mkdir()
+    other.write_text(own.read_text())
+    monkeypatch.chdir(other.parent)
+    assert resume(last, cfg="net.yaml").left == "epochs"
+    changed = tiny()
+    changed["activation"] = "nn.ReLU()"
+    other.write_text(yaml.safe_dump(changed))
+    assert_refused("model is .*net.yaml' there, not .*other/net.yaml'", last, cfg="net.yaml")
+    own.write_text(yaml.safe_dump(changed))
+    assert_refused("net.yaml' there, not what this file says now", last, cfg=own)
+
+
+def test_anchors_that_were_fitted_do_not_make_a_model_yaml_another_one(tmp_path):
+    file = tmp_path / "net.yaml"
+    spec = load_spec("yolov5n.yaml")
+    file.write_text(yaml.safe_dump(spec.as_dict()))
+    fitted = spec.with_anchors([[1.0] * 6] * 3).replace(nc=2)
+    assert runs.is_own_model(str(file), fitted, str(file))
+    assert not runs.is_own_model(str(file), fitted, "net.yaml")
+
+
+def test_the_folder_of_the_runs_is_known_where_it_is_now(last, tmp_path, monkeypatch):
+    """--project says where to look for the newest run if --resume names none."""
+    monkeypatch.chdir(tmp_path)
+    assert resume(last, project=".", name="run").left == "epochs"
+    args = train.make_parser().from_keywords(resume=True, project="foo")
+    assert "--project" not in {flag for flag, values in train.beside_resume(args).items() if values}
+
+
 def test_every_flag_beside_resume_is_known():
     """One that is neither honoured nor refused would be ignored in silence."""
-    harmless = {"help", "resume", "project", "exist_ok", "plugins", "download", "allow_partial"} | {
-        "font",
-        "megapixels",
-    }
+    harmless = {"help", "resume", "exist_ok", "plugins", "download", "allow_partial", "font", "megapixels"}
     parser = train.make_parser()
     args = parser.from_keywords()
     args.given = frozenset(action.dest for action in parser.flags.values())

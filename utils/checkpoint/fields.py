@@ -182,4 +182,6 @@ def described(value: Any) -> str:
     """Return what a field holds, in a few words."""
     if isinstance(value, Mapping | list):
         return f"a {type(value).__name__} such as {shorten(printable(reprlib.repr(value)))}"
+    if isinstance(value, str):
+        return shorten(printable(repr(value)))
     return "a tensor" if isinstance(value, Tensor) else shorten(printable(reprlib.repr(value)))

@@ -12,7 +12,7 @@ import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +22,13 @@ from ultralytics.utils import LOGGER
 from models import DetectionModel
 from models.errors import UserError
 from models.loss import AnchorGains
+from models.spec import ModelSpec, load_spec
 from utils import cli
 from utils.checkpoint import plain, read_checkpoint
-from utils.checkpoint.fields import described, is_count, is_imgsz
+from utils.checkpoint.fields import described, is_count, is_finite, is_imgsz, is_mapping
 from utils.data.description import load_dataset, read_yaml
 from utils.data.files import check_images
-from utils.paths import ROOT
+from utils.paths import ROOT, is_path
 from utils.text import printable, quote
 from utils.writing import write_text
 
@@ -84,7 +85,9 @@ def resumed_run(last: Path, asked: Mapping[str, Mapping[str, Any]] | None = None
     if "optimizer" not in checkpoint:
         raise UserError(f"{last} holds no training to resume, name the run's weights/last.pt")
     folder = last.resolve().parent.parent
-    options = {**defaults(), **change_options(options_of(folder, checkpoint, last), asked or {}, last)}
+    own = {**options_of(folder, checkpoint, last), "project": str(folder.parent), "name": folder.name}
+    spec = load_spec({**checkpoint["yaml"], "yaml_file": checkpoint["yaml_name"]})
+    options = {**defaults(), **change_options(own, asked or {}, last, spec)}
     done = checkpoint["epoch"] + 1
     if options["epochs"] < done:
         name = "--epochs" if "--epochs" in (asked or {}) else "epochs of args.yaml"
@@ -124,8 +127,9 @@ def options_of(folder: Path, checkpoint: Mapping[str, Any], last: Path) -> dict[
             raise
         LOGGER.warning(f"{file} is empty, the run goes on with the options that {last.name} keeps")
         return kept  # a full disk or a power cut leaves such a file
-    for name, value in written.items():
-        before = checkpoint["options"].get(name, defaults().get(name))
+    trained = by_gain({**defaults(), **checkpoint["options"]})
+    for name, value in by_gain(written).items():
+        before = trained.get(name)
         if value not in (before, kept.get(name, before)) and name not in (*CHANGEABLE, *PLACE):
             raise UserError(
                 f"{file}: {name} is {described(value)}, the run is trained with {described(before)}: {put_back(last)}"
@@ -133,22 +137,32 @@ def options_of(folder: Path, checkpoint: Mapping[str, Any], last: Path) -> dict[
     return {**kept, **{name: written[name] for name in CHANGEABLE if name in written}}
 
 
-def change_options(options: Mapping[str, Any], asked: Mapping[str, Mapping[str, Any]], last: Path) -> dict[str, Any]:
+def change_options(
+    options: Mapping[str, Any], asked: Mapping[str, Mapping[str, Any]], last: Path, spec: ModelSpec
+) -> dict[str, Any]:
     """Return the options of a run with those that flags beside --resume set.
+
+    Args:
+        options: of the run.
+        asked: flag → the options that it sets.
+        last: the last.pt of the run.
+        spec: the model YAML in it.
 
     Raises:
         UserError: one is another than in the run and would make it another run.
     """
     changed = dict(options)
+    known = by_gain({**defaults(), **options})
     for flag, values in asked.items():
-        for name, value in values.items():
-            before = options.get(name, defaults().get(name))
-            if value == before:
+        for name, value in by_gain(values).items():
+            before = known.get(name)
+            if is_own_model(value, spec, str(before)) if name == "model" and value else value == before:
                 continue
             if name not in CHANGEABLE:
+                now = described(value) if value != before else "what this file says now"
                 raise UserError(
                     f"{flag} cannot be changed in a run that is resumed: {name} is {described(before)} there, not "
-                    f"{described(value)}; {put_back(last)}"
+                    f"{now}; {put_back(last)}"
                 )
             LOGGER.info(printable(f"{flag}: {name} is {value} from here on, instead of {before}"))
             changed[name] = value
@@ -158,6 +172,32 @@ def change_options(options: Mapping[str, Any], asked: Mapping[str, Mapping[str, 
     except argparse.ArgumentTypeError as error:
         raise UserError(f"the device of the run cannot be used: {error}, or name another one with --device") from error
     return changed
+
+
+def by_gain(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return options with all gains of heads with anchors, those that have their default too, as options of their own.
+
+    So one that differs is named, and the others need not be given.
+    """
+    flat = dict(options)
+    if "anchor_gains" in flat:
+        gains = asdict(AnchorGains(**flat.pop("anchor_gains")))
+        flat |= {f"anchor_gains.{name}": value for name, value in gains.items()}
+    return flat
+
+
+def is_own_model(cfg: str, spec: ModelSpec, before: str) -> bool:
+    """Return whether a model YAML says what the one of a run says, but for what the data set and first weights decide.
+
+    Args:
+        cfg: its path.
+        spec: the model YAML of the run, with the classes and channels of its data set, and anchors that may fit it.
+        before: path of the file that it was read from, whose anchors they have replaced.
+    """
+    given = load_spec(cfg).replace(nc=spec.nc, ch=spec.ch).without_pretrained()
+    if spec.anchors is not None and Path(before).resolve() == Path(cfg):
+        given = replace(given, anchors=spec.anchors)
+    return given.as_dict() == spec.without_pretrained().as_dict()
 
 
 def put_back(last: Path) -> str:
@@ -192,8 +232,7 @@ def is_freeze(value: Any) -> bool:
 
 
 CHECKED: dict[str, tuple[str, Callable[[Any], bool]]] = {  # of which ultralytics does not check all
-    "data": ("the name of a file", lambda value: isinstance(value, str) and bool(value)),
-    "model": ("the name of a file", lambda value: isinstance(value, str) and bool(value)),
+    **dict.fromkeys(("data", "model"), ("the name of a file", is_path)),
     "imgsz": ("a number of pixels", lambda value: type(value) is int and is_imgsz(value)),
     "batch": ("a whole number of at least 1, or -1", is_batch),
     "workers": ("a whole number of at least 0", is_count),
@@ -201,7 +240,7 @@ CHECKED: dict[str, tuple[str, Callable[[Any], bool]]] = {  # of which ultralytic
     "optimizer": (f"one of {', '.join(OPTIMIZERS)}", lambda value: value in OPTIMIZERS),
     "cache": ("False or ram", lambda value: value in (None, False, "ram")),
     "freeze": ("backbone, a number of slots, or a list of slots", is_freeze),
-    "anchor_gains": ("gains by name", lambda value: isinstance(value, Mapping)),
+    "anchor_gains": ("numbers by name", lambda value: is_mapping(value, is_finite)),
     **dict.fromkeys(("custom_l2", "autoanchor", "qat"), ("true or false", lambda value: isinstance(value, bool))),
 }
 FLAGS = "pretrained mask_ratio overlap_mask rect save val multi_scale single_cls seed".split()  # others that flags set
@@ -217,18 +256,20 @@ def check_options(options: Mapping[str, Any], file: Path) -> None:
     Raises:
         UserError: one is missing, unknown, of a wrong type or range, or would have ultralytics do what no run does.
     """
+    if others := [name for name in options if not isinstance(name, str)]:
+        raise UserError(f"{file}: names of options are texts such as epochs, not {described(others[0])}")
     for name in ("data", "model", "epochs", "imgsz", "batch"):
         if options.get(name) is None:
             raise UserError(f"{file}: the option '{name}' of the run is missing")
+    for name, (expected, holds) in CHECKED.items():
+        if name in options and not holds(options[name]):
+            raise UserError(f"{file}: {name} should be {expected}, not {described(options[name])}")
     try:
         engine.get_cfg(defaults(), dict(options))
         AnchorGains(**options.get("anchor_gains", {}))
     except (TypeError, ValueError, LookupError, AttributeError, SyntaxError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{file} holds options that no run has: {printable(reason)[:300]}") from error
-    for name, (expected, holds) in CHECKED.items():
-        if name in options and not holds(options[name]):
-            raise UserError(f"{file}: {name} should be {expected}, not {described(options[name])}")
     recipe = read_yaml(ROOT / "data" / "hyps" / HYP)
     known = {*recipe, *recipe[ANCHOR_FREE], *RECIPE, *CHECKED, *FLAGS, *CHANGEABLE, *PLACE}
     for name, value in options.items():
