@@ -50,6 +50,22 @@ def _no_waiting():
         yield
 
 
+@pytest.fixture
+def never_opened(monkeypatch):
+    """No pipe, device or file of the system may be opened, which would hang here."""
+    from pathlib import Path
+
+    from models.files import why_no_file
+
+    path_open = Path.open
+
+    def check(file, *args, **kwargs):
+        assert why_no_file(file) in ("", "does not exist"), f"{file} is opened"
+        return path_open(file, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "open", check)
+
+
 # Exporting ------------------------------------------------------------------------------------------------------------
 @pytest.fixture(scope="session")
 def model():

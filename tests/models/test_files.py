@@ -1,13 +1,11 @@
 """Paths that are no files of data are never opened, whatever names them: a pipe would be waited for, for ever."""
 
 import os
-from pathlib import Path
 
 import pytest
 
 from models.backbones.weights import load_plain
 from models.errors import UserError
-from models.files import why_no_file
 from models.plugins import load_plugins
 from models.spec import load_spec
 from utils.checkpoint import load_checkpoint
@@ -30,18 +28,6 @@ READERS = {  # what reads files that a user or a file names, and the suffix of s
     "pickled weights": (read_pickled, ".pt"),
     "a plugin": (lambda path: load_plugins([path]), ".py"),
 }
-
-
-@pytest.fixture
-def never_opened(monkeypatch):
-    """No pipe, device or file of the system may be opened, which would hang here."""
-    path_open = Path.open
-
-    def check(file, *args, **kwargs):
-        assert not why_no_file(file), f"{file} is opened"
-        return path_open(file, *args, **kwargs)
-
-    monkeypatch.setattr(Path, "open", check)
 
 
 @pytest.mark.parametrize("what", READERS)

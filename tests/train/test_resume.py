@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -274,6 +275,17 @@ def test_what_is_left_to_do(epoch, flags, changes, final, left, data, tmp_path):
     assert resume(last).left == left
     if left != "epochs":
         assert resume(last, epochs=9, patience=0).left == "epochs"
+
+
+@pytest.mark.parametrize("target", [None, "/dev/zero", "/proc/kmsg", "."])
+def test_a_result_or_options_that_are_no_file_are_never_opened(target, data, tmp_path, never_opened):
+    last = make_run(tmp_path / "run", data, 4)
+    for name in ("final.json", "args.yaml"):  # the second time without a final.json that could be read
+        assert resume(last).left == "validation"
+        path = tmp_path / "run" / name
+        path.unlink(missing_ok=True)
+        os.mkfifo(path) if target is None else path.symlink_to(target)
+    assert_refused(r"args\.yaml", last)
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ from ultralytics.utils import LOGGER
 
 from models import DetectionModel
 from models.errors import UserError
+from models.files import why_no_file
 from models.loss import AnchorGains
 from models.spec import ModelSpec, load_spec
 from utils import cli
@@ -123,7 +124,7 @@ def options_of(folder: Path, checkpoint: Mapping[str, Any], last: Path) -> dict[
     try:
         written = read_options(file)
     except UserError:
-        if file.read_bytes().strip(b"\0 \r\n\t"):
+        if why_no_file(file) or file.read_bytes().strip(b"\0 \r\n\t"):
             raise
         LOGGER.warning(f"{file} is empty, the run goes on with the options that {last.name} keeps")
         return kept  # a full disk or a power cut leaves such a file
@@ -298,9 +299,12 @@ def save_final(folder: Path, epochs: int, metrics: Mapping[str, Any]) -> None:
 
 
 def read_final(folder: Path) -> int:
-    """Return after how many epochs the final validation was; 0: there was none, or its file is damaged."""
+    """Return after how many epochs the final validation was; 0: there was none, or its file is none or damaged."""
+    file = folder / FINAL
+    if why_no_file(file):
+        return 0
     with suppress(OSError, ValueError, RecursionError):
-        final = json.loads((folder / FINAL).read_text(encoding="utf-8"))
+        final = json.loads(file.read_text(encoding="utf-8"))
         if isinstance(final, dict) and is_count(final.get("epochs")):
             return final["epochs"]
     return 0
