@@ -61,6 +61,7 @@ from utils.train.run import (
     OPTIMIZERS,
     RECIPE,
     TrainingRun,
+    check_no_folders,
     describe_splits,
     how_to_go_on,
     resumed_run,
@@ -162,6 +163,7 @@ def main(args: argparse.Namespace) -> Path:
     if run.left == "nothing":
         LOGGER.info(how_to_go_on(run))
         return Path(run.options["save_dir"])
+    check_no_folders(Path(run.options["save_dir"]))
     trainer = Trainer(run)
     try:
         trainer.train()

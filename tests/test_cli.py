@@ -28,6 +28,7 @@ from utils import cli
 from utils.paths import ROOT, check_holds_none, find_file, find_weights, increment_path
 from utils.sizes import check_imgsz
 from utils.text import printable, quote
+from utils.writing import write_text
 
 
 def make_parser():
@@ -69,10 +70,22 @@ def test_user_error_is_one_sentence_and_2(capsys):
     assert capsys.readouterr().err == "ERROR: the file\\nx is missing\n"
 
 
-@pytest.mark.parametrize("number", [errno.EACCES, errno.EROFS, errno.ENOSPC, errno.ENOTDIR])
+@pytest.mark.parametrize(
+    "number",
+    [errno.EACCES, errno.EROFS, errno.ENOSPC, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOTEMPTY],
+)
 def test_unwritable_output_names_the_path_and_is_2(number, capsys):
     assert exit_code(raising(OSError(number, os.strerror(number), "runs/exp/a.jpg"))) == 2
     assert capsys.readouterr().err == f"ERROR: cannot write runs/exp/a.jpg: {os.strerror(number)}\n"
+
+
+def test_a_result_whose_name_is_taken_is_named_and_2(tmp_path, capsys):
+    (tmp_path / "data.yaml").mkdir()
+    (tmp_path / "labels").touch()
+    assert exit_code(lambda _: write_text(tmp_path / "data.yaml", "")) == 2
+    assert capsys.readouterr().err == f"ERROR: cannot write {tmp_path}/data.yaml: Is a directory\n"
+    assert exit_code(lambda _: (tmp_path / "labels").mkdir(exist_ok=True)) == 2
+    assert capsys.readouterr().err == f"ERROR: cannot write {tmp_path}/labels: File exists\n"
 
 
 @pytest.mark.parametrize("number", [errno.ENAMETOOLONG, errno.ELOOP])

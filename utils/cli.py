@@ -47,7 +47,9 @@ STOPS: dict[int, str] = {signal.SIGTERM: "terminated", signal.SIGINT: "interrupt
 PATIENCE, ENDING, TICK = 5.0, 60.0, 0.05  # seconds: for the main thread to see a signal, then to end; between looks
 WATCHED: list[int] = []  # files that the system writes the numbers of signals to
 BAD_NAME = {errno.ENAMETOOLONG, errno.ELOOP}  # of a file
-BAD_OUTPUT = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.ENOTDIR}
+BAD_DISK = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+TAKEN = {errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOTEMPTY}  # names of results, by a folder or a file
+BAD_OUTPUT = BAD_DISK | TAKEN
 
 
 class Terminated(KeyboardInterrupt):
@@ -99,7 +101,8 @@ def _run(main: Callable[[argparse.Namespace], object], parser: Parser, argv: Seq
             return _fail(f"{shorten(error.filename)}: {error.strerror}", 2)
         if error.errno not in BAD_OUTPUT:
             raise
-        return _fail(f"cannot write {error.filename or 'the output'}: {error.strerror}", 2)
+        place = error.filename2 or error.filename or "the output"  # the second name is what a file would replace
+        return _fail(f"cannot write {place}: {error.strerror}", 2)
 
 
 @contextmanager

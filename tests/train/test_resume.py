@@ -288,6 +288,14 @@ def test_a_result_or_options_that_are_no_file_are_never_opened(target, data, tmp
     assert_refused(r"args\.yaml", last)
 
 
+@pytest.mark.parametrize("name", ["data.yaml", "results.csv", "weights/best.pt", "final.json"])
+def test_a_folder_with_the_name_of_a_file_of_the_run_is_told_before_an_epoch(name, last, monkeypatch):
+    (last.parent.parent / name).mkdir()
+    monkeypatch.setattr(train, "Trainer", None)
+    with pytest.raises(UserError, match=f"cannot write .*/{name}: a folder has the name"):
+        train.run(resume=last)
+
+
 @pytest.mark.parametrize(
     ("epoch", "flags", "changes", "said"),
     [

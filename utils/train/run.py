@@ -48,6 +48,7 @@ CHANGEABLE = ("epochs", "patience", "device", "workers", "plots", "save_period",
 SPLITS = ("train", "val")  # that a training reads
 ANEW = "train on it anew with --weights, which takes over all that fits, or put back the data set of the run"
 FINAL = "final.json"  # in a run's folder, after the final validation
+FILES = ("args.yaml", "data.yaml", "results.csv", "weights/best.pt", "weights/last.pt", FINAL)  # that a run writes
 
 
 @dataclass(frozen=True)
@@ -291,6 +292,16 @@ def stopped_early(checkpoint: Mapping[str, Any], options: Mapping[str, Any]) -> 
     patience = options["patience"]
     validated = checkpoint.get("fitness") is not None
     return validated and 0 < patience <= checkpoint["epoch"] + 1 - checkpoint["stopper"]["best_epoch"]
+
+
+def check_no_folders(folder: Path) -> None:
+    """Check that no folder has the name of a file that the run in `folder` will write, if only after an epoch.
+
+    Raises:
+        UserError: one has.
+    """
+    if taken := [path for path in (folder / name for name in FILES) if path.is_dir()]:
+        raise UserError(f"cannot write {taken[0]}: a folder has the name of that file, remove or rename it")
 
 
 def save_final(folder: Path, epochs: int, metrics: Mapping[str, Any]) -> None:
