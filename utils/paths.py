@@ -90,6 +90,13 @@ def spellings(path: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys((path, path.replace("\\", "/"))))
 
 
+def without_dots(path: Path) -> Path:
+    """Return an absolute path without `..`, through the links of `path`, unless a `..` goes up from a link's target."""
+    plain = Path(os.path.abspath(path))  # noqa: PTH100 (without a link's target)
+    same = not path.exists() or (plain.exists() and plain.samefile(path))
+    return plain if same else path.resolve()
+
+
 def remove_empty_runs() -> None:
     """Remove the folders of runs that came to nothing: those in which there is no file."""
     while MADE:

@@ -372,11 +372,40 @@ def test_labels_beside_pictures_in_a_folder_called_images(folder):
     assert [len(label["cls"]) for label in build(folder).labels] == [2, 0, 0, 0]
 
 
+@pytest.mark.parametrize("line", ["images/train/{}.jpg", r"images\train\{}.jpg", "./images/train/{}.jpg"])
+def test_labels_of_a_list_with_relative_lines_from_the_folder_of_the_data(folder, monkeypatch, line):
+    (folder / "few.txt").write_text("\n".join(line.format(name) for name in "abcd"))
+    monkeypatch.chdir(folder)
+    data = load_dataset(write_yaml(folder, train="few.txt"))
+    check_images(data, training=True)
+    found = build_dataset(options(), data["train"], 2, data, mode="val").labels
+    assert [len(label["cls"]) for label in found] == [1, 1, 1, 1]
+
+
+@pytest.mark.parametrize("split", ["images/{}", "../set/images/{}"])
+@pytest.mark.parametrize("place", ["beside the link", "at its target"])
+@pytest.mark.parametrize("linked", ["images", "images/train"])
+def test_labels_of_a_folder_that_is_a_link(folder, tmp_path, linked, place, split):
+    target = tmp_path / "pool" / linked.replace("images", "pictures" if place == "beside the link" else "images")
+    target.parent.mkdir(parents=True)
+    (folder / linked).rename(target)
+    (folder / linked).symlink_to(target, target_is_directory=True)
+    if place == "at its target":
+        labels = linked.replace("images", "labels")
+        (tmp_path / "pool" / labels).parent.mkdir(exist_ok=True)
+        (folder / labels).rename(tmp_path / "pool" / labels)
+    data = load_dataset(write_yaml(folder, train=split.format("train"), val=split.format("val")))
+    check_images(data, training=True)
+    found = build_dataset(options(), data["train"], 2, data, mode="val").labels
+    assert [len(label["cls"]) for label in found] == [1, 1, 1, 1]
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ("", r"the train split has no objects: .*a\.txt and 3 more label files have no rows"),
         ("\n\n", "the train split has no objects"),
+        ("1 .5 .5 0 .1\n0 .5 .5 .1 0", r"no object that can be used: a\.txt has 2 boxes without area left out"),
         ("7 .5 .5 .1 .1", r"no object that can be used: a\.txt, line 1 has the class 7, but the classes are 0 to 1"),
     ],
 )

@@ -20,7 +20,7 @@ from models.spec import MAX_CLASSES
 from models.yaml_numbers import load_yaml
 from utils.data.labels import form_of
 from utils.data.shapes import ensure_shapes, shapes_folder
-from utils.paths import ROOT, find_file, is_path, spellings, why_no_file
+from utils.paths import ROOT, find_file, is_path, spellings, why_no_file, without_dots
 from utils.text import class_names, printable
 from utils.writing import write_text
 
@@ -230,7 +230,7 @@ def find_roots(path: object, file: Path, before: str | None = None) -> list[Path
     if path is not None and not is_path(path):
         raise UserError(f"{file}: path must be the data set's folder, not {kind_of(path)}")
     candidates = [
-        (base / Path(spelt).expanduser()).resolve()
+        without_dots(base / Path(spelt).expanduser())
         for spelt in spellings(path or "")
         for base in (file.parent, Path.cwd(), ROOT)
     ]
@@ -261,7 +261,8 @@ def find_source(entry: str, key: str, roots: list[Path], file: Path, required: b
     """Return the absolute path of one folder or list file of a split."""
     parts = [part for spelt in spellings(entry) for part in (spelt, spelt.removeprefix("../"))]  # Roboflow's ../train
     choices = [root / part for root in roots for part in parts]
-    path = next((choice for choice in choices if choice.exists()), choices[0]).resolve()
+    path = next((choice for choice in choices if choice.exists()), choices[0])
+    path = path.resolve() if path.is_file() else without_dots(path)
     if required and not path.exists():
         near = did_you_mean(path.name, [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else [])
         raise UserError(f"{file}: {key} names {path}, which is not there{near}")

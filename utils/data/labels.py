@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,31 +55,36 @@ def label_paths(images: Sequence[str]) -> list[str]:
     """Return the path of each picture's label file.
 
     As YOLOv5 has it, the last folder called `images` is replaced by `labels` and the suffix, if there is one, by
-    `.txt`. Where no picture of a folder has a file there, but one has it beside itself, all of them have it beside.
+    `.txt`. Where no picture of a folder has a file there, all of them have it where that leads from the target of
+    links, or beside themselves, if one of them does.
     """
-    pairs = [(usual_path(image), beside(image)) for image in images]
-    folders: dict[str, list[tuple[str, str]]] = {}
-    for usual, near in pairs:
-        folders.setdefault(os.path.dirname(near), []).append((usual, near))  # noqa: PTH120
-    flat = {folder for folder, some in folders.items() if lie_beside(some)}
-    return [near if os.path.dirname(near) in flat else usual for usual, near in pairs]  # noqa: PTH120
+    folders: dict[str, list[str]] = {}
+    for image in images:
+        folders.setdefault(os.path.dirname(image), []).append(image)  # noqa: PTH120
+    places = {folder: place_of_labels(folder, some) for folder, some in folders.items()}
+    return [places[os.path.dirname(image)](image) for image in images]  # noqa: PTH120
+
+
+def place_of_labels(folder: str, images: Sequence[str]) -> Callable[[str], str]:
+    """Return the function that gives the label file of a picture in `folder`, going by where there are any."""
+    target = os.path.realpath(folder)
+
+    def from_target(image: str) -> str:
+        return usual_path(os.path.join(target, os.path.basename(image)))  # noqa: PTH118, PTH119
+
+    choices = (usual_path, from_target, beside)
+    return next((path for path in choices if any(os.path.lexists(path(image)) for image in images)), usual_path)
 
 
 def usual_path(image: str) -> str:
-    """Return where YOLOv5 looks for the label file of a picture."""
+    """Return where YOLOv5 looks for the label file of a picture, whose path may begin with `images`."""
     before, after = (f"{os.sep}{name}{os.sep}" for name in ("images", "labels"))
-    return beside(after.join(image.rsplit(before, 1)))
+    return beside(after.join(f"{os.sep}{image}".rsplit(before, 1)).removeprefix(os.sep))
 
 
 def beside(image: str) -> str:
     """Return the path of the label file that lies in the folder of a picture."""
     return f"{os.path.splitext(image)[0]}.txt"  # noqa: PTH122
-
-
-def lie_beside(pairs: Iterable[tuple[str, str]]) -> bool:
-    """Return whether label files of a folder lie beside the pictures and none where YOLOv5 looks for them."""
-    others = [(usual, near) for usual, near in pairs if usual != near]
-    return not any(os.path.lexists(usual) for usual, _ in others) and any(os.path.lexists(near) for _, near in others)
 
 
 # Splits without labels ------------------------------------------------------------------------------------------------
@@ -110,12 +115,13 @@ def check_objects(labels: Sequence[str], split: str, settings: Settings) -> None
     reason = ""
     for label in files:
         try:
-            rows, _, _ = read_labels(Path(label), settings)
+            rows, _, note = read_labels(Path(label), settings)
         except (OSError, ValueError) as error:
             reason = reason or f": {printable(error)}"
         else:
             if len(rows):
                 return
+            reason = reason or (f": {printable(Path(label).name)} has {note}" if note else "")
     more = f" and {len(files) - 1} more label files" if len(files) > 1 else ""
     raise UserError(
         f"the {split} split has no object that can be used{reason}"
