@@ -39,7 +39,7 @@ from models.summary import count_parameters
 from utils import cli
 from utils.checkpoint import load_checkpoint
 from utils.data.description import load_dataset
-from utils.data.files import check_images, data_of_run, find_data, list_images
+from utils.data.files import check_images, data_of_run, files_of, find_data, list_images
 from utils.data.pictures import is_readable
 from utils.data.samples import PHOTOS
 from utils.deploy.ends import ORDERS, Nms
@@ -182,12 +182,15 @@ def check_asked(args: argparse.Namespace) -> Options:
 
 def add_pictures(options: Options, args: argparse.Namespace, model: DetectionModel, path: Path) -> Options:
     """Return the options with the input size and the pictures for this model, which was read from `path`."""
-    few, proof_pictures = gather(args, model)
+    few, proof_pictures, listed = gather(args, model)
+    read = (path, *args.plugins, *args.source, *listed)
     size = check_imgsz(args.imgsz or model.imgsz, int(model.stride.max()))
     if args.int8:
         check_int8(options.formats, options.opset, args.half, size, args.batch_size, args.max_drop)
     int8 = quantization(args, path, model) if args.int8 else None
-    return dataclasses.replace(options, size=(size[0], size[1]), pictures=few, proof_pictures=proof_pictures, int8=int8)
+    return dataclasses.replace(
+        options, size=(size[0], size[1]), pictures=few, proof_pictures=proof_pictures, int8=int8, read=read
+    )
 
 
 def check_surroundings(args: argparse.Namespace, model: DetectionModel, formats: tuple[str, ...]) -> None:
@@ -221,10 +224,12 @@ def load_model(args: argparse.Namespace) -> tuple[DetectionModel, Path, Path]:
     return load_checkpoint(path), path, folder
 
 
-def gather(args: argparse.Namespace, model: DetectionModel) -> tuple[tuple[Path, ...], ProofPictures | None]:
-    """Return a few pictures to prove every size on, and the many that --data and --source name, if they do."""
+def gather(
+    args: argparse.Namespace, model: DetectionModel
+) -> tuple[tuple[Path, ...], ProofPictures | None, tuple[str, ...]]:
+    """Return a few pictures to prove every size on, the many that --data and --source name, and the files of --data."""
     if not args.data and not args.source:
-        return PHOTOS, None
+        return PHOTOS, None, ()
     source = " ".join(args.source)
     name = " and ".join(filter(None, (args.data, source)))
     files = list(Files(*args.source).pictures) if args.source else []
@@ -232,11 +237,12 @@ def gather(args: argparse.Namespace, model: DetectionModel) -> tuple[tuple[Path,
         raise UserError(f"there is no picture in the source {source}")
     data = load_dataset(args.data) if args.data else None
     pictures = [Path(image) for image in list_images(data["val"], data["path"])] if data else []
+    listed = tuple(files_of(data)) if data else ()
     few = readable(pictures + files, name)
     if data and not args.cfg and is_labelled(data):  # fresh weights have no accuracy
         check_classes(data, model)
-        return few, ProofPictures(data, tuple(files), args.pictures, name)
-    return few, ProofPictures(None, tuple(pictures + files), args.pictures, name)
+        return few, ProofPictures(data, tuple(files), args.pictures, name), listed
+    return few, ProofPictures(None, tuple(pictures + files), args.pictures, name), listed
 
 
 def readable(files: Sequence[Path], name: str) -> tuple[Path, ...]:

@@ -15,8 +15,10 @@ import pytest
 
 import utils.deploy.write
 import utils.export.pipeline
+from models.errors import UserError
 from tests.detecting import picture
 from tests.exporting import command
+from utils.export.pipeline import check_replaced
 
 ROOT = Path(__file__).parents[2]
 FIRST_CLASS = ("torchscript", "onnx", "openvino")
@@ -159,6 +161,65 @@ def test_a_picture_of_the_proof_is_not_replaced(best, capsys, name, option):
     assert re.search(
         r"ERROR: .*\.jpg .*(would|could) be replaced.*: choose another --output\n", capsys.readouterr().err
     )
+    assert content(best.parent) == before
+
+
+@pytest.mark.parametrize("name", ["best.onnx", "best.torchscript"])
+def test_the_weights_are_not_replaced(best, capsys, name):
+    weights = best.rename(best.with_name(name))
+    before = content(weights.parent)
+    assert command("--weights", weights, "--imgsz", 64, "--include", "onnx", "torchscript") == 2
+    assert f"{name} would be replaced by the results: choose another --output" in capsys.readouterr().err
+    assert content(weights.parent) == before
+
+
+@pytest.mark.parametrize("name", ["metadata.yaml", "val.txt", "val/labels/a.txt"])
+def test_the_files_of_a_data_set_are_not_replaced(best, capsys, name):
+    place = best.parent / "best_openvino_model"
+    image = picture(place.parent / "val/images/a.jpg", 64, 64)
+    for file, text in {
+        "metadata.yaml": "train: val.txt\nval: val.txt\nnames: [a, b]\n",
+        "val.txt": f"{image}\n",
+        "val/labels/a.txt": "0 0.5 0.5 0.5 0.5\n",
+    }.items():
+        own = (place if file == name else place.parent) / file
+        own.parent.mkdir(parents=True, exist_ok=True)
+        own.write_text(text)
+    if name == "val.txt":
+        (place.parent / name).symlink_to(place / name)
+    elif name.endswith("a.txt"):
+        (place.parent / "val/labels").symlink_to(place / "val/labels")
+    else:
+        (place / "val.txt").write_text(f"{image}\n")
+    data = next(best.parent.rglob("metadata.yaml"))
+    before = content(best.parent)
+    assert command("--weights", best, "--imgsz", 64, "--include", "openvino", "--data", data) == 2
+    assert re.search(r"ERROR: .* (would|could) be replaced.*: choose another --output\n", capsys.readouterr().err)
+    assert content(best.parent) == before
+
+
+@pytest.mark.parametrize("name", ["mine.txt", "mine.xml", "mine/notes.txt", "link"])
+def test_a_file_of_somebodys_own_in_the_folder_of_an_export_is_named(tmp_path, name):
+    made, place = tmp_path / "made/best_openvino_model", tmp_path / "best_openvino_model"
+    for folder in (made, place):
+        folder.mkdir(parents=True)
+        (folder / "best.xml").touch()
+    check_replaced([made], tmp_path)
+    own = place / name
+    own.parent.mkdir(exist_ok=True)
+    own.symlink_to(tmp_path) if name == "link" else own.touch()
+    with pytest.raises(UserError, match=f"{name} is no file of an export, .*: move it out$"):
+        check_replaced([made], tmp_path)
+
+
+@pytest.mark.slow
+def test_a_file_of_somebodys_own_in_the_folder_of_an_export_stays(best, capsys):
+    own = best.parent / "best_openvino_model/mine.txt"
+    own.parent.mkdir()
+    own.write_text("somebody's own")
+    before = content(best.parent)
+    assert command("--weights", best, "--imgsz", 64, "--include", "openvino") == 2
+    assert f"{own} is no file of an export, which would replace the folder that it is in" in capsys.readouterr().err
     assert content(best.parent) == before
 
 

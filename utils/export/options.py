@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from utils.data.files import list_images
+from utils.data.files import files_of
 from utils.data.samples import PHOTOS
 from utils.deploy.formats import DEFAULT_FORMATS
 from utils.deploy.write import WriteOptions
@@ -22,10 +22,11 @@ class Options(WriteOptions):
     pictures: tuple[Path, ...] = PHOTOS  # real ones, to prove on
     proof_pictures: ProofPictures | None = None  # many, to prove on at scale
     int8: Int8 | None = None  # quantized files as well
+    read: tuple[str | Path, ...] = ()  # the weights and other files that the user named
 
     def sources(self) -> list[str | Path]:
-        """Return the pictures that are read."""
+        """Return the files that are read."""
         proof, int8 = self.proof_pictures, self.int8
         described = [data for data in (proof and proof.data, int8 and int8.data) if data]
-        listed = [image for data in described for image in list_images(data["val"], data["path"])]
-        return [*self.pictures, *(proof.files if proof else ()), *(int8.pictures if int8 else ()), *listed]
+        listed = [path for data in described for path in files_of(data)]
+        return [*self.read, *self.pictures, *(proof.files if proof else ()), *listed]

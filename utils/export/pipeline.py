@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import os
 import tempfile
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 
@@ -61,6 +63,7 @@ def export(model: DetectionModel, folder: Path, stem: str, weights: str, options
         written = {
             name: write(deploy, temporary / name / f"{stem}{FORMATS[name].ending}", options) for name in options.formats
         }
+        check_replaced([file.path for file in written.values()], folder)
         with quiet(options.verbose):
             proofs = {name: prove(reference, deploy, file.path, options) for name, file in written.items()}
         report = Report(weights, model, deploy, options, written, proofs, latency={})
@@ -80,7 +83,7 @@ def check_places(folder: Path, stem: str, options: Options) -> None:
 
     Raises:
         UserError: a folder lies in the place of a file, or a file in that of a folder, so that it is no older export;
-            or it is a picture that the proof reads.
+            or it is a file that is read, such as the weights or a picture of the proof.
     """
     places = {f"{stem}{FORMATS[name].ending}": bool(FORMATS[name].content) for name in options.formats}
     if options.int8:
@@ -94,6 +97,26 @@ def check_places(folder: Path, stem: str, options: Options) -> None:
             raise UserError(f"{place} is a {there}, and the export would put a {wanted} in its place: move it away")
         if place.exists():
             check_holds_none(place, sources, "--output")
+
+
+def check_replaced(made: Iterable[Path], folder: Path) -> None:
+    """Check that exports which are folders take the place of older ones in which there is nothing else.
+
+    Args:
+        made: files and folders on their way into `folder`.
+        folder: of the results.
+
+    Raises:
+        UserError: there is a file that the new folder does not have.
+    """
+    for path in made:
+        place = folder / path.name
+        former = sorted(p for p in place.rglob("*") if p.is_symlink() or not p.is_dir()) if place.is_dir() else []
+        own = next((file for file in former if not os.path.lexists(path / file.relative_to(place))), None)
+        if own:
+            raise UserError(
+                f"{own} is no file of an export, which would replace the folder that it is in: move it away"
+            )
 
 
 def _quantize(
@@ -197,7 +220,9 @@ def _publish(report: Report, temporary: Path, folder: Path, stem: str) -> list[P
         quantized.append(draw_curves(list(report.quantized.values()), temporary / f"{stem}.int8.png"))
     summary = temporary / f"{stem}.export.json"
     summary.write_text(to_json(report), encoding="utf-8")
-    files = publish([*(written.path for written in report.written.values()), *quantized, summary], temporary, folder)
+    made = [*(written.path for written in report.written.values()), *quantized, summary]
+    check_replaced(made, folder)
+    files = publish(made, temporary, folder)
     for file in files:
         trust(file)
     for found in report.quantized.values():
