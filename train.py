@@ -219,7 +219,7 @@ def new_run(args: argparse.Namespace) -> TrainingRun:
         raise UserError(f"a checkpoint cannot hold the name of the model YAML: {problem}")
     options = {**choose_recipe(args), **flag_options(args), "freeze": freeze(args.freeze)}
     data = load_dataset(args.data or DEMO_DATA)
-    pictures = check_images(data, single_cls=args.single_cls, training=True)
+    pictures = check_images(data, single_cls=args.single_cls, training=True, task=spec.task)
     splits = describe_splits(data, pictures)
     model = new_model(spec, start, data, options)
     check_batches(model, options, len(pictures["train"]))

@@ -125,13 +125,19 @@ def test_a_task_that_is_not_the_heads_is_refused(folder, cfg, task, other):
     assert not (folder / "runs" / "never").exists()
 
 
-def test_labels_without_polygons_are_refused(folder, tmp_path):
+@pytest.mark.parametrize("boxes", ["train", "val"])
+def test_labels_without_polygons_are_refused(folder, tmp_path, boxes):
     for split in ("train", "val"):
         cv2.imwrite(str(make(tmp_path / "images" / split / "a.png")), np.zeros((64, 64, 3), np.uint8))
-        make(tmp_path / "labels" / split / "a.txt").write_text("0 0.5 0.5 0.5 0.5\n")
+        make(tmp_path / "labels" / split / "a.txt").write_text(
+            "0 0.5 0.5 0.5 0.5\n" if split == boxes else "0 .1 .1 .9 .1 .9 .9\n"
+        )
     data = {"path": str(tmp_path), "train": "images/train", "val": "images/val", "names": ["a", "b"]}
-    with pytest.raises(UserError, match="segmentation needs polygons"):
+    with pytest.raises(
+        UserError, match=f"segmentation needs polygons, .* the {boxes} split has boxes only, such as in"
+    ):
         train.run(**options(folder, "boxes-only", data=write(tmp_path / "data.yaml", data)))
+    assert not (folder / "runs" / "boxes-only").exists()
 
 
 def make(path: Path) -> Path:

@@ -17,7 +17,7 @@ from ultralytics.utils import LOCAL_RANK, LOGGER, IterableSimpleNamespace, color
 
 from models.errors import UserError
 from utils.data.files import list_images
-from utils.data.labels import label_paths
+from utils.data.labels import POLYGONS_NEEDED, label_paths
 from utils.data.scan import Record, Settings, cache_file, log_scan, scan
 from utils.text import printable
 
@@ -79,10 +79,7 @@ class SafeYOLODataset(YOLODataset):
         boxes = objects - sum(len(segment) > 0 for r in records for segment in r.segments)
         if boxes and self.use_segments:
             if boxes == objects:
-                raise UserError(
-                    f"segmentation needs polygons, rows of class x1 y1 x2 y2 x3 y3 …, but the labels of "
-                    f"{self.img_path} are boxes only"
-                )
+                raise UserError(f"{POLYGONS_NEEDED}, but the labels of {self.img_path} are boxes only")
             LOGGER.warning(f"{self.prefix}{boxes} of {objects} objects have no polygon, their mask is their box")
         return not boxes
 

@@ -13,7 +13,7 @@ from ultralytics.utils import LOGGER
 from models.errors import UserError
 from models.files import is_of_kernel, why_no_file
 from utils.data.description import BUILT_IN, load_dataset
-from utils.data.labels import check_label_files, check_objects, foreign_labels, label_paths
+from utils.data.labels import check_label_files, check_objects, check_outlines, foreign_labels, label_paths
 from utils.data.pictures import PICTURES, is_picture
 from utils.data.scan import Settings
 from utils.paths import spellings
@@ -96,7 +96,11 @@ def listed_paths(name: str, folder: Path, root: str | Path) -> list[str]:
 
 
 def check_images(
-    data: dict[str, Any], splits: Iterable[str] = ("train", "val"), single_cls: bool = False, training: bool = False
+    data: dict[str, Any],
+    splits: Iterable[str] = ("train", "val"),
+    single_cls: bool = False,
+    training: bool = False,
+    task: str = "detect",
 ) -> dict[str, list[str]]:
     """Return the pictures of some splits, checked, and that there are labels; before any model is built.
 
@@ -105,6 +109,7 @@ def check_images(
         splits: those that will be used.
         single_cls: all classes are taken for one.
         training: the train split will be trained on.
+        task: of the training.
 
     Raises:
         UserError: a split has no pictures, or no label file for any of them, or there is nothing to train on.
@@ -117,6 +122,8 @@ def check_images(
         labels = check_label_files(pictures[split], split, data["path"])
         if training and split == "train":
             check_objects(labels, split, Settings.of(data, single_cls))
+        if training and task == "segment":
+            check_outlines(labels, split, Settings.of(data, single_cls))
     return pictures
 
 

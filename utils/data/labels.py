@@ -9,6 +9,7 @@ import itertools
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from utils.paths import why_no_file
 from utils.text import printable
 
 MOST_FOLDERS, MOST_FILES = 200, 20  # that are searched for labels of other tools: below the data set, and in each
+POLYGONS_NEEDED = "segmentation needs polygons, rows of class x1 y1 x2 y2 x3 y3 …"
 HEAD = 1 << 20  # bytes of such a file that tell what it is
 
 
@@ -128,6 +130,25 @@ def check_objects(labels: Sequence[str], split: str, settings: Settings) -> None
         if reason
         else f"the {split} split has no objects: {files[0]}{more} have no rows"
     )
+
+
+def check_outlines(labels: Sequence[str], split: str, settings: Settings) -> None:
+    """Raise UserError when the objects of a split are boxes only, from which no masks are learnt.
+
+    Args:
+        labels: what `check_label_files` returned.
+        split: its name.
+        settings: of the data set.
+    """
+    boxes = ""
+    for label in filter(os.path.isfile, labels):
+        with suppress(OSError, ValueError):  # of one file, whose picture will be left out
+            rows, segments, _ = read_labels(Path(label), settings)
+            if any(map(len, segments)):
+                return
+            boxes = boxes or (label if len(rows) else "")
+    if boxes:
+        raise UserError(f"{POLYGONS_NEEDED}, but the {split} split has boxes only, such as in {boxes}")
 
 
 # Labels of other tools ------------------------------------------------------------------------------------------------

@@ -103,7 +103,8 @@ def resumed_run(last: Path, asked: Mapping[str, Mapping[str, Any]] | None = None
     data = own_data(folder, options["data"], checkpoint)
     single_cls = options["single_cls"]
     check_same_classes(data, checkpoint, single_cls)
-    splits = describe_splits(data, check_images(data, single_cls=single_cls, training=True))
+    pictures = check_images(data, single_cls=single_cls, training=True, task=options["task"])
+    splits = describe_splits(data, pictures)
     check_same_splits(data, splits, checkpoint.get("splits", {}))
     return TrainingRun(options, data, splits, checkpoint=checkpoint, left=left)
 
