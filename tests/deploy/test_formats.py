@@ -50,6 +50,17 @@ def test_every_name_that_others_know_is_a_format_or_has_a_reason_why_not(name):
         assert check_formats([name.upper(), name]) == (ALIASES[name],)
 
 
+@pytest.mark.parametrize("names", [["onnx,TorchScript"], ["onnx,", "torchscript"], ["onnx", ",torchscript,onnx"]])
+def test_formats_may_be_joined_by_commas(names):
+    assert check_formats(names) == ("onnx", "torchscript")
+
+
+@pytest.mark.parametrize("names", [[], [""], [" , "]])
+def test_no_format_is_an_error(names):
+    with pytest.raises(UserError, match="--include names no format, choose of torchscript, onnx"):
+        check_formats(names)
+
+
 @each_format
 def test_endings_are_those_that_ultralytics_writes_and_runs(name):
     row = FORMATS[name]

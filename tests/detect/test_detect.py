@@ -473,6 +473,8 @@ def test_class_names_as_folders(name, safe):
         ({"source": "x.streams"}, "does not exist"),
         ({"data": "cocoo.yaml"}, r"did you mean 'coco\.yaml'"),
         ({"classes": [0, 3]}, r"--classes 3 does not exist: best\.pt knows 0 to 2"),
+        ({"classes": ""}, "--classes names no class: give numbers or names"),
+        ({"classes": ["", " ,"]}, "--classes names no class: give numbers or names"),
         ({"classes": "0,sqare"}, r"--classes 'sqare' is no class of best\.pt \(did you mean 'square'\?\)"),
         ({"imgsz": [64, 64, 64]}, "one side or height and width"),
         ({"imgsz": 10**6}, "a whole number of pixels from 1 to 8192"),

@@ -177,13 +177,20 @@ UNWRITTEN = {  # other names that YOLOv5 and ultralytics know, and what to take 
 
 
 def check_formats(names: Sequence[str]) -> tuple[str, ...]:
-    """Return the formats that `--include` names, each once; UserError for one that does not exist."""
-    for name in map(str.lower, names):
+    """Return the formats that `--include` names, each once, several of them joined by commas if need be.
+
+    Raises:
+        UserError: one does not exist, or none is named.
+    """
+    words = [word.strip().lower() for name in names for word in name.split(",") if word.strip()]
+    if not words:
+        raise UserError(f"--include names no format, choose of {', '.join(FORMATS)}")
+    for name in words:
         if name in UNWRITTEN:
             raise UserError(f"--include {name} is not written: {UNWRITTEN[name]}")
         if name not in ALIASES:
             raise UserError(f"there is no format '{name}'{did_you_mean(name, ALIASES)}, choose of {', '.join(FORMATS)}")
-    return tuple(dict.fromkeys(ALIASES[name.lower()] for name in names))
+    return tuple(dict.fromkeys(ALIASES[name] for name in words))
 
 
 def check_possible(

@@ -190,12 +190,14 @@ def find_classes(words: Sequence[int | str], names: Mapping[int, str], weights: 
         weights: name of the file that knows them, for messages.
 
     Raises:
-        UserError: there is no such class.
+        UserError: there is no such class, or none is named.
     """
     by_number, by_name = {str(number): number for number in names}, {name: number for number, name in names.items()}
-    parts = [p for word in map(str, words) for p in ([word] if word in by_name else filter(None, word.split(",")))]
+    parts = [p for word in map(str, words) for p in ([word] if word in by_name else map(str.strip, word.split(",")))]
     found = []
-    for part in map(str.strip, parts):
+    if not any(parts):
+        raise UserError("--classes names no class: give numbers or names of those to keep, or leave it out to keep all")
+    for part in filter(None, parts):
         if part in by_number:
             found.append(by_number[part])
         elif part in by_name:
