@@ -173,7 +173,7 @@ def load_spec(cfg: str | Path | Mapping[str, Any] | ModelSpec) -> ModelSpec:
         raise ConfigError(f"{path} is not a YAML file: {' '.join(str(e).split())}") from e
     if not isinstance(content, Mapping):
         raise ConfigError(f"{path} must be a mapping with the keys {', '.join(KEYS)}, but is a {_kind(content)}")
-    return _check(content, name=path.name)
+    return _check(content, name=path.name, file=path.name)
 
 
 def find_config(cfg: str | Path) -> Path:
@@ -227,9 +227,9 @@ def _check_size(content: Any, name: str) -> None:
         stack += ((v, depth + 1) for v in inside)
 
 
-def _check(content: Mapping[str, Any], name: str) -> ModelSpec:
+def _check(content: Mapping[str, Any], name: str, file: str = "") -> ModelSpec:
     _check_size(content, name)
-    if any(key in content for key in ultralytics_yaml.KEYS):
+    if ultralytics_yaml.is_theirs(content, file):
         content = ultralytics_yaml.translate(content, name)
     for key in content:
         if key not in (*KEYS, *OTHERS):

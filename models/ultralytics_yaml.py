@@ -1,7 +1,8 @@
 """ultralytics' model YAMLs in our language: one file for all sizes, and the rules by which its parser reads rows.
 
 `scales` holds depth, width and the most channels of each size. Which of them is built, the file's name says, as it does
-to ultralytics: yolo11s-mine.yaml is size s. Its checkpoints hold such a YAML as well.
+to ultralytics: yolo11s-mine.yaml is size s. The YAMLs of YOLOv3 and YOLOv9 have no `scales`. Checkpoints hold such
+YAMLs as well.
 """
 
 from __future__ import annotations
@@ -17,9 +18,30 @@ from ultralytics.utils import LOGGER
 from models.errors import ConfigError
 
 KEYS = ("scales", "scale", "reg_max")  # that no other model YAML has
+OLD_NAME = re.compile(r"yolov[39]")  # of files without these keys; YOLOv5's, of the same names, have anchors
+GELAN = {"RepNCSPELAN4", "ELAN1", "AConv", "ADown", "SPPELAN"}  # words of YOLOv9
 SCALES = ("depth_multiple", "width_multiple", "max_channels")  # what `scales` gives of each size, by our keys
 C3K_SIZES, RESIDUAL_SIZES = ("m", "l", "x"), ("l", "x")  # in which C3k2 and A2C2f have more inside
 DEPTHWISE = {"C3k2", "A2C2f", "C2fCIB", "v10Detect"}  # words of YOLOs whose class scores come from depthwise ones
+
+
+def is_theirs(content: Mapping[str, Any], name: str = "") -> bool:
+    """Return whether a YAML is to be read by the rules of ultralytics.
+
+    Those of YOLOv3 and YOLOv9 have no key that says so. Their heads have no anchors, and the name of the file is
+    theirs, or there are words of YOLOv9 and neither depth_multiple nor width_multiple, which YAMLs of our own have.
+
+    Args:
+        content: the YAML.
+        name: of its file; empty for one that is read already, as checkpoints hold them.
+    """
+    if any(key in content for key in KEYS):
+        return True
+    rows = [row for section in _sections(content).values() for row in section if _is_row(row)]
+    if not rows or rows[-1][2] not in ("Detect", "Segment") or content.get("anchors") or _has_anchors(rows[-1][3]):
+        return False
+    unscaled = not {"depth_multiple", "width_multiple"} & content.keys()
+    return bool(OLD_NAME.search(name)) or (unscaled and any(row[2] in GELAN for row in rows))
 
 
 def translate(content: Mapping[str, Any], name: str, legacy: bool | None = None) -> dict[str, Any]:
@@ -38,7 +60,7 @@ def translate(content: Mapping[str, Any], name: str, legacy: bool | None = None)
     if content.get("scales"):
         size = _choose_size(content["scales"], content.get("scale"), name)
         found |= zip(SCALES, content["scales"][size], strict=True)
-    sections = {key: found[key] for key in ("backbone", "head") if isinstance(found.get(key), list)}
+    sections = _sections(found)
     words = {row[2] for rows in sections.values() for row in rows if _is_row(row)}
     if "v10Detect" in words:
         found["end2end"] = True
@@ -71,6 +93,11 @@ def _choose_size(scales: Any, scale: Any, name: str) -> str:
         by = "key scale" if scale else "name"
         raise ConfigError(f"{name} means size {size!r} by its {by}, but its scales are {sizes}")
     return size
+
+
+def _sections(content: Mapping[str, Any]) -> dict[str, list[Any]]:
+    """Return the lists of rows of a YAML, by key."""
+    return {key: content[key] for key in ("backbone", "head") if isinstance(content.get(key), list)}
 
 
 def _is_row(row: Any) -> bool:
@@ -109,5 +136,11 @@ def _describe_head(args: list[Any], reg_max: Any, legacy: bool) -> None:
     given = args.pop() if args and isinstance(args[-1], dict) else {}
     options = {"legacy": True} if legacy else {}
     options |= {"reg_max": reg_max} if reg_max is not None else {}
-    has_anchors = any(isinstance(arg, list) or arg == "anchors" for arg in args) or "anchors" in given
-    args += filter(None, [{**({} if has_anchors else options), **given}])
+    args += filter(None, [{**({} if _has_anchors([*args, given]) else options), **given}])
+
+
+def _has_anchors(args: list[Any]) -> bool:
+    """Return whether the arguments of a head name or hold anchors."""
+    return any(
+        isinstance(arg, list) or arg == "anchors" or (isinstance(arg, dict) and "anchors" in arg) for arg in args
+    )

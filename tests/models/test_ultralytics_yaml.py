@@ -10,7 +10,7 @@ from ultralytics.nn import tasks
 from models import create_model
 from models.errors import ConfigError
 from models.spec import load_spec
-from models.ultralytics_yaml import translate
+from models.ultralytics_yaml import is_theirs, translate
 from tests.helpers import tiny, write
 
 THEIRS = {path.stem: path for path in Path(ultralytics.__file__).parent.glob("cfg/models/*/*.yaml")}
@@ -30,6 +30,11 @@ FILES = {  # the name of a file, whose YAML it holds, and what is changed there
     "yolov5s-p6": ("yolov5-p6", SMALL),
     "yolov6n": ("yolov6", {}),
     "bare": ("yolo11", {}),
+    "yolov9t": ("yolov9t", {}),
+    "renamed": ("yolov9c", {}),
+    "renamed-seg": ("yolov9c-seg", {}),
+    "yolov3-tiny": ("yolov3-tiny", {"width_multiple": 0.25}),
+    "yolov3-spp": ("yolov3-spp", {"width_multiple": 0.25}),
 }
 MINE = tiny(scales={"n": [0.5, 0.25, 1024], "s": [0.33, 0.5, 512], "m": [1.0, 1.0, 256]})
 
@@ -39,7 +44,7 @@ def shapes(model):
 
 
 @pytest.mark.parametrize(
-    "name", [name if name == "yolo11m" else pytest.param(name, marks=pytest.mark.slow) for name in FILES]
+    "name", [name if name in ("yolo11m", "yolov9t") else pytest.param(name, marks=pytest.mark.slow) for name in FILES]
 )
 def test_the_network_is_that_of_ultralytics(name, tmp_path):
     base, changes = FILES[name]
@@ -104,6 +109,36 @@ def test_rules_of_ultralytics_parser_become_rows(row, size, expected):
 def test_a_head_is_described_by_other_rows_and_keys(word, keys, expected):
     cfg = {**MINE, "scale": "n", "backbone": [[-1, 1, word, [64]]], **keys}
     assert translate(cfg, "a.yaml")["head"][-1][3] == expected
+
+
+GELAN = {"nc": 2, "backbone": [[-1, 1, "ADown", [64]]], "head": [[[0], 1, "Detect", ["nc"]]]}
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "theirs"),
+    [
+        ("mine.yaml", {}, True),
+        ("mine.yaml", {"depth_multiple": 1.0}, False),  # such as ours, and those of checkpoints
+        ("yolov9s.yaml", {"depth_multiple": 1.0}, True),
+        ("yolov3-mine.yaml", {"backbone": [[-1, 1, "Conv", [64]]]}, True),
+        ("mine.yaml", {"backbone": [[-1, 1, "Conv", [64]]]}, False),
+        ("yolov3.yaml", {"anchors": [[10, 13]], "head": [[[0], 1, "Detect", ["nc", "anchors"]]]}, False),
+        ("yolov3.yaml", {"head": [[[0], 1, "Detect", ["nc", [[10, 13]]]]]}, False),
+        ("yolov3.yaml", {"head": [[[0], 1, "Detect", ["nc", {"anchors": [[10, 13]]}]]]}, False),
+        ("yolov3.yaml", {"head": 5}, False),
+        ("yolov3.yaml", {"head": [5], "backbone": None}, False),
+    ],
+)
+def test_ultralytics_yamls_without_scales_are_known(name, changes, theirs):
+    assert is_theirs(GELAN | changes, name) == theirs
+
+
+def test_a_checkpoints_yaml_is_not_taken_for_ultralytics(tmp_path):
+    spec = load_spec(write(tmp_path, tiny(), "yolov3.yaml"))
+    assert spec.rows[-1].args[-1] == {"legacy": True}
+    assert load_spec({**spec.as_dict(), "yaml_file": spec.name}) == spec
+    own = {**tiny(), "yaml_file": "yolov3.yaml"}
+    assert load_spec(own).rows[-1].args == load_spec(tiny()).rows[-1].args
 
 
 def test_a_head_with_anchors_stays_as_it_is():
