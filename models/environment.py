@@ -1,7 +1,8 @@
 """Quiet surroundings: no network, no installing at run time, no files outside a private folder.
 
 ultralytics reads its switches when it is imported, so this module is imported before it, by `models` and by every
-script, and depends on nothing but the standard library. Before all else it has the versions of libraries checked.
+script, and depends on nothing but the standard library. Before all else it has stops end a script that still imports,
+and the versions of libraries checked.
 What the switches do and which calls they silence:
 - `YOLO_OFFLINE`: no look-ups, no update check, no usage statistics;
 - `YOLO_AUTOINSTALL`: never runs pip;
@@ -22,6 +23,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from models.stops import end_at_stops
 from models.versions import check_versions
 
 THREADS = os.environ.get("OMP_NUM_THREADS", "")  # the user's wish; ultralytics sets it to 1 where there is none
@@ -123,5 +125,6 @@ def _leave_try_except(self: Any, _: object, error: BaseException | None, __: obj
     return True
 
 
+end_at_stops()
 check_versions()
 prepare_environment()

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import importlib.metadata
 import operator
+import os
 import re
 import sys
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 RANGES = REPOSITORY / "requirements-compatible.txt"
+SCRIPTS = ("train", "val", "detect", "export", "benchmark")
 INSTEAD = {  # of a package: others that bring the same module
     "opencv-python": ("opencv-python-headless", "opencv-contrib-python", "opencv-contrib-python-headless"),
     "onnxruntime": ("onnxruntime-gpu",),
@@ -72,6 +74,10 @@ def check_versions(file: Path = RANGES) -> None:
 
 
 def is_script() -> bool:
-    """Return whether a script of this repository is run, or a module of it is about to be (`python -m`)."""
+    """Return whether one of our scripts is run, or a module of ours is about to be (`python -m utils.…`)."""
     program = sys.argv[0] if getattr(sys, "argv", None) else ""
-    return program == "-m" or (Path(program).is_file() and Path(program).resolve().parent == REPOSITORY)
+    if program == "-m":
+        modules = [word.removeprefix("-m").replace(".", "/") for word in sys.orig_argv if "." in word]
+        return any(os.path.isfile(REPOSITORY / f"{name}.py") for name in modules)  # noqa: PTH113 (of any text)
+    path = Path(program)
+    return path.stem in SCRIPTS and path.is_file() and path.resolve().parent == REPOSITORY

@@ -23,6 +23,7 @@ import detect
 import export
 import train
 import val
+from models import stops
 from models.errors import UserError
 from utils import cli
 from utils.paths import ROOT, check_holds_none, find_file, find_weights, increment_path
@@ -523,6 +524,37 @@ def test_signals_are_as_before_when_a_script_has_ended():
     exit_code(lambda args: inside.append(state()))
     assert state() == before
     assert inside[0][0] != before[0] and not cli.WATCHED
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("words", [[str(ROOT / "detect.py")], ["-m", "utils.convert"]], ids=["script", "module"])
+def test_a_stop_while_a_script_imports_is_one_line(words, number, tmp_path):
+    (tmp_path / "torch.py").write_text(f"import os\nos.kill(os.getpid(), {int(number)})\nraise RuntimeError")
+    ended = subprocess.run(
+        [sys.executable, *words],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert (ended.returncode, ended.stdout, ended.stderr) == (128 + number, "", f"ERROR: {cli.STOPS[number]}\n")
+
+
+@pytest.mark.parametrize("ours", [True, False])
+def test_stops_end_a_script_before_and_after_its_work_and_no_other_program(ours, monkeypatch):
+    monkeypatch.setattr(stops, "is_script", lambda: ours)
+    former = {number: signal.getsignal(number) for number in cli.STOPS}
+    try:
+        stops.end_at_stops()
+        for _ in range(2):
+            assert all((signal.getsignal(n) is stops.end) == ours for n in cli.STOPS)
+            assert exit_code(lambda _: signal.raise_signal(signal.SIGINT)) == 130
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, handler)
 
 
 def test_an_ignored_interrupt_stays_ignored():

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from models import versions
-from models.versions import check_versions, installed_version, is_within, read_ranges
+from models.versions import check_versions, installed_version, is_script, is_within, read_ranges
 
 ROOT = Path(__file__).parents[1]
 PINS = dict(re.findall(r"^([\w-]+)==([\w.]+)", (ROOT / "requirements.txt").read_text(), flags=re.MULTILINE))
@@ -76,10 +76,32 @@ def test_another_ultralytics_is_refused(installed, capsys, monkeypatch):
         check_versions()
     for program in ("-m", str(ROOT / "detect.py")):
         monkeypatch.setattr("sys.argv", [program])
+        monkeypatch.setattr("sys.orig_argv", ["python", program, "utils.convert"])
         with pytest.raises(SystemExit) as stopped:
             check_versions()
         assert stopped.value.code == 2
         assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["mine.py"],
+        ["-m", "mine"],
+        ["-m", "mine", "/", f".{'a' * 5000}"],
+        ["-c", "import models"],
+        ["elsewhere/detect.py"],
+    ],
+)
+def test_another_program_is_no_script(words, tmp_path, monkeypatch):
+    (tmp_path / "elsewhere").mkdir()
+    for name in ("mine.py", "elsewhere/detect.py"):
+        (tmp_path / name).touch()
+    monkeypatch.setattr("models.versions.REPOSITORY", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", words[:1])
+    monkeypatch.setattr("sys.orig_argv", ["python", *words])
+    assert not is_script()
 
 
 def test_without_the_file_nothing_is_checked(installed, tmp_path, capsys):

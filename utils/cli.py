@@ -35,6 +35,7 @@ from ultralytics.utils import LOGGER
 from models.downloads import allow_downloads
 from models.errors import UserError
 from models.plugins import load_plugins
+from models.stops import STOPS, end
 from utils.data.pictures import LIMIT, MOST_MEGAPIXELS, allow_megapixels
 from utils.drawing.fonts import font_file
 from utils.paths import MADE, remove_empty_runs
@@ -43,7 +44,6 @@ from utils.text import printable, shorten, without_secrets
 from utils.writing import are_signals_held
 
 CLOSED_PIPE = 128 + 13  # what a shell says of a program that SIGPIPE ended
-STOPS: dict[int, str] = {signal.SIGTERM: "terminated", signal.SIGINT: "interrupted"}
 PATIENCE, ENDING, TICK = 5.0, 60.0, 0.05  # seconds: for the main thread to see a signal, then to end; between looks
 WATCHED: list[int] = []  # files that the system writes the numbers of signals to
 BAD_NAME = {errno.ENAMETOOLONG, errno.ELOOP}  # of a file
@@ -119,7 +119,8 @@ def stop_signals() -> Iterator[None]:
         raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
 
     former = {number: signal.getsignal(number) for number in STOPS}
-    ours = [n for n in STOPS if n != signal.SIGINT or former[n] is signal.default_int_handler]  # shells may ignore it
+    usual = (signal.default_int_handler, end)
+    ours = [n for n in STOPS if n != signal.SIGINT or former[n] in usual]  # shells may ignore it
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     threading.Thread(target=_watch, args=(reader, came), name="stop", daemon=True).start()
@@ -157,9 +158,7 @@ def _end_if_stuck(number: int, came: dict[str, bool]) -> None:
             if are_signals_held():
                 start = time.monotonic()
             if time.monotonic() - start > seconds:
-                with suppress(OSError):
-                    os.write(2, f"ERROR: {STOPS[number]}\n".encode())
-                os._exit(128 + number)
+                end(number)
             time.sleep(TICK)
 
 
