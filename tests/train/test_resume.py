@@ -19,11 +19,13 @@ from models.spec import load_spec
 from tests.helpers import tiny
 from tests.runs import NAMES, make_data
 from utils.checkpoint import pack_model, plain, read_checkpoint, save_checkpoint
+from utils.checkpoint.file import check_has_values, check_tensors
 from utils.train import run as runs
 from utils.train import trainer
 
 # isort: split
 from ultralytics.engine import trainer as engine
+from ultralytics.optim import MuSGD
 
 
 def make_run(folder: Path, data: Path, epoch: int = 0, changes: dict | None = None, **flags) -> Path:
@@ -153,6 +155,18 @@ def test_a_file_of_a_former_version_has_its_options_in_args_yaml_alone(last):
     assert resume(last, epochs=7).options["epochs"] == 7
     (last.parent.parent / "args.yaml").write_text("")
     assert_refused(r"args\.yaml", last)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"updates": 2**63 - 1}, "updates is 9223372036854775807, which no training comes to"),
+        ({"seed": 2**63 - 1}, "seed is 9223372036854775807, which no training comes to"),
+        ({"stopper": {"best_fitness": 0.5, "best_epoch": 99}}, "stopper has the best epoch 99, of 3 epochs"),
+    ],
+)
+def test_fields_from_which_no_training_goes_on_are_refused(changes, said, data, tmp_path):
+    assert_refused(f"is a damaged checkpoint: its field {said}", make_run(tmp_path / "run", data, 2, changes))
 
 
 CHANGES = {"epochs": 9, "patience": 3, "workers": 2, "device": "cpu", "save_period": 2}
@@ -433,6 +447,11 @@ def change_first(**changes):
         lambda state: {**state, "param_groups": []},
         lambda state: {**state, "param_groups": [{**state["param_groups"][0], "lr": "x"}]},
         lambda state: {**state, "param_groups": [{**state["param_groups"][0], "maximize": None}]},
+        lambda state: {**state, "param_groups": [{**state["param_groups"][0], "betas": [1.0]}]},
+        lambda state: {**state, "param_groups": [{**state["param_groups"][0], "betas": [0.9, 5.0]}]},
+        lambda state: {**state, "param_groups": [{**state["param_groups"][0], "lr": -1.0}]},
+        lambda state: {**state, "state": {1: state["state"][1]}},
+        lambda state: {**state, "state": {i: {"step": held["step"]} for i, held in state["state"].items()}},
         change_first(exp_avg=torch.zeros(5)),
         change_first(exp_avg=-1),
         change_first(other=torch.zeros(2)),
@@ -440,8 +459,50 @@ def change_first(**changes):
 )
 def test_the_state_of_another_optimizer_is_refused(change):
     optimizer = stepped()
-    with pytest.raises(ValueError, match=r"optimizer|argument|parameter group"):
+    with pytest.raises(ValueError, match=r"optimizer|argument|parameter group|Invalid"):
         trainer.load_optimizer(optimizer, plain(change(optimizer.state_dict())))
+
+
+@pytest.mark.parametrize("groups", [({"use_muon": True}, {}), ({}, {})])
+def test_weights_without_a_gradient_have_an_empty_state(groups):
+    """Frozen ones, and such as no output depends on; in MuSGD those of some groups have a larger state."""
+
+    def make() -> torch.optim.Optimizer:
+        weights = [[torch.nn.Parameter(torch.zeros(2, 2)) for _ in range(3)] for _ in groups]
+        return MuSGD([{"params": own, **group} for own, group in zip(weights, groups, strict=True)], lr=0.1)
+
+    first, second = make(), make()
+    for group in first.param_groups:
+        group["params"][0].requires_grad_(False)
+        group["params"][1].grad = torch.ones(2, 2)
+    first.step()
+    trainer.load_optimizer(second, plain(trainer.state_of(first)))
+    assert trainer.state_of(second)["state"].keys() == set(range(6))
+    assert [bool(state) for state in trainer.state_of(second)["state"].values()] == [False, True, False] * 2
+
+
+@pytest.mark.parametrize(
+    ("field", "change", "said"),
+    [
+        ("ema", lambda _: {}, "field ema lacks 129 of the network's 129 tensors: model"),
+        ("model", lambda state: dict([*state.items()][1:]), "field model lacks 1 of the network's 129 tensors: model"),
+        (
+            "model",
+            lambda state: {**state, "x": torch.zeros(1)},
+            "field model has 1 tensors that its network has not",
+        ),
+        ("ema", lambda state: {k: v.to(torch.int8) for k, v in state.items()}, "field ema has .* in int8"),
+        ("model", lambda state: {k: v.to(torch.int8) for k, v in state.items()}, "field model has .* in int8"),
+        ("ema", lambda state: {k: v * torch.nan for k, v in state.items()}, "field ema holds NaN in 129 of 129"),
+        ("model", lambda state: {k: v[None] for k, v in state.items()}, "field model has a tensor .* of the shape"),
+    ],
+)
+def test_tensors_of_no_training_are_refused(field, change, said):
+    model = create_model(tiny())
+    state = change(model.state_dict())
+    with pytest.raises(ValueError, match=said):
+        check_tensors(state, model, field)
+        check_has_values(state, field)
 
 
 # From end to end ------------------------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from utils.sizes import MAX_IMGSZ
 from utils.text import MAX_NAME, class_names, printable, shorten
 
 MAX_COUNT = 2**63  # of epochs, steps and the like
+MAX_RESUMED = MAX_COUNT // 2  # which leaves room for the steps that a resumed training takes
 
 
 # Kinds of values ------------------------------------------------------------------------------------------------------
@@ -170,6 +171,15 @@ def why_damaged(content: Mapping[str, Any]) -> str:
     if nc != len(names):
         return f"its field names has {len(names)} names, its field yaml {described(nc)} classes"
     return ""
+
+
+def why_not_resumed(content: Mapping[str, Any]) -> str:
+    """Return why a training cannot go on from the fields of a checkpoint, each of which is right by itself."""
+    for name in ("updates", "epoch", "seed"):
+        if (content[name] or 0) >= MAX_RESUMED:
+            return f"its field {name} is {described(content[name])}, which no training comes to"
+    done, best = content["epoch"] + 1, content["stopper"]["best_epoch"]
+    return f"its field stopper has the best epoch {best}, of {done} epochs" if best > done else ""
 
 
 def why_wrong(name: str, value: Any) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from models import DetectionModel, create_model
 from models.backbones.weights import load_plain
@@ -115,6 +115,7 @@ def build_model(content: Mapping[str, Any], path: str | Path) -> DetectionModel:
         if content.get("fused"):
             model = model.fuse()
         weights, model.ranges = split_ranges(content["ema"])
+        check_tensors(weights, model, "ema")
         model.load_state_dict({name: tensor.float() for name, tensor in weights.items()})
     except MissingPlugin as e:
         raise WeightsError(f"{path}: {e}") from e
@@ -123,6 +124,32 @@ def build_model(content: Mapping[str, Any], path: str | Path) -> DetectionModel:
         raise WeightsError(f"{path} is a damaged checkpoint: {reason[:300]}") from e
     model.pt_path = str(path)
     return model.eval()
+
+
+def check_tensors(state: Mapping[str, Tensor], model: nn.Module, field: str) -> None:
+    """Check that the tensors of a checkpoint's field are those of a network, in number, shape and kind.
+
+    Raises:
+        ValueError: they are others; says in one sentence which.
+    """
+    own = model.state_dict()
+    if missing := [name for name in own if name not in state]:
+        raise ValueError(f"its field {field} lacks {len(missing)} of the network's {len(own)} tensors: {missing[0]}")
+    if others := [name for name in state if name not in own]:
+        raise ValueError(f"its field {field} has {len(others)} tensors that its network has not: {others[0]}")
+    for name, tensor in own.items():
+        if state[name].shape != tensor.shape:
+            shapes = f"{tuple(state[name].shape)}, in the network {tuple(tensor.shape)}"
+            raise ValueError(f"its field {field} has a tensor {name} of the shape {shapes}")
+        if tensor.is_floating_point() and not state[name].is_floating_point():
+            kind = str(state[name].dtype).removeprefix("torch.")
+            raise ValueError(f"its field {field} has {name} in {kind}, where the network has fractions")
+
+
+def check_has_values(state: Mapping[str, Tensor], field: str) -> None:
+    """Raise ValueError if tensors of a checkpoint's field hold NaN, from which nothing can be learnt any more."""
+    if wrong := [name for name, tensor in state.items() if bool(tensor.isnan().any())]:
+        raise ValueError(f"its field {field} holds NaN in {len(wrong)} of {len(state)} tensors: {wrong[0]}")
 
 
 def plain(value: Any) -> Any:

@@ -26,7 +26,7 @@ from models.loss import AnchorGains
 from models.spec import ModelSpec, load_spec
 from utils import cli
 from utils.checkpoint import plain, read_checkpoint
-from utils.checkpoint.fields import described, is_count, is_finite, is_imgsz, is_mapping
+from utils.checkpoint.fields import described, is_count, is_finite, is_imgsz, is_mapping, why_not_resumed
 from utils.data.description import load_dataset, read_yaml
 from utils.data.files import check_images
 from utils.paths import ROOT, is_path
@@ -86,6 +86,8 @@ def resumed_run(last: Path, asked: Mapping[str, Mapping[str, Any]] | None = None
     checkpoint = read_checkpoint(last)
     if "optimizer" not in checkpoint:
         raise UserError(f"{last} holds no training to resume, name the run's weights/last.pt")
+    if problem := why_not_resumed(checkpoint):
+        raise UserError(f"{last} is a damaged checkpoint: {problem}")
     folder = last.resolve().parent.parent
     own = {**options_of(folder, checkpoint, last), "project": str(folder.parent), "name": folder.name}
     spec = load_spec({**checkpoint["yaml"], "yaml_file": checkpoint["yaml_name"]})

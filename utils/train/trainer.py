@@ -6,6 +6,7 @@ starts from a seed of its own, a step is taken after every batch, and `last.pt` 
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import math
 from copy import copy
@@ -33,6 +34,7 @@ from models.loss import AnchorGains
 from models.spec import ModelSpec
 from models.summary import backbone_card
 from utils.checkpoint import build_model, load_checkpoint, pack_model, plain, save_checkpoint
+from utils.checkpoint.file import check_has_values, check_tensors
 from utils.data.dataset import build_dataset
 from utils.data.description import write_data_yaml
 from utils.drawing.fonts import use_in_plots
@@ -260,7 +262,7 @@ class Trainer(DetectionTrainer):
             **shared,
             "model": model.state_dict(),
             "updates": self.ema.updates,
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": state_of(self.optimizer),
             "scaler": self.scaler.state_dict(),
             "best_fitness": self.best_fitness,
             "stopper": {"best_fitness": self.stopper.best_fitness, "best_epoch": self.stopper.best_epoch},
@@ -288,8 +290,10 @@ class Trainer(DetectionTrainer):
         model = unwrap_model(self.model)
         self.ema = ModelEMA(model)
         try:
-            model.load_state_dict(ckpt["model"])
-            self.ema.ema.load_state_dict(ckpt["ema"])
+            for field, network in (("model", model), ("ema", self.ema.ema)):
+                check_tensors(ckpt[field], network, field)
+                check_has_values(ckpt[field], field)
+                network.load_state_dict(ckpt[field])
             load_optimizer(self.optimizer, ckpt["optimizer"])
             if ckpt["scaler"]:  # empty after an epoch without mixed precision
                 self.scaler.load_state_dict(ckpt["scaler"])
@@ -467,6 +471,16 @@ def without_decay(optimizer: torch.optim.Optimizer, parameters: list[torch.Tenso
             optimizer.add_param_group({**group, "params": moved, "weight_decay": 0.0})
 
 
+def state_of(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """Return the state of an optimizer as a checkpoint keeps it: with an entry for each weight.
+
+    That of a weight without a gradient, such as a frozen one, is empty; so one that is missing is noticed.
+    """
+    state = optimizer.state_dict()
+    weights = sorted(i for group in state["param_groups"] for i in group["params"])
+    return {**state, "state": {i: state["state"].get(i, {}) for i in weights}}
+
+
 def load_optimizer(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
     """Give an optimizer the state of one that was saved.
 
@@ -476,14 +490,37 @@ def load_optimizer(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> N
     for own, came in zip(optimizer.state_dict()["param_groups"], saved["param_groups"], strict=True):
         for key, value in own.items():
             allowed = {"bool", "NoneType"} if key in BY_DEVICE else {kind_of_setting(value)}
-            if kind_of_setting(came.get(key, "")) not in allowed:
+            other = kind_of_setting(came.get(key, "")) not in allowed
+            if other or (isinstance(value, tuple) and len(value) != len(came[key])):
                 raise ValueError(f"its optimizer has no such {key} as {value!r}")
     optimizer.load_state_dict(saved)
-    kinds = [{key: type(held) for key, held in state.items()} for state in optimizer.state.values() if state]
-    for weight, state in optimizer.state.items():
-        fits = all(held.numel() == 1 or held.shape == weight.shape for held in state.values() if torch.is_tensor(held))
-        if not fits or (state and {key: type(held) for key, held in state.items()} != kinds[0]):
-            raise ValueError(f"its optimizer has another state for a weight of shape {tuple(weight.shape)}")
+    for group in optimizer.param_groups:
+        expected = kinds_of_state(type(optimizer), group)
+        for weight in group["params"]:
+            if weight not in optimizer.state:
+                if weight.requires_grad:
+                    raise ValueError(f"its optimizer has no state for a weight of shape {tuple(weight.shape)}")
+                continue
+            state = optimizer.state[weight]
+            tensors = [held for held in state.values() if torch.is_tensor(held)]
+            fits = all(held.numel() == 1 or held.shape == weight.shape for held in tensors)
+            if not fits or (state and {key: type(held) for key, held in state.items()} != expected):
+                raise ValueError(f"its optimizer has another state for a weight of shape {tuple(weight.shape)}")
+
+
+def kinds_of_state(kind: type[torch.optim.Optimizer], group: dict[str, Any]) -> dict[str, type]:
+    """Return what an optimizer keeps of each weight of a group, by name, after a step.
+
+    Raises:
+        ValueError: this kind of optimizer refuses the settings of the group, such as a negative lr.
+    """
+    known = inspect.signature(kind).parameters.keys() & group.keys() - {"params", *BY_DEVICE}
+    settings: dict[str, Any] = {key: tuple(group[key]) if isinstance(group[key], list) else group[key] for key in known}
+    weight = nn.Parameter(torch.zeros(2, 2))
+    weight.grad = torch.zeros(2, 2)
+    trial = kind([weight], **settings)
+    trial.step()
+    return {key: type(held) for key, held in trial.state[weight].items()}
 
 
 def kind_of_setting(value: object) -> str:
