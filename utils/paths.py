@@ -105,6 +105,13 @@ def remove_empty_runs() -> None:
             shutil.rmtree(folder, ignore_errors=True)
 
 
+def remove_run(folder: Path) -> None:
+    """Remove the folder of a run, with all that is in it, if this process has made it."""
+    if folder in MADE:
+        MADE.remove(folder)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 def is_path(value: object) -> TypeGuard[str]:
     """Return whether `value` is a text that the system takes for a path."""
     if not isinstance(value, str) or not value.strip() or len(value) > MAX_PATH:

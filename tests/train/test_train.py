@@ -440,6 +440,23 @@ def test_a_recipe_is_checked_and_takes_yolov5s_names(folder, tmp_path, caplog):
     assert "anchors stand in the model YAML" in caplog.text
 
 
+@pytest.mark.parametrize("there", [False, True])
+def test_a_training_without_a_picture_that_can_be_used_leaves_no_folder(folder, tmp_path, there):
+    for split in ("train", "val"):
+        for kind, text in (("images", "no picture"), ("labels", "0 .5 .5 .5 .5\n")):
+            (tmp_path / kind / split).mkdir(parents=True)
+            (tmp_path / kind / split / f"a.{'png' if kind == 'images' else 'txt'}").write_text(text)
+    data = {"path": str(tmp_path), "train": "images/train", "val": "images/val", "names": ["a"]}
+    write(tmp_path / "data.yaml", data)
+    if there:
+        (tmp_path / "runs" / "exp").mkdir(parents=True)
+        (tmp_path / "runs" / "exp" / "mine.txt").touch()
+    changes = {"data": tmp_path / "data.yaml", "project": tmp_path / "runs", "exist_ok": there}
+    with pytest.raises(UserError, match="none of the 1 pictures can be used"):
+        train.run(**options(folder, "exp", **changes))
+    assert (tmp_path / "runs" / "exp" / "mine.txt").exists() == (tmp_path / "runs" / "exp").exists() == there
+
+
 def test_what_a_recipe_says_in_vain_is_said(folder, tmp_path, caplog):
     write(tmp_path / "hyp.yaml", {"epochs": 3, "imgsz": 64, "cos_lr": True, "lr0": 0.01})
     parser = train.make_parser()

@@ -39,6 +39,7 @@ from utils.data.dataset import build_dataset
 from utils.data.description import write_data_yaml
 from utils.drawing.fonts import use_in_plots
 from utils.evaluate.validator import VALIDATORS, Validator
+from utils.paths import remove_run
 from utils.train.anchors import fit_anchors
 from utils.train.batches import check_trains_on_one, trains_on_one
 from utils.train.qat import insert_rounding, observe
@@ -213,6 +214,14 @@ class Trainer(DetectionTrainer):
             penalty = torch.stack([block.get_custom_l2() for block in self.penalized]).sum()
             self.scaler.scale(0.5 * self.decay * penalty).backward()
         super().optimizer_step()
+
+    def _setup_train(self) -> None:
+        """Set up all that the epochs need; a new run that is refused here leaves no folder."""
+        try:
+            super()._setup_train()
+        except UserError:
+            remove_run(self.save_dir)
+            raise
 
     def _build_train_pipeline(self) -> None:
         """Take a step after every batch: gradients gathered over several would not survive a stop between them."""
