@@ -32,6 +32,17 @@ def why_no_file(path: str | Path) -> str:
     return ""
 
 
+def why_no_folder(path: str | Path) -> str:
+    """Return what a path is instead of a folder, such as "is a file", or nothing where it is one."""
+    try:
+        mode = os.stat(path).st_mode  # noqa: PTH116 (of any text)
+    except (OSError, ValueError):
+        return why_no_file(path)
+    if stat.S_ISDIR(mode):
+        return ""
+    return "is a file" if stat.S_ISREG(mode) else f"is a {KINDS.get(stat.S_IFMT(mode), 'socket')}"
+
+
 def is_of_kernel(path: str | Path) -> bool:
     """Return whether a file or folder is one that the kernel makes up, links followed."""
     real = os.path.realpath(path)

@@ -14,6 +14,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from models.errors import ConfigError, UserError
+from models.files import why_no_file
 
 
 class MissingPlugin(ConfigError):
@@ -30,8 +31,9 @@ def load_plugins(files: Iterable[str | Path]) -> None:
         UserError: no such file, not a Python file, or another one of the same name was run.
     """
     for file in files:
-        if Path(file).suffix != ".py" or not Path(file).is_file():
-            raise UserError(f"--plugins takes Python files, but there is no such file {file}")
+        problem = why_no_file(file) or ("" if Path(file).suffix == ".py" else "is no file *.py")
+        if problem:
+            raise UserError(f"--plugins takes Python files, but {file} {problem}")
         path = Path(file).resolve()
         if path.name in LOADED and LOADED[path.name] != path:
             raise UserError(f"two plugins are named {path.name}: {LOADED[path.name]} and {path}")

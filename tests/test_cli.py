@@ -369,6 +369,26 @@ def test_run_folder_that_cannot_be_made(tmp_path, project, exist_ok):
         increment_path(tmp_path / project, name, exist_ok)
 
 
+@pytest.mark.parametrize(
+    ("project", "said"),
+    [
+        ("/dev/full", "/dev/full is a device"),
+        ("photo.png", "photo.png is a file"),
+        ("photo.png/below", "photo.png is a file"),
+        ("pipe", "pipe is a pipe"),
+        ("loop", "loop is a link that leads to itself"),
+        ("gone", "gone is a link to what does not exist"),
+    ],
+)
+def test_what_stands_in_the_place_of_a_run_folder_is_named(tmp_path, project, said):
+    (tmp_path / "photo.png").write_text("")
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "gone").symlink_to("nothing")
+    with pytest.raises(UserError, match=f"exp cannot be made: .*{said}$"):
+        increment_path(tmp_path / project, "exp")
+
+
 def test_a_run_never_writes_where_its_sources_are(tmp_path):
     (tmp_path / "set/images").mkdir(parents=True)
     (tmp_path / "set/data.yaml").write_text("")

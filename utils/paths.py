@@ -11,7 +11,7 @@ from typing import TypeGuard
 from ultralytics.utils import LOGGER
 
 from models.errors import UserError, did_you_mean
-from models.files import why_no_file
+from models.files import why_no_file, why_no_folder
 from utils.text import shorten
 
 ROOT = Path(__file__).resolve().parents[1]  # the folder that holds models/, data/ and the scripts
@@ -51,6 +51,9 @@ def increment_path(project: str | Path, name: str, exist_ok: bool = False, sourc
         raise
     except (OSError, ValueError) as error:  # ValueError: a null byte in the name
         reason = error.strerror if isinstance(error, OSError) else error
+        others = (p for p in (*reversed(first.parents), first) if os.path.lexists(p) and not p.is_dir())
+        if (other := next(others, None)) is not None:
+            reason = f"{shorten(other)} {why_no_folder(other)}"
         raise UserError(f"the output folder {shorten(first)} cannot be made: {reason}") from error
     if not os.access(folder, os.W_OK):
         raise UserError(f"the output folder {folder} cannot be written to")

@@ -4,6 +4,7 @@ Cameras, RTSP and RTMP are not there to be tested; OpenCV opens them by the same
 """
 
 import argparse
+import os
 import signal
 import sys
 import threading
@@ -275,6 +276,14 @@ def test_a_list_of_streams_opens_nothing_else(line, tmp_path, monkeypatch):
     (tmp_path / "cameras.streams").write_text(f"0\n{line}\n")
     with pytest.raises(UserError, match="where a camera's number, the path of a video, or an address with one of"):
         sources.open_source(str(tmp_path / "cameras.streams"))
+
+
+def test_a_line_that_names_a_pipe_or_a_device_says_so(tmp_path):
+    os.mkfifo(tmp_path / "clip.avi")
+    for line, said in ((str(tmp_path / "clip.avi"), "pipe"), ("/dev/full", "device")):
+        (tmp_path / "cameras.streams").write_text(f"0\n{line}\n")
+        with pytest.raises(UserError, match=f"has the line {line}, which is not a file but a {said}"):
+            sources.open_source(str(tmp_path / "cameras.streams"))
 
 
 # YouTube and the screen, through packages that may be missing ---------------------------------------------------------

@@ -1,5 +1,6 @@
 """Backbones of one's own, from a file named on the command line: never run otherwise."""
 
+import os
 import subprocess
 import sys
 
@@ -77,12 +78,22 @@ def test_the_plugins_of_a_yaml_stay_with_it(plugin):
     assert spec.as_dict()["plugins"] == [str(plugin)]
 
 
-@pytest.mark.parametrize("name", ["missing.py", "folder.py", "text.txt", "loop.py"])
-def test_what_is_no_python_file_is_refused(tmp_path, name):
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("missing.py", "does not exist"),
+        ("folder.py", "is not a file but a folder"),
+        ("text.txt", r"is no file \*\.py"),
+        ("loop.py", "is a link that leads to itself"),
+        ("pipe.py", "is not a file but a pipe"),
+    ],
+)
+def test_what_is_no_python_file_is_refused(tmp_path, name, said):
+    os.mkfifo(tmp_path / "pipe.py")
     (tmp_path / "folder.py").mkdir()
     (tmp_path / "text.txt").write_text("x = 1")
     (tmp_path / "loop.py").symlink_to("loop.py")
-    with pytest.raises(UserError, match=f"--plugins takes Python files, .*{name}"):
+    with pytest.raises(UserError, match=f"--plugins takes Python files, but .*{name} {said}"):
         load_plugins([tmp_path / name])
 
 

@@ -8,6 +8,7 @@ gives no frames meanwhile. One with an end, such as a video behind an address, i
 from __future__ import annotations
 
 import importlib.util
+import os
 import re
 import threading
 import time
@@ -305,6 +306,8 @@ def _check_line(address: str, source: str) -> str:
         return address
     if is_video(address) and not why_no_file(address):
         return str(Path(address).absolute())  # which has no scheme
+    if os.path.lexists(address) and (problem := why_no_file(address)):
+        raise UserError(f"{source} has the line {shorten(without_secrets(address))}, which {problem}")
     known = ", ".join(f"{scheme}://" for scheme in SCHEMES)
     raise UserError(
         f"{source} has the line {shorten(without_secrets(address))}, where a camera's number, the path of a video, or "
