@@ -23,6 +23,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from models.secrets import hide_secrets
 from models.stops import end_at_stops
 from models.versions import check_versions
 
@@ -80,6 +81,7 @@ def patch_ultralytics(
     - `PIL.Image.open` is always given back: ultralytics' version tries to install a package for every file that it
       cannot read.
     - `TryExcept` lets a stop through: ultralytics' version, around its plots, takes Ctrl-C for a plot that failed.
+    - Its log, which is ours as well, hides the secrets of addresses.
 
     Args:
         open_backend: takes the place of AutoBackend in its validator, which would open weights a second time, and our
@@ -91,10 +93,11 @@ def patch_ultralytics(
         check_font: takes the place of its search for Arial, which downloads it (`utils.drawing.annotator`).
     """
     from PIL import Image  # noqa: PLC0415 (this module is imported before any library)
-    from ultralytics.utils import TryExcept, patches  # noqa: PLC0415
+    from ultralytics.utils import LOGGER, TryExcept, patches  # noqa: PLC0415
 
     Image.open = patches._image_open
     TryExcept.__exit__ = _leave_try_except
+    LOGGER.addFilter(hide_secrets)
     if open_backend:
         from ultralytics.engine import validator  # noqa: PLC0415
 

@@ -5,9 +5,14 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+from models.secrets import without_secrets
+
 
 class UserError(ValueError):
-    """What the user gave is wrong; the message says what was expected, what came and where."""
+    """What the user gave is wrong; the message says what was expected, what came and where, without secrets."""
+
+    def __init__(self, *message: object) -> None:
+        super().__init__(*map(without_secrets, message))
 
 
 class ConfigError(UserError):

@@ -17,6 +17,7 @@ import models
 ROOT = Path(__file__).parents[1]
 SOURCES = sorted([*ROOT.glob("*.py"), *ROOT.glob("models/**/*.py"), *ROOT.glob("utils/**/*.py")])
 ORDER = [  # a module imports from its own row and the rows above
+    ["models.secrets"],
     ["models.versions", "models.stops", "models.environment", "models.errors", "models.files"],
     ["models.registry", "models.plugins", "models.downloads", "models.yaml_numbers", "models.ultralytics_yaml"],
     ["models.spec"],
@@ -159,7 +160,8 @@ def test_libraries_at_the_edge_are_imported_in_one_place(module):
         ("models.versions", set()),
         ("models.stops", {"models"}),
         ("models.environment", {"models", "PIL", "ultralytics"}),  # the last two in patch_ultralytics, when called
-        ("models.errors", set()),
+        ("models.secrets", set()),
+        ("models.errors", {"models"}),
         ("models.registry", {"models"}),
         ("models.plugins", {"models"}),
         ("models.spec", {"models", "yaml"}),

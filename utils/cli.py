@@ -35,12 +35,13 @@ from ultralytics.utils import LOGGER
 from models.downloads import allow_downloads
 from models.errors import UserError
 from models.plugins import load_plugins
+from models.secrets import without_secrets
 from models.stops import STOPS, end
 from utils.data.pictures import LIMIT, MOST_MEGAPIXELS, allow_megapixels
 from utils.drawing.fonts import font_file
 from utils.paths import MADE, remove_empty_runs
 from utils.sizes import MAX_IMGSZ
-from utils.text import printable, shorten, without_secrets
+from utils.text import printable, shorten
 from utils.writing import are_signals_held
 
 CLOSED_PIPE = 128 + 13  # what a shell says of a program that SIGPIPE ended
@@ -202,9 +203,9 @@ def _print_any_character() -> None:
 
 
 def log_options(script: str, args: argparse.Namespace) -> None:
-    """Log every option in one line, as YOLOv5 does: `detect: weights=best.pt, …`; no passwords."""
+    """Log every option in one line, as YOLOv5 does: `detect: weights=best.pt, …`."""
     options = ", ".join(f"{name}={value}" for name, value in vars(args).items())
-    LOGGER.info(printable(without_secrets(f"{script}: {options}")))
+    LOGGER.info(printable(f"{script}: {options}"))
 
 
 def add_consents(parser: Parser) -> None:

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import codecs
 import os
-import re
 import shlex
 from collections.abc import Mapping
 
 from models.errors import UserError
+from models.secrets import without_secrets
 from models.spec import MAX_CLASSES
 
 MAX_NAME = 255  # characters of a class's name
 JOINERS = "\u200c\u200d\ufe0e\ufe0f"  # without a look of their own; Persian, Hindi and others are written with them
-ADDRESS = re.compile(r"(?<=://)\S+?(?=['\",:)\]]*(?:\s|$))")  # what follows the scheme, without what ends a sentence
-SHOWN_PARAMETER = re.compile(r"(channel|subtype|stream|camera|profile)=\d{1,3}", re.IGNORECASE)  # tell cameras apart
 
 MARKS = {  # that begin a text in another encoding than UTF-8; the longer ones first
     codecs.BOM_UTF32_LE: "UTF-32",
@@ -93,24 +91,6 @@ def quote(path: object) -> str:
 
 
 def shorten(text: object, most: int = 100) -> str:
-    """Return `text` with dots in its middle if it is longer than `most` characters."""
-    whole = str(text)
+    """Return `text` without secrets of addresses, with dots in its middle if it is longer than `most` characters."""
+    whole = without_secrets(text)
     return whole if len(whole) <= most else f"{whole[: most // 2]}...{whole[-most // 2 :]}"
-
-
-def without_secrets(text: object) -> str:
-    """Return `text` with its addresses as messages and files may have them.
-
-    They lose the user and password before the host and what follows a `?` or `#`, where tokens stand, but for numbers
-    that tell the cameras of one recorder from another.
-    """
-    return ADDRESS.sub(_without_secrets, str(text))
-
-
-def _without_secrets(found: re.Match[str]) -> str:
-    place, rest = re.fullmatch(r"([^?#]*)[?#]?(.*)", found[0]).groups()  # type: ignore[union-attr]
-    authority, slash, path = place.partition("/")
-    if "@" not in authority and "@" in found[0] and re.search(r":(?!\d*$)", authority):  # a password with / ? or #
-        return found[0].rpartition("@")[2].partition("?")[0]
-    shown = "&".join(p for p in re.split("[&;#]", rest) if SHOWN_PARAMETER.fullmatch(p))
-    return f"{authority.rpartition('@')[2]}{slash}{path}{f'?{shown}' if shown else ''}"

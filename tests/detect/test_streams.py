@@ -3,7 +3,6 @@
 Cameras, RTSP and RTMP are not there to be tested; OpenCV opens them by the same call as the addresses below.
 """
 
-import argparse
 import os
 import signal
 import sys
@@ -21,10 +20,9 @@ import pytest
 
 import detect
 from models.errors import UserError
+from models.secrets import without_secrets
 from tests.detecting import count_frames, files_below, start, video
-from utils import cli
 from utils.detect import sources, streams
-from utils.text import without_secrets
 
 # isort: split
 from ultralytics.utils import LOGGER
@@ -236,35 +234,6 @@ def test_streams_that_cannot_be_opened(tmp_path):
 )
 def test_names_of_streams(address, name):
     assert streams.stream_name(without_secrets(address)) == name.strip("_.")
-
-
-@pytest.mark.parametrize(
-    ("line", "secret"),
-    [
-        ("rtsp://me:s3cret@host:554/live", "s3cret"),
-        ("rtsp://me:at@s3cret@host/live", "s3cret"),
-        ("rtsp://me:slash/s3cret@host/live?x=1", "s3cret"),
-        ("rtsp://me:what?s3cret@host/live", "s3cret"),
-        ("rtsp://me:comma,'s3cret@host/live", "s3cret"),
-        ("http://host/live?user=me&pwd=s3cret", "s3cret"),
-        ("http://host/live?channel=s3cret", "s3cret"),
-        ("http://host/live#token=s3cret", "s3cret"),
-    ],
-)
-def test_no_secret_of_an_address_is_shown(line, secret, capsys):
-    """Not in the first line of a log, in an error, or in the name of a stream's files."""
-    messages = []
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(cli.LOGGER, "info", messages.append)
-        cli.log_options("detect", argparse.Namespace(source=[line, "0"], imgsz=None))
-
-    def fail(_):
-        raise UserError(f"the stream {line} cannot be opened")
-
-    assert cli.run_script(fail, cli.Parser(), []) == 2
-    shown = f"{messages} {capsys.readouterr().err} {streams.stream_name(without_secrets(line))}"
-    assert "host" in shown
-    assert secret not in shown
 
 
 @pytest.mark.parametrize(

@@ -24,9 +24,10 @@ from ultralytics.utils import LOGGER
 
 from models.errors import UserError
 from models.files import why_no_file
+from models.secrets import without_secrets
 from utils.data.pictures import PICTURES, is_video, suffix
 from utils.detect.frame import Frame
-from utils.text import decode, shorten, without_secrets
+from utils.text import decode, shorten
 
 SCHEMES = ("rtsp", "rtsps", "rtmp", "tcp", "udp", "http", "https")
 YOUTUBE = ("youtube.com", "www.youtube.com", "m.youtube.com", "youtu.be")
@@ -310,7 +311,7 @@ def _check_line(address: str, source: str) -> str:
         raise UserError(f"{source} has the line {shorten(without_secrets(address))}, which {problem}")
     known = ", ".join(f"{scheme}://" for scheme in SCHEMES)
     raise UserError(
-        f"{source} has the line {shorten(without_secrets(address))}, where a camera's number, the path of a video, or "
+        f"{source} has the line {shorten(address)}, where a camera's number, the path of a video, or "
         f"an address with one of {known} is expected"
     )
 
@@ -326,9 +327,9 @@ def find_stream(address: str) -> str:
     try:
         parts = urlsplit(address)
     except ValueError as error:
-        raise UserError(f"the stream {without_secrets(address)} is no address: {error}") from error
+        raise UserError(f"the stream {address} is no address: {error}") from error
     if suffix(parts.path) in PICTURES:
-        raise UserError(f"--source does not download pictures: save {without_secrets(address)} as a file first")
+        raise UserError(f"--source does not download pictures: save {address} as a file first")
     return find_youtube(address) if parts.hostname in YOUTUBE else address
 
 
@@ -338,14 +339,14 @@ def find_youtube(address: str) -> str:
         from yt_dlp import YoutubeDL  # noqa: PLC0415 (optional)
         from yt_dlp.utils import YoutubeDLError  # noqa: PLC0415
     except ModuleNotFoundError as error:
-        raise UserError(f"{without_secrets(address)} needs the package yt-dlp: pip install yt-dlp") from error
+        raise UserError(f"{address} needs the package yt-dlp: pip install yt-dlp") from error
     options = {"format": "best[vcodec!=none]", "noplaylist": True, "quiet": True, "no_warnings": True, "logger": Mute()}
     try:
         with YoutubeDL(options) as page:
             return page.extract_info(address, download=False)["url"]
     except YoutubeDLError as error:
-        reason = shorten(without_secrets(" ".join(str(error).split())), 200)
-        raise UserError(f"YouTube does not give {without_secrets(address)}: {reason}") from error
+        reason = shorten(" ".join(str(error).split()), 200)
+        raise UserError(f"YouTube does not give {address}: {reason}") from error
 
 
 class Mute:
