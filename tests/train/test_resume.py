@@ -548,3 +548,11 @@ def test_changed_objects_are_said_when_they_have_been_read(data, tmp_path, monke
     monkeypatch.setattr(trainer, "load_optimizer", lambda *_: None)  # none has trained
     trainer.Trainer(resume(last))._setup_train()
     assert any(line.endswith("the labels of the train split have 4 objects now, 3 in the run") for line in log)
+
+
+@pytest.mark.slow
+def test_a_run_that_cannot_be_resumed_stays_though_the_same_process_made_it(last):
+    before = last.read_bytes()  # with an optimizer that took no step
+    with pytest.raises(UserError, match="does not fit the options of its run"):
+        trainer.Trainer(resume(last))._setup_train()
+    assert last.read_bytes() == before

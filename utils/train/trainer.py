@@ -220,7 +220,8 @@ class Trainer(DetectionTrainer):
         try:
             super()._setup_train()
         except UserError:
-            remove_run(self.save_dir)
+            if not self.resume:  # whose folder this process may have made and trained in
+                remove_run(self.save_dir)
             raise
 
     def _build_train_pipeline(self) -> None:
