@@ -452,6 +452,8 @@ def change_first(**changes):
         lambda state: {**state, "param_groups": [{**state["param_groups"][0], "lr": -1.0}]},
         lambda state: {**state, "state": {1: state["state"][1]}},
         lambda state: {**state, "state": {i: {"step": held["step"]} for i, held in state["state"].items()}},
+        change_first(exp_avg=torch.full((2,), torch.nan)),
+        change_first(exp_avg=torch.zeros(2, dtype=torch.int8)),
         change_first(exp_avg=torch.zeros(5)),
         change_first(exp_avg=-1),
         change_first(other=torch.zeros(2)),

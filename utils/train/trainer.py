@@ -503,6 +503,10 @@ def load_optimizer(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> N
             other = kind_of_setting(came.get(key, "")) not in allowed
             if other or (isinstance(value, tuple) and len(value) != len(came[key])):
                 raise ValueError(f"its optimizer has no such {key} as {value!r}")
+    tensors = ((i, key, value) for i, state in saved["state"].items() for key, value in state.items())
+    for i, key, value in tensors:
+        if torch.is_tensor(value) and (not value.is_floating_point() or bool(value.isnan().any())):
+            raise ValueError(f"its optimizer has NaN or no fractions in the {key} of weight {i}")
     optimizer.load_state_dict(saved)
     for group in optimizer.param_groups:
         expected = kinds_of_state(type(optimizer), group)
@@ -512,8 +516,8 @@ def load_optimizer(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> N
                     raise ValueError(f"its optimizer has no state for a weight of shape {tuple(weight.shape)}")
                 continue
             state = optimizer.state[weight]
-            tensors = [held for held in state.values() if torch.is_tensor(held)]
-            fits = all(held.numel() == 1 or held.shape == weight.shape for held in tensors)
+            shapes = [held.shape for held in state.values() if torch.is_tensor(held)]
+            fits = all(shape.numel() == 1 or shape == weight.shape for shape in shapes)
             if not fits or (state and {key: type(held) for key, held in state.items()} != expected):
                 raise ValueError(f"its optimizer has another state for a weight of shape {tuple(weight.shape)}")
 
