@@ -16,11 +16,12 @@ import yaml
 from ultralytics.utils import LOGGER
 
 from models.errors import UserError, did_you_mean
+from models.files import why_no_file
 from models.spec import MAX_CLASSES
 from models.yaml_numbers import load_yaml
 from utils.data.labels import form_of
 from utils.data.shapes import ensure_shapes, shapes_folder
-from utils.paths import ROOT, find_file, is_path, spellings, why_no_file, without_dots
+from utils.paths import ROOT, find_file, is_path, spellings, without_dots
 from utils.text import class_names, printable
 from utils.writing import write_text
 

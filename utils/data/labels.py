@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from models.errors import UserError
+from models.files import why_no_file
 from utils.data.scan import Settings, read_labels
-from utils.paths import why_no_file
 from utils.text import printable
 
 MOST_FOLDERS, MOST_FILES = 200, 20  # that are searched for labels of other tools: below the data set, and in each

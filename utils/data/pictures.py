@@ -25,7 +25,7 @@ from ultralytics.data.utils import IMG_FORMATS, VID_FORMATS
 from ultralytics.utils import LOGGER, patches
 
 from models.environment import patch_ultralytics
-from utils.paths import why_no_file
+from models.files import why_no_file
 from utils.text import printable
 
 PICTURES = IMG_FORMATS | {"jfif", "jif", "jpe", "pbm", "pgm", "pnm", "ppm"}  # suffixes

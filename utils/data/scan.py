@@ -28,8 +28,8 @@ from ultralytics.utils.ops import segments2boxes
 from ultralytics.utils.patches import imread
 
 from models.environment import config_dir
+from models.files import why_no_file
 from utils.data.pictures import BROKEN_PICTURE, LIMIT, Unreadable, checked_header, open_picture, suffix
-from utils.paths import why_no_file
 from utils.text import decode, printable
 
 MIN_PICTURE_SIDE = 10  # pixels

@@ -19,12 +19,13 @@ from typing import Any, TypeVar
 import cv2
 
 from models.errors import UserError, did_you_mean
+from models.files import why_no_file
 from utils.data.files import folders_below
 from utils.data.pictures import Unreadable, is_picture, is_video, read_picture
 from utils.detect.frame import Frame
 from utils.detect.names import output_names
 from utils.detect.streams import PATIENCE, Screen, Streams, is_live, read_addresses
-from utils.paths import is_utf8, spellings, why_no_file
+from utils.paths import is_utf8, spellings
 from utils.text import decode, shorten
 
 COMPLETE = 0.95  # a video that gives fewer of its frames than this is broken; containers only estimate their count

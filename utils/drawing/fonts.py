@@ -16,7 +16,7 @@ from pathlib import Path
 from PIL import ImageFont
 from ultralytics.utils import LOGGER
 
-from utils.paths import why_no_file
+from models.files import why_no_file
 from utils.text import JOINERS, shorten
 
 MOST_NAMED = 10  # characters that the warning shows
