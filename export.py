@@ -227,7 +227,7 @@ def load_model(args: argparse.Namespace) -> tuple[DetectionModel, Path, Path]:
 def gather(
     args: argparse.Namespace, model: DetectionModel
 ) -> tuple[tuple[Path, ...], ProofPictures | None, tuple[str, ...]]:
-    """Return a few pictures to prove every size on, the many that --data and --source name, and the files of --data."""
+    """Return a few pictures to prove every size on, the many that --data and --source name, other files of --data."""
     if not args.data and not args.source:
         return PHOTOS, None, ()
     source = " ".join(args.source)
@@ -237,11 +237,11 @@ def gather(
         raise UserError(f"there is no picture in the source {source}")
     data = load_dataset(args.data) if args.data else None
     pictures = [Path(image) for image in list_images(data["val"], data["path"])] if data else []
-    listed = tuple(files_of(data)) if data else ()
     few = readable(pictures + files, name)
     if data and not args.cfg and is_labelled(data):  # fresh weights have no accuracy
         check_classes(data, model)
-        return few, ProofPictures(data, tuple(files), args.pictures, name), listed
+        return few, ProofPictures(data, tuple(files), args.pictures, name), ()  # Options.sources lists those of `data`
+    listed = tuple(files_of(data)) if data else ()
     return few, ProofPictures(None, tuple(pictures + files), args.pictures, name), listed
 
 
