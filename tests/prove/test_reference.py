@@ -1,5 +1,6 @@
 """The proof: what counts as the same network and what does not, on outputs and files made to differ."""
 
+import copy
 import json
 import subprocess
 import sys
@@ -263,6 +264,22 @@ def test_a_file_is_compared_on_every_picture(reference, tmp_path, by, ok):
     if not ok:
         assert all(case.rounding.box_px < 1e-3 for case in cases), "float64 shows that rounding is not the reason"
         assert "✗ noise: scores differ by 0.001, allowed are 0.0001" in proof_table({"torchscript": Proof(cases)})
+
+
+@pytest.mark.parametrize("end2end", [False, True])
+def test_exchanged_classes_are_told_where_all_scores_are_tiny(end2end, tmp_path):
+    model = randomize_(DetectionModel(tiny(end2end=end2end))).eval()
+    for head in (model.model[-1].cv3, *([model.model[-1].one2one_cv3] if end2end else [])):
+        for *_, last in head:
+            last.bias.data -= 15
+    other = copy.deepcopy(model)
+    for *_, last in other.model[-1].one2one_cv3 if end2end else other.model[-1].cv3:
+        last.weight.data, last.bias.data = last.weight.flip(0), last.bias.flip(0)
+    for network, ok in ((model, True), (other, False)):
+        path = script(Shifted(network, 0.0), tmp_path / f"{ok}.torchscript")
+        cases = list(Reference(model).cases(path, (64, 64), 1, Tolerance(), path.name))
+        assert all(case.allowed.score < 1e-5 for case in cases)
+        assert [case.ok for case in cases] == [ok] * 4
 
 
 def test_a_file_that_takes_no_other_size_is_told(reference, tmp_path):

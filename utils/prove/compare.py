@@ -24,6 +24,8 @@ from utils.prove.decisions import Slack, Verdict, judge_detections, overlap_rang
 
 CONF, IOU = 0.25, 0.45  # of NMS
 CANDIDATES = 100  # that go into NMS where the model sees nothing
+FAINT = 0.05  # where no score is above this one, less than the whole tolerance is allowed
+LEAST_TOLERANCE = 1e-12
 EXACT = Slack(0.0, 0.0)
 SAME_IOU = 0.4  # below NMS's, so that of two boxes that rounding may swap in NMS each finds the other
 
@@ -35,6 +37,14 @@ class Tolerance:
     box_px: float = 0.01
     score: float = 1e-4
     mask: float = 1e-3  # of mask coefficients and prototypes, relative to the largest
+
+    def for_scores(self, largest: float) -> Tolerance:
+        """Return what is allowed where no score is above `largest`.
+
+        Of a network that has hardly learnt all scores may be below 1e-4: two classes in each other's place would pass.
+        """
+        score = max(self.score * min(largest / FAINT, 1.0), LEAST_TOLERANCE)
+        return dataclasses.replace(self, score=score)
 
 
 HALF_TOLERANCE = Tolerance(box_px=0.5, score=2e-3, mask=2e-2)  # of float16 files

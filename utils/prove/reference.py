@@ -196,9 +196,10 @@ class Reference:
             file: what the report calls the file.
             picture: what the report calls the first picture of the batch.
             evidence: the pictures and both outputs.
-            tolerance: the largest errors that need no explanation.
+            tolerance: the largest errors that need no explanation, less where all scores are small.
         """
         batch, _, height, width = evidence.images.shape
+        tolerance = tolerance.for_scores(self._largest_score(evidence.expected[0]))
         difference, errors = self._measure(evidence, tolerance)
         case = Case(file, (height, width), batch, picture, difference, tolerance, evidence=evidence)
         if case.ok or difference.problem:
@@ -207,6 +208,12 @@ class Reference:
         allowed = Tolerance(*map(max, dataclasses.astuple(tolerance), _times(ROUNDING, own)))
         wider, _ = self._measure(evidence, allowed, _hidden(difference, own, allowed))
         return dataclasses.replace(case, difference=wider, allowed=allowed, rounding=own), errors
+
+    def _largest_score(self, output: Tensor) -> float:
+        """Return the largest score in an output of this model; 1 where it is not a number."""
+        scores = output[..., 4] if self.model.end2end else output[:, 4 : 4 + self.model.nc]
+        largest = scores.max().item()
+        return largest if math.isfinite(largest) else 1.0
 
     def _measure(self, evidence: Evidence, tolerance: Tolerance, least: Slack = EXACT) -> tuple[Difference, Errors]:
         """Return how far a file is from this model, by what the file gives; `least` is that of `measure_nms`."""
