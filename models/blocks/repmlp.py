@@ -66,8 +66,12 @@ class TileFC(nn.Module):
         self.weight, self.bias = conv.weight, conv.bias
 
     def forward(self, x: Tensor) -> Tensor:
-        weight = self.weight.view(self.groups, self.weight.shape[0] // self.groups, self.weight.shape[1])
-        x = x.reshape(x.shape[0], self.groups, self.weight.shape[1]).transpose(0, 1)  # (groups, B, pixels)
+        return self.multiply(x, self.weight)
+
+    def multiply(self, x: Tensor, weight: Tensor) -> Tensor:
+        """Return the output for tiles, (B, c1, h, w) to (B, c2, h, w), with another weight of the same shape."""
+        weight = weight.view(self.groups, weight.shape[0] // self.groups, weight.shape[1])
+        x = x.reshape(x.shape[0], self.groups, weight.shape[2]).transpose(0, 1)  # (groups, B, pixels)
         x = torch.bmm(x, weight.transpose(1, 2))
         if self.bias is not None:
             x = x + self.bias.view(self.groups, 1, -1)
@@ -105,23 +109,33 @@ class RepTileFC(Reparameterizable):
             y = y + self.get_submodule(f"repconv{k}")(x)
         return y
 
-    def fuse(self) -> TileFC:
-        """Return the one fully connected layer.
+    def get_equivalent_fc3(self) -> tuple[Tensor, Tensor]:
+        """Return weight (c2 * h * w, c1 / groups * h * w, 1, 1) and bias of the one layer that eval mode amounts to.
+
+        Differentiable in the weights of all branches; computed in float64, then cast to the dtype of the weights.
 
         Raises:
             ValueError: a BatchNorm has no running statistics.
         """
-        weight = self.fc3.weight.detach().double()
+        weight = self.fc3.weight.double()
         _, h, w = self.fc3.shape
         scale, shift = (v.repeat_interleave(len(weight) // len(v)) for v in bn_scale_shift(self.fc3_bn))
         weight, bias = weight * scale[:, None, None, None], shift
         for k in self.kernels:
             branch: Any = self.get_submodule(f"repconv{k}")
             factor, offset = bn_scale_shift(branch.bn)
-            kernel = branch.conv.weight.detach().double() * factor[:, None, None, None]
+            kernel = branch.conv.weight.double() * factor[:, None, None, None]
             weight = weight + conv_as_fc(kernel, h, w).view_as(weight)
             bias = bias + offset.repeat_interleave(h * w)
-        return with_weights(self.fc3, weight, bias)
+        return weight.to(self.fc3.weight), bias.to(self.fc3.weight)
+
+    def fuse(self) -> TileFC:
+        """Return the one fully connected layer.
+
+        Raises:
+            ValueError: a BatchNorm has no running statistics.
+        """
+        return with_weights(self.fc3, *self.get_equivalent_fc3())
 
 
 def conv_as_fc(kernel: Tensor, h: int, w: int) -> Tensor:

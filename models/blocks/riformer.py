@@ -76,6 +76,15 @@ class RIFormerBlock(Reparameterizable):
         x = x + self.drop_path(self.layer_scale_1[:, None, None] * self.token_mixer(self.norm1(x)))
         return x + self.drop_path(self.layer_scale_2[:, None, None] * self.mlp(self.norm2(x)))
 
+    def get_equivalent_scale_bias(self) -> tuple[Tensor, Tensor]:
+        """Return weight and bias, each (dim,), of the GroupNorm that computes `token_mixer(norm1(x))`.
+
+        It is norm1 in the published deploy form, which has layer_scale_1 beside it. Differentiable in norm1 and the
+        affine map; computed in float64, then cast to the dtype of the weights.
+        """
+        weight, bias = _scale_bias(self.norm1, self.token_mixer.affine)
+        return weight.to(self.norm1.weight), bias.to(self.norm1.weight)
+
     def fuse(self) -> DeployRIFormerBlock:
         """Fold the affine map and layer_scale_1 into norm1, layer_scale_2 into fc2, and norm2's affine into fc1."""
         scale1, scale2 = (s.detach().double() for s in (self.layer_scale_1, self.layer_scale_2))
@@ -191,9 +200,14 @@ def write_out_group_norm(module: nn.Module) -> nn.Module | None:
 
 def fuse_norm_affine(norm: nn.GroupNorm, affine: nn.Conv2d) -> nn.GroupNorm:
     """Return the GroupNorm that computes `affine(norm(x)) - norm(x)`, the published deploy form of the token mixer."""
+    return with_weights(norm, *_scale_bias(norm, affine))
+
+
+def _scale_bias(norm: nn.GroupNorm, affine: nn.Conv2d) -> tuple[Tensor, Tensor]:
+    """Return the float64 weight and bias, each (C,), of a GroupNorm that computes `affine(norm(x)) - norm(x)`."""
     (weight, bias), (factor, shift) = _double(norm), _double(affine)
     factor = factor.flatten() - 1
-    return with_weights(norm, weight * factor, bias * factor + shift)
+    return weight * factor, bias * factor + shift
 
 
 def fuse_norm_conv(norm: nn.GroupNorm, conv: nn.Conv2d) -> nn.Conv2d:
@@ -204,5 +218,5 @@ def fuse_norm_conv(norm: nn.GroupNorm, conv: nn.Conv2d) -> nn.Conv2d:
 
 def _double(module: nn.GroupNorm | nn.Conv2d) -> tuple[Tensor, Tensor]:
     """Return weight and bias in float64, zeros if there is no bias."""
-    weight = module.weight.detach().double()
-    return weight, weight.new_zeros(len(weight)) if module.bias is None else module.bias.detach().double()
+    weight = module.weight.double()
+    return weight, weight.new_zeros(len(weight)) if module.bias is None else module.bias.double()

@@ -16,8 +16,11 @@ import export as script
 import train
 import utils.int8.search
 from models import create_model, switch_to_deploy
+from models.blocks.reparam import Reparameterizable
+from models.blocks.repmlp import TileFC
+from models.blocks.rounding import KINDS, Rounding, rounded_share, start_rounding, stop_rounding
 from models.errors import UserError
-from tests.helpers import randomize_, tiny, write
+from tests.helpers import randomize_, relative_error, tiny, write
 from tests.runs import stopped
 from utils import cli
 from utils.checkpoint import load_checkpoint, pack_model, save_checkpoint
@@ -32,7 +35,7 @@ from utils.export import Options
 from utils.int8.calibration import batches, calibration_pictures
 from utils.int8.quantize import FloatGraph, LayerNoise, quantize_openvino
 from utils.int8.search import check_int8, search
-from utils.train.qat import RoundingConv, insert_rounding, observe
+from utils.train.qat import insert_rounding, observe
 
 # isort: split
 from ultralytics.nn.autobackend import AutoBackend
@@ -393,7 +396,7 @@ def test_training_rounds_as_the_file_does(model, deploy, graph, ranges, tmp_path
         name: tuple(x.item() for x in ranges[node.input[0]].range_value) for name, node in graph.layers.items()
     }
     insert_rounding(learner)
-    assert {n for n, m in learner.named_modules() if isinstance(m, RoundingConv)} == set(graph.layers)
+    assert {n for n, m in learner.named_modules() if isinstance(m, Rounding)} == set(graph.layers)
     run = load_runner(saved(graph.quantized(ranges), tmp_path / "int8.onnx"))
     images = next(iter(photographs()))
     with torch.inference_mode():
@@ -401,23 +404,89 @@ def test_training_rounds_as_the_file_does(model, deploy, graph, ranges, tmp_path
     assert 0 < (rounded - file).square().mean() < (exact - file).square().mean()
 
 
-def test_gradients_pass_the_rounding():
+LAYERS = {  # a layer of each kind that rounds, and the shape of its input
+    "convolution": (lambda: nn.Conv2d(4, 6, 3, groups=2), (2, 4, 8, 9)),
+    "linear layer": (lambda: nn.Linear(5, 4), (2, 7, 5)),
+    "layer of a tile": (lambda: TileFC(4, 2, 3, 5, groups=2, bias=True), (6, 4, 3, 5)),
+}
+each_kind = pytest.mark.parametrize(("make", "shape"), LAYERS.values(), ids=LAYERS)
+
+
+def test_every_kind_that_rounds_is_tested():
+    assert {type(make()) for make, _ in LAYERS.values()} == set(KINDS)
+
+
+@each_kind
+def test_gradients_pass_the_rounding(make, shape):
     torch.manual_seed(0)
-    conv = nn.Conv2d(3, 4, 3)
-    rounding = RoundingConv(conv, -1.0, 1.0).eval()
-    x = torch.rand(2, 3, 8, 8, requires_grad=True)
-    difference = (rounding(x) - conv(x)).abs().max()
+    layer = make()
+    rounding = start_rounding(copy.deepcopy(layer), 0.0, 1.0).eval()
+    x = torch.rand(*shape, requires_grad=True)
+    difference = (rounding(x) - layer(x)).abs().max()
     assert 0 < difference < 0.05
     rounding(x).sum().backward()
-    got = x.grad.clone(), conv.weight.grad.clone()
-    x.grad, conv.weight.grad = None, None
-    conv(x).sum().backward()
+    got = x.grad.clone(), rounding.weight.grad
+    x.grad = None
+    layer(x).sum().backward()
     torch.testing.assert_close(got[0], x.grad, atol=0.05, rtol=0.05)
-    torch.testing.assert_close(got[1], conv.weight.grad, atol=0.5, rtol=0.05)
+    torch.testing.assert_close(got[1], layer.weight.grad, atol=0.5, rtol=0.05)
+
+
+@each_kind
+def test_a_layer_that_rounds_no_more_computes_what_it_has_learnt(make, shape):
+    torch.manual_seed(0)
+    layer = start_rounding(make())
+    observe(layer, [torch.rand(shape) * 2 for _ in range(3)])
+    rounded = copy.deepcopy(layer.double()).eval()
+    low, high = stop_rounding(layer)
+    assert type(layer) in KINDS
+    assert (low, high) == (rounded.input_low.item(), rounded.input_high.item())
+    assert {name for name, _ in layer.named_parameters()} == {"weight", "bias"}
+    assert not [*layer.buffers()]
+    assert all(p.dtype == torch.float64 and p.requires_grad for p in layer.parameters())
+    rounded.rounded = lambda x: (x, rounded.weight)  # what it computes but for the rounding
+    x = torch.rand(shape).double()
+    assert relative_error(layer.eval()(x), rounded(x)) <= 1e-12
+
+
+def test_the_norm_behind_a_layer_of_a_tile_starts_without_effect():
+    torch.manual_seed(0)
+    layer = TileFC(4, 2, 3, 5, groups=2, bias=True)
+    x = torch.randn(16, 4, 3, 5)
+    rounding = start_rounding(copy.deepcopy(layer), x.amin().item(), x.amax().item())
+    alone = layer.multiply(*rounding.rounded(x)).detach()
+    for _ in range(2):  # by the statistics of the batch, then by those that are kept
+        assert relative_error(rounding(x).detach(), alone) <= 1e-3
+        rounding.eval()
+    rounding.train()(3 * x + 1)
+    assert relative_error(rounding.eval()(x).detach(), alone) > 1e-2, "it does not learn"
+
+
+def test_rounding_in_the_training_is_that_of_the_layer_that_is_deployed():
+    """A norm scales each row of weights and the row's step alike, so that folding it moves no rounded weight."""
+    torch.manual_seed(0)
+    layer = start_rounding(TileFC(4, 2, 3, 5, groups=2))
+    observe(layer, [torch.randn(16, 4, 3, 5)])
+    x = torch.randn(8, 4, 3, 5)
+    learnt = layer.eval()(x)
+    deployed = start_rounding(layer, *stop_rounding(layer)).eval()
+    assert relative_error(deployed(x).detach(), learnt.detach()) <= 1e-4
+
+
+@pytest.mark.parametrize(("cfg", "share"), [("repmlpnet-yolo.yaml", 0.95), ("repmlp-yolo.yaml", 0.95)])
+def test_what_repmlp_fuses_is_rounded(cfg, share):
+    with torch.device("meta"):
+        model = create_model(cfg)
+    for name, module in list(model.named_modules()):  # as fusing does
+        if isinstance(module, Reparameterizable):
+            parent, _, last = name.rpartition(".")
+            setattr(model.get_submodule(parent), last, module.fuse())
+    insert_rounding(model)
+    assert share < rounded_share(model) < 1
 
 
 def test_ranges_follow_what_is_seen():
-    rounding = RoundingConv(nn.Conv2d(1, 1, 1))
+    rounding = start_rounding(nn.Conv2d(1, 1, 1))
     observe(rounding, [torch.tensor([-1.0, 3.0]).view(1, 1, 1, 2), torch.tensor([-2.0, 3.0]).view(1, 1, 1, 2)])
     assert (rounding.input_low.item(), rounding.input_high.item()) == (pytest.approx(-1.01), 3.0)
     before = rounding.input_high.clone()
@@ -433,8 +502,8 @@ def test_a_checkpoint_of_the_fused_form(deploy, tmp_path):
     save_checkpoint({**pack_model(learner), "ema": learner.state_dict()}, path)
     loaded = load_checkpoint(path)
     assert loaded.is_fused()
-    assert not any(isinstance(m, (RoundingConv, nn.BatchNorm2d)) for m in loaded.modules())
-    assert set(loaded.ranges) == {n for n, m in learner.named_modules() if isinstance(m, RoundingConv)}
+    assert not any(isinstance(m, (Rounding, nn.BatchNorm2d)) for m in loaded.modules())
+    assert set(loaded.ranges) == {n for n, m in learner.named_modules() if isinstance(m, Rounding)}
     images = next(iter(photographs()))
     with torch.inference_mode():
         assert loaded(images)[0].equal(deploy(images)[0])

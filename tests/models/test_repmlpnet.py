@@ -152,6 +152,22 @@ def test_the_linear_part_fuses_into_one_layer(c1, c2, groups, norm_pixels):
     assert all(torch.equal(before[k], v) for k, v in part.state_dict().items())
 
 
+@pytest.mark.parametrize("norm_pixels", [False, True])
+@pytest.mark.parametrize(("c1", "c2", "groups"), [(4, 4, 4), (4, 8, 2), (6, 2, 1)], ids=str)
+def test_gradients_through_the_equivalent_layer_are_those_through_the_branches(c1, c2, groups, norm_pixels):
+    part = randomize_(RepTileFC(c1, c2, 3, 5, groups, (1, 3), norm_pixels)).double().eval()
+    x, target = torch.randn(7, c1, 3, 5).double(), torch.randn(7, c2, 3, 5).double()
+    (part(x) * target).sum().backward()
+    want = {name: p.grad.clone() for name, p in part.named_parameters()}
+    part.zero_grad()
+    weight, bias = part.get_equivalent_fc3()
+    y = nn.functional.conv2d(x.reshape(7, -1, 1, 1), weight, bias, groups=groups)
+    (y.view_as(target) * target).sum().backward()
+    assert {"fc3.weight", "fc3_bn.bias", "repconv3.conv.weight", "repconv1.bn.weight"} <= want.keys()
+    for name, parameter in part.named_parameters():
+        assert relative_error(parameter.grad, want[name]) <= 1e-12, name
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 def test_dtype_is_kept(dtype):
     fused = randomize_(RepTileFC(2, 2, 3, 3, 2, (1, 3))).to(dtype).fuse()

@@ -183,6 +183,20 @@ def test_fusing_leaves_the_block_alone():
     assert block(x).isfinite().all()
 
 
+def test_gradients_through_the_equivalent_norm_are_those_through_the_token_mixer():
+    block = randomize_(RIFormerBlock(6)).double().eval()
+    x, target = torch.randn(2, 6, 5, 7).double(), torch.randn(2, 6, 5, 7).double()
+    parts = (*block.norm1.parameters(), *block.token_mixer.parameters())
+    mixed = block.token_mixer(block.norm1(x))
+    want = torch.autograd.grad((mixed * target).sum(), parts)
+    scale, bias = block.get_equivalent_scale_bias()
+    got = nn.functional.group_norm(x, 1, scale, bias, block.norm1.eps)
+    assert relative_error(got, mixed) <= 1e-12
+    for gradient, wanted in zip(torch.autograd.grad((got * target).sum(), parts), want, strict=True):
+        assert relative_error(gradient, wanted) <= 1e-12
+    assert block.float().get_equivalent_scale_bias()[0].dtype == torch.float32
+
+
 def test_little_is_left_of_a_folded_block():
     block = RIFormerBlock(64)
     names = {name for name, _ in block.fuse().named_parameters()}

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from models import DetectionModel, create_model
 from models.backbones.weights import load_plain
+from models.blocks.rounding import RANGE_LOW, start_rounding, stop_rounding
 from models.errors import WeightsError
 from models.plugins import MissingPlugin
 from models.spec import load_spec
@@ -26,7 +27,6 @@ from utils.text import class_names
 from utils.writing import remove_partials, replacing
 
 FORMAT = "repyolo/1"
-RANGE_LOW, RANGE_HIGH = "input_low", "input_high"  # buffers of a convolution
 
 
 def pack_model(model: DetectionModel) -> dict[str, Any]:
@@ -114,9 +114,13 @@ def build_model(content: Mapping[str, Any], path: str | Path) -> DetectionModel:
         model.names, model.imgsz = class_names(content["names"]), content["imgsz"]
         if content.get("fused"):
             model = model.fuse()
-        weights, model.ranges = split_ranges(content["ema"])
-        check_tensors(weights, model, "ema")
-        model.load_state_dict({name: tensor.float() for name, tensor in weights.items()})
+        rounding = {name: model.get_submodule(name) for name in rounding_layers(content["ema"])}
+        for layer in dict.fromkeys(rounding.values()):  # one may have several names
+            start_rounding(layer)
+        check_tensors(content["ema"], model, "ema")
+        model.load_state_dict({name: tensor.float() for name, tensor in content["ema"].items()})
+        learnt = {layer: stop_rounding(layer) for layer in dict.fromkeys(rounding.values())}
+        model.ranges = {name: learnt[layer] for name, layer in rounding.items()}
     except MissingPlugin as e:
         raise WeightsError(f"{path}: {e}") from e
     except (LookupError, TypeError, AttributeError, ValueError, OverflowError, RuntimeError) as e:
@@ -171,10 +175,6 @@ def plain(value: Any) -> Any:
     raise TypeError(f"a checkpoint cannot hold a {type(value).__name__}")
 
 
-def split_ranges(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, tuple[float, float]]]:
-    """Return the weights of a state dict, and path of a module → range of its input, of those that rounded."""
-    weights = {key: value for key, value in state.items() if key.rpartition(".")[2] not in (RANGE_LOW, RANGE_HIGH)}
-    rounding = [key.removesuffix(f".{RANGE_LOW}") for key in state if key.endswith(f".{RANGE_LOW}")]
-    return weights, {
-        name: (float(state[f"{name}.{RANGE_LOW}"]), float(state[f"{name}.{RANGE_HIGH}"])) for name in rounding
-    }
+def rounding_layers(state: Mapping[str, Tensor]) -> list[str]:
+    """Return the paths of the modules that rounded when their tensors were saved."""
+    return [name.removesuffix(f".{RANGE_LOW}") for name in state if name.endswith(f".{RANGE_LOW}")]

@@ -27,6 +27,7 @@ from ultralytics.utils.torch_utils import ModelEMA, autocast, init_seeds, torch_
 from models import DetectionModel, create_model
 from models.backbones import Backbone
 from models.blocks.repconv import RepConv
+from models.blocks.rounding import rounded_share
 from models.environment import cpu_cores, patch_ultralytics
 from models.errors import UserError, WeightsError
 from models.heads import AnchorDetect
@@ -161,6 +162,7 @@ class Trainer(DetectionTrainer):
             LOGGER.info(f"\n{backbone_card(self.model)}\n")
         if self.args.qat:
             insert_rounding(self.model)
+            LOGGER.info(f"INT8: {rounded_share(self.model):.1%} of the parameters are rounded while they learn")
         self.args.freeze = frozen_modules(self.model, self.args.freeze)
         checkpoint = self.run.checkpoint
         self.run = replace(self.run, model=None, checkpoint=None)  # which would take memory
