@@ -341,6 +341,7 @@ def int8_lines(report: Report) -> list[str]:
             "",
             "The worst layers in float, mAP in points:",
             curve_table(found),
+            *([f"In the file that is written, {found.share}."] if found.share else []),
             "",
         ]
     return lines

@@ -159,12 +159,17 @@ def row_levels(model: RowModel, deploy: RowModel, size: tuple[int, int]) -> list
 
 def row_gflops(model: RowModel, size: tuple[int, int]) -> list[float]:
     """Return the 10^9 operations of each row."""
+    work = module_operations(model, size)
+    return [work.get(f"model.{i}", 0) / 1e9 for i in range(len(model.model))]
+
+
+def module_operations(model: Any, size: tuple[int, int]) -> dict[str, int]:
+    """Return path of a module → its floating-point operations, as `count_gflops` counts them; "" is the whole model."""
     ghost = on_meta(model)
     with _flop_counter() as counter:
         run_on_meta(ghost, size)
-    counts = counter.get_flop_counts()
-    paths = (f"{type(ghost).__name__}.model.{i}" for i in range(len(ghost.model)))
-    return [sum(counts[path].values()) / 1e9 if path in counts else 0.0 for path in paths]
+    counts = {path.partition(".")[2]: sum(of.values()) for path, of in counter.get_flop_counts().items()}
+    return {**counts, "": counter.get_total_flops()}
 
 
 # Texts ----------------------------------------------------------------------------------------------------------------

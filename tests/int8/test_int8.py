@@ -17,7 +17,7 @@ import train
 import utils.int8.search
 from models import create_model, switch_to_deploy
 from models.blocks.reparam import Reparameterizable
-from models.blocks.repmlp import TileFC
+from models.blocks.repmlp import TileFC, from_tiles, to_tiles
 from models.blocks.rounding import KINDS, Rounding, rounded_share, start_rounding, stop_rounding
 from models.errors import UserError
 from tests.helpers import randomize_, relative_error, tiny, write
@@ -35,6 +35,7 @@ from utils.export import Options
 from utils.int8.calibration import batches, calibration_pictures
 from utils.int8.quantize import FloatGraph, LayerNoise, quantize_openvino
 from utils.int8.search import check_int8, search
+from utils.int8.share import layers_of_onnx, layers_of_openvino, share_of
 from utils.train.qat import insert_rounding, observe
 
 # isort: split
@@ -189,9 +190,96 @@ def test_layers_kept_in_float_run_in_float(graph, ranges, names, tmp_path):
     assert run.count("QLinearConv") == len(graph.layers) - len(names)
 
 
+def test_the_share_in_int8_is_that_of_the_file(deploy, graph, ranges, tmp_path):
+    """Counted by hand: multiply-adds of each convolution from the shapes that pass, weights from the modules."""
+    work, handles = {}, []
+    for name, module in deploy.named_modules():
+        if isinstance(module, nn.Conv2d) and ".dfl" not in name:  # which decodes
+
+            def count(module, _, output, name=name):
+                work[name] = 2 * module.weight.numel() * output.shape[2] * output.shape[3]
+
+            handles.append(module.register_forward_hook(count))
+    with torch.inference_mode():
+        deploy(torch.zeros(SHAPE))
+    for handle in handles:
+        handle.remove()
+    parameters = sum(p.numel() for p in deploy.parameters())
+    for floats in ([], [OUTLIER]):
+        layers = layers_of_onnx(graph, saved(graph.quantized(ranges, floats), tmp_path / f"{len(floats)}.onnx"))
+        assert set(layers) == set(graph.layers) - set(floats)
+        share = share_of(deploy, layers, SHAPE[2:])
+        weights = sum(deploy.get_submodule(name).weight.numel() for name in layers)
+        assert share.parameters == pytest.approx(weights / parameters)
+        assert share.operations == pytest.approx(sum(work[name] for name in layers) / sum(work.values()))
+
+
 def test_learned_ranges_take_the_place_of_observed_ones(graph):
     ranges = graph.calibrate(photographs(), graph.path.parent, {OUTLIER: (-1.0, 3.0)})
     assert [float(x) for x in ranges[graph.layers[OUTLIER].input[0]].range_value] == [-1, 3]
+
+
+# Stacks of matrices ---------------------------------------------------------------------------------------------------
+class Tiles(nn.Module):
+    """A convolution, a fused layer over tiles, a linear layer and a convolution, (B, 4, H, W) to the same."""
+
+    def __init__(self, groups, bias):
+        super().__init__()
+        self.first, self.last = nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1)
+        self.blocks = nn.ModuleList([nn.Sequential(TileFC(4, 4, 3, 5, groups, bias=bias))])
+        self.linear = nn.Linear(4, 4)
+
+    def forward(self, x):
+        x = self.first(x)
+        x = from_tiles(self.blocks[0](to_tiles(x, 3, 5, 4)), x, 4)
+        return self.last(self.linear(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2))
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("groups", [1, 2, 4])
+def test_layers_over_tiles_are_layers_of_the_graph(groups, bias, tmp_path):
+    torch.manual_seed(0)
+    network = randomize_(Tiles(groups, bias)).eval()
+    names = {name: network.get_submodule(name) for name in ("first", "blocks.0.0", "linear")}
+    file, x, other = tmp_path / "float.onnx", torch.randn(2, 4, 7, 10), torch.randn(1, 4, 3, 4)
+    torch.onnx.export(network, (x,), str(file), input_names=["x"], dynamic_axes={"x": [0, 2, 3]}, dynamo=False)
+    graph = FloatGraph(file)
+    assert (set(graph.layers), set(graph.ends)) == (set(names), {"last"})
+    for name, module in names.items():
+        weight = module.weight.detach().flatten(1).numpy()
+        assert (graph.weight(name) == weight).all()
+        assert graph.channels(name) == weight.shape[1] * (groups if name == "blocks.0.0" else 1)
+    ranges = graph.calibrate([x, other], tmp_path, {})
+    rewritten = saved(graph.model, tmp_path / "rewritten.onnx")
+    quantized = saved(graph.quantized(ranges), tmp_path / "int8.onnx")
+    in_float = saved(graph.quantized(ranges, list(names)), tmp_path / "kept.onnx")
+    for images in (x, other):
+        want = network(images).detach()
+        assert relative_error(run_onnx(rewritten, images), want) <= 1e-5
+        assert 0 < relative_error(run_onnx(quantized, images), want) <= 0.1
+        assert relative_error(run_onnx(in_float, images), want) <= 0.1
+    assert kernels(quantized).count("QLinearConv") == 2
+    assert not FLOAT_KERNELS & set(kernels(rewritten)) - {"Conv"}
+    assert sorted(layers_of_onnx(graph, quantized)) == sorted(names)
+    assert layers_of_onnx(graph, in_float) == []
+
+
+def run_onnx(file, images):
+    session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+    return torch.from_numpy(session.run(None, {"x": images.numpy()})[0])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("cfg", ["repmlpnet-yolo.yaml", "repmlp-yolo.yaml", "riformer-yolo.yaml"])
+def test_nearly_all_parameters_of_the_families_are_in_int8(cfg, tmp_path):
+    deploy = create_model(cfg).fuse()
+    write_file(deploy, tmp_path / "float.onnx", Options(size=SHAPE[2:]))
+    graph = FloatGraph(tmp_path / "float.onnx")
+    file = saved(graph.quantized(graph.calibrate(photographs(), tmp_path, {})), tmp_path / "int8.onnx")
+    share = share_of(deploy, layers_of_onnx(graph, file), SHAPE[2:])
+    assert 0.95 <= share.parameters < 1
+    assert 0.9 <= share.operations < 1
+    assert file.stat().st_size < 0.3 * graph.path.stat().st_size
 
 
 # The search -----------------------------------------------------------------------------------------------------------
@@ -285,6 +373,8 @@ def test_files_and_report(best, monkeypatch, caplog):
     assert onnx_layers(folder / "best-int8.onnx") == count - KEPT
     assert [point["float_layers"] for point in found["curve"]][-1] == count
     assert all(point["latency_min_ms"] > 0 for point in found["curve"])
+    assert 0.5 < found["share"]["parameters"] < 1
+    assert f"{found['share']['operations']:.1%} of the operations are in INT8" in caplog.text
     assert (found["data"], found["calibration_pictures"], found["ok"]) == (str(best.parents[1] / "data.yaml"), 2, True)
     assert "<- written" in caplog.text
     assert OUTLIER in caplog.text
@@ -376,6 +466,8 @@ def test_openvino_keeps_layers_in_float(deploy, graph, tmp_path):
                 source = source.input(0).get_source_output().get_node()
             in_float |= set() if source.get_type_name() == "FakeQuantize" else {found[1]}
     assert {name for name in in_float if "dfl" not in name} == floats
+    found = [name for name in layers_of_openvino(target) if "dfl" not in name]
+    assert sorted(found) == sorted(set(graph.layers) - floats)
     images = next(iter(photographs()))
     with torch.inference_mode():
         assert (load_runner(target)(images)[0] - deploy(images)[0])[:, 4:].abs().mean() < 0.1

@@ -36,6 +36,7 @@ from torch import Tensor
 
 from models.errors import UserError
 from utils.deploy.run import openvino_core
+from utils.int8.stacks import module_path, with_grouped_convolutions
 
 LAYER_OPS = ("Conv", "ConvTranspose", "Gemm", "MatMul")  # that have a weight
 ACTIVATION_OPS = ("Relu", "Clip", "LeakyRelu", "Sigmoid", "HardSigmoid", "Mul")  # SiLU is a Sigmoid and a Mul
@@ -62,16 +63,17 @@ class FloatGraph:
     """A float ONNX file as quantization sees it.
 
     Args:
-        path: the file; nodes have names, as torch's exporters give them.
+        path: the file; nodes have names, as torch's exporter gives them that traces.
 
     Attributes:
+        model: what it holds, with grouped convolutions for stacks of matrices.
         layers: path of a module, else name of a node → node with the weight; those that can be quantized.
         ends: the same of the layers that decoding reads, which stay in float.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.model = onnx.shape_inference.infer_shapes(onnx.load(str(path)))
+        self.model = onnx.shape_inference.infer_shapes(with_grouped_convolutions(onnx.load(str(path))))
         self.weights = {tensor.name: tensor for tensor in self.model.graph.initializer}
         self.readers: dict[str, list[onnx.NodeProto]] = defaultdict(list)
         self.writers: dict[str, onnx.NodeProto] = {}
@@ -79,7 +81,10 @@ class FloatGraph:
             for name in node.input:
                 self.readers[name].append(node)
             self.writers.update(dict.fromkeys(node.output, node))
-        found = {_layer_name(node): node for node in self.model.graph.node if self._is_layer(node)}
+        found: dict[str, Any] = {}
+        for node in filter(self._is_layer, self.model.graph.node):
+            name = _layer_name(node)
+            found[node.name if name in found else name] = node
         before = {name: self._before([node]) for name, node in found.items()}
         inner = {name for name, node in found.items() if any(node.name in nodes for nodes in before.values())}
         self.layers = {name: node for name, node in found.items() if name in inner}
@@ -101,7 +106,7 @@ class FloatGraph:
         return chosen
 
     def _is_layer(self, node: onnx.NodeProto) -> bool:
-        """Return whether a node has a weight; a stack of matrices has no INT8 kernel."""
+        """Return whether a node has a weight of its own, one for the whole of a map or of a row."""
         weight = self.weights.get(node.input[1]) if node.op_type in LAYER_OPS else None
         if weight is None or weight.name.endswith(FIXED):
             return False
@@ -153,10 +158,9 @@ class FloatGraph:
 
     def calibrate(self, batches: Iterable[Tensor], folder: Path, learned: Ranges) -> TensorsData:
         """Return the range of every tensor over some inputs; those of `learned` layers' inputs are as given."""
-        name = self.model.graph.input[0].name
-        calibrator = create_calibrator(
-            self.path, [*LAYER_OPS, *ACTIVATION_OPS, *OTHER_OPS], str(folder / "ranges.onnx")
-        )
+        name, graph = self.model.graph.input[0].name, folder / "graph.onnx"
+        onnx.save(self.model, str(graph))
+        calibrator = create_calibrator(graph, [*LAYER_OPS, *ACTIVATION_OPS, *OTHER_OPS], str(folder / "ranges.onnx"))
         calibrator.collect_data(_Reader({name: images.numpy()} for images in batches))
         ranges = calibrator.compute_data()
         for layer in learned.keys() & self.layers.keys():
@@ -210,7 +214,8 @@ class FloatGraph:
             graph.initializer.append(numpy_helper.from_array(tensor, repeated[-1]))
         own = f"{layer.input[0]}/{name}"
         inputs = [dequantize.input[0], *repeated]
-        node = onnx.helper.make_node("DequantizeLinear", inputs, [own], f"{dequantize.name}/{name}", axis=1)
+        axis = 1 if layer.op_type in ("Conv", "ConvTranspose") else -1
+        node = onnx.helper.make_node("DequantizeLinear", inputs, [own], f"{dequantize.name}/{name}", axis=axis)
         graph.node.insert(list(graph.node).index(layer), node)
         layer.input[0] = own
 
@@ -281,9 +286,9 @@ class _Reader(CalibrationDataReader):
 
 
 def _layer_name(node: onnx.NodeProto) -> str:
-    """Return the path of the module that a node computes, where its weight has it, else the node's name."""
+    """Return the path of the module that a node computes: that of its weight, else of where it was traced."""
     path, _, last = node.input[1].rpartition(".")
-    return path if last == "weight" else node.name
+    return path if last == "weight" else module_path(node.name)
 
 
 # OpenVINO -------------------------------------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ from utils.deploy.run import load_runner
 from utils.evaluate.accuracy import Accuracy, measure_file
 from utils.int8.calibration import batches
 from utils.int8.quantize import MIN_OPSET, FloatGraph, LayerNoise, import_nncf, quantize_openvino
+from utils.int8.share import Share, layers_of_onnx, layers_of_openvino, share_of
 from utils.latency import Latency, measure
 
 FORMATS_WITH_INT8 = ("onnx", "openvino")
@@ -63,6 +64,7 @@ class Quantization:
     data: str  # the data set's file
     latency: dict[int, Latency] = field(default_factory=dict)  # floats → of the file
     file: Path | None = None  # the chosen one, under its final name
+    share: Share | None = None  # of the network that is in INT8 in it
 
     @property
     def chosen(self) -> Point | None:
@@ -103,6 +105,7 @@ class Quantization:
             **({"file": self.file.name, "bytes": size_of(self.file), "sha256": digest(self.file)} if self.file else {}),
             "drop": round(chosen.drop, 3) if chosen else None,
             "speedup": round(self.speed, 3) if chosen else None,
+            "share": dataclasses.asdict(self.share) if self.share else None,
             "float_layers": self.kept,
             "layers": [dataclasses.asdict(layer) for layer in self.layers],
             "curve": [
@@ -173,6 +176,7 @@ def quantize(
         quantize_openvino(files["openvino"], path, inputs, (*floats, *graph.ends))
 
     writers = {"onnx": write_onnx, "openvino": write_openvino}
+    readers = {"onnx": partial(layers_of_onnx, graph), "openvino": layers_of_openvino}
     evaluate = partial(measure_file, model=model, data=options.data, size=(shape[-2], shape[-1]))
     image = next(iter(batches(options.pictures[:1], shape, "INT8: latency")))
     found = {}
@@ -189,6 +193,8 @@ def quantize(
             FORMATS[name], layers, points, options.max_drop, len(options.pictures), options.data["yaml_file"]
         )
         found[name].latency = measure_points(points, image)
+        if chosen := found[name].chosen:
+            found[name].share = share_of(model, readers[name](chosen.path), (shape[-2], shape[-1]))
     return found
 
 
