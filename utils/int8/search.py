@@ -176,7 +176,10 @@ def quantize(
         quantize_openvino(files["openvino"], path, inputs, (*floats, *graph.ends))
 
     writers = {"onnx": write_onnx, "openvino": write_openvino}
-    readers = {"onnx": partial(layers_of_onnx, graph), "openvino": layers_of_openvino}
+    readers: dict[str, Callable[[Path], list[str]]] = {
+        "onnx": partial(layers_of_onnx, graph),
+        "openvino": layers_of_openvino,
+    }
     evaluate = partial(measure_file, model=model, data=options.data, size=(shape[-2], shape[-1]))
     image = next(iter(batches(options.pictures[:1], shape, "INT8: latency")))
     found = {}
