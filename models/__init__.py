@@ -20,12 +20,13 @@ from models.errors import UserError
 if TYPE_CHECKING:
     from models.backbones import BACKBONES, Backbone, create_backbone, list_backbones
     from models.blocks.reparam import Reparameterizable, switch_to_deploy
-    from models.yolo import DetectionModel, SegmentationModel, create_model
+    from models.yolo import ClassificationModel, DetectionModel, SegmentationModel, create_model
     from utils.detect.api import load
 
 __all__ = [
     "BACKBONES",
     "Backbone",
+    "ClassificationModel",
     "DetectionModel",
     "Reparameterizable",
     "SegmentationModel",
@@ -38,6 +39,7 @@ __all__ = [
 HOMES = {  # of those names: the modules that they are imported from
     "BACKBONES": "models.backbones",
     "Backbone": "models.backbones",
+    "ClassificationModel": "models.yolo",
     "DetectionModel": "models.yolo",
     "Reparameterizable": "models.blocks.reparam",
     "SegmentationModel": "models.yolo",

@@ -1,8 +1,9 @@
-"""Heads: what stands in the last row of a YAML and turns feature maps into boxes, class scores and masks.
+"""Heads: what stands in the last row of a YAML and turns feature maps into boxes, class scores, masks or classes.
 
-Every head is an ultralytics `Detect` to whoever runs it. In eval mode it returns predictions (B, 4 + nc, N), boxes xywh
-in input pixels and scores in [0, 1], with what its loss reads; a head that segments adds nm mask coefficients to each
-box and prototypes (B, nm, H / 4, W / 4); one without NMS returns (B, 300, 6), x1 y1 x2 y2 score class.
+Every head that finds objects is an ultralytics `Detect` to whoever runs it. In eval mode it returns predictions
+(B, 4 + nc, N), boxes xywh in input pixels and scores in [0, 1], with what its loss reads; a head that segments adds nm
+mask coefficients to each box and prototypes (B, nm, H / 4, W / 4); one without NMS returns (B, 300, 6),
+x1 y1 x2 y2 score class.
 """
 
 from __future__ import annotations
@@ -14,13 +15,12 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from ultralytics.nn.modules import Conv, Detect, Segment
+from ultralytics.nn.modules import Classify, Conv, Detect, Segment
 from ultralytics.utils import LOGGER
 
 from models.blocks.reparam import register_fuser
 from models.errors import ConfigError
 
-HEADS = {"Detect", "Segment"}  # the words of heads
 OBJECTS = 8.0  # that a head with anchors expects in a picture of 640 x 640 before it has seen one
 MAX_ANCHORS = 100  # a level
 MAX_ANCHOR = 100_000.0  # pixels
@@ -162,6 +162,33 @@ def build_anchor_free(
     head.stride = torch.tensor(strides, dtype=torch.float32, device="cpu")  # has values on a meta device too
     if end2end:
         head.end2end = True  # and not the branch that NMS is for, which trains beside it
+    return head
+
+
+def build_classify(
+    nc: int,
+    channels: int,
+    stride: float,
+    k: int = 1,
+    s: int = 1,
+    p: int | None = None,
+    g: int = 1,
+    dropout: float = 0.0,
+) -> Classify:
+    """Return ultralytics' head for classes: a convolution to 1280 channels, global average pooling, a linear layer.
+
+    It maps (B, channels, H, W) in training to logits (B, nc), in eval mode to (probabilities (B, nc), logits).
+
+    Args:
+        nc: number of classes.
+        channels: of the feature map.
+        stride: of the feature map.
+        k: side of the convolution's kernel; s, p and g are its stride, padding and groups.
+        dropout: part of the 1280 numbers that are dropped in training.
+    """
+    head = Classify(channels, nc, k, s, p, g)
+    head.drop.p = dropout
+    head.stride = torch.tensor([stride], dtype=torch.float32, device="cpu")
     return head
 
 

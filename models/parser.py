@@ -38,10 +38,9 @@ from torch.nn.modules.module import register_module_module_registration_hook
 
 from models.backbones.base import Backbone, MissingLevel, select_strides
 from models.errors import ConfigError, did_you_mean
-from models.heads import HEADS
 from models.layers import READS_LIST, Feature, Layer, build_backbone, build_layer, check_word, is_backbone
 from models.plugins import check_plugins
-from models.spec import ModelSpec, Row
+from models.spec import HEADS, ModelSpec, Row
 
 PICTURE = -1  # the slot of the input
 LEVELS = 5  # slots of a list backbone: P1 to P5
@@ -141,13 +140,13 @@ def resolve(spec: ModelSpec) -> list[Wire]:
         except ConfigError as e:
             raise spec.error(row, e) from e
         if row.module in HEADS and row is not spec.rows[-1]:
-            raise spec.error(row, "a detection head must be the last row")
+            raise spec.error(row, "a head must be the last row")
         wires.append(Wire(sources, slot, is_backbone(row.module)))
         backbones += [row.index] * wires[-1].has_levels
         slot = wires[-1].numbers.stop
     last = spec.rows[-1]
     if last.module not in HEADS:
-        raise spec.error(last, "the last row must be a detection head, for instance [[17, 20, 23], 1, Detect, [nc]]")
+        raise spec.error(last, "the last row must be a head, for instance [[17, 20, 23], 1, Detect, [nc]]")
     return wires
 
 

@@ -32,6 +32,8 @@ MAX_MULTIPLE = 16.0
 MAX_CLASSES = 20_000  # of which the largest data sets have 13,204
 MAX_WIDTH = 1_000_000  # of max_channels
 MAX_INPUT_CHANNELS = 4096  # of a picture
+HEADS = {"Detect": "detect", "Segment": "segment", "Classify": "classify"}  # the last row's word: the task
+TASKS = tuple(HEADS.values())  # by ultralytics' names
 KEYS = tuple(
     "nc depth_multiple width_multiple max_channels anchors activation ch end2end plugins backbone head".split()
 )
@@ -102,8 +104,8 @@ class ModelSpec:
 
     @property
     def task(self) -> str:
-        """What the head does, by ultralytics' names: detect or segment."""
-        return "segment" if self.rows[-1].module == "Segment" else "detect"
+        """What the head does: one of TASKS."""
+        return HEADS.get(self.rows[-1].module, "detect")
 
     def with_anchors(self, anchors: list[list[float]]) -> ModelSpec:
         """Return a copy whose head has these anchors: for each level widths and heights in turn, in input pixels."""

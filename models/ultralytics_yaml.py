@@ -66,7 +66,7 @@ def translate(content: Mapping[str, Any], name: str, legacy: bool | None = None)
         found["end2end"] = True
     for key, rows in sections.items():
         found[key] = [_translate_row(row, size) if _is_row(row) else row for row in rows]
-    if sections.get("head") and _is_row(found["head"][-1]):
+    if sections.get("head") and _is_row(found["head"][-1]) and found["head"][-1][2] != "Classify":
         legacy = not words & DEPTHWISE if legacy is None else legacy
         _describe_head(found["head"][-1][3], content.get("reg_max"), legacy)
     return found

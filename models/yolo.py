@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from ultralytics.nn import tasks
 from ultralytics.utils import LOGGER
+from ultralytics.utils.loss import v8ClassificationLoss
 from ultralytics.utils.torch_utils import scale_img
 
 from models.backbones.base import Backbone
@@ -176,10 +177,26 @@ class SegmentationModel(DetectionModel, tasks.SegmentationModel):
     task = "segment"
 
 
+class ClassificationModel(DetectionModel):
+    """A classifier: a model whose head says what a whole picture shows.
+
+    In eval mode `model(x)` is (probabilities (B, nc), logits (B, nc)), in training mode the logits alone.
+    """
+
+    task = "classify"
+
+    def init_criterion(self) -> Any:
+        """Return cross-entropy; the classes of a batch are numbers (B,) or parts of each (B, nc)."""
+        return v8ClassificationLoss()
+
+
+MODELS = {kind.task: kind for kind in (DetectionModel, SegmentationModel, ClassificationModel)}
+
+
 def create_model(cfg: str | Path | Mapping[str, Any] | ModelSpec, **options: Any) -> DetectionModel:
     """Return the model that the head of a YAML asks for; arguments and errors are those of `DetectionModel`."""
     spec = load_spec(cfg)
-    return (SegmentationModel if spec.task == "segment" else DetectionModel)(spec, **options)
+    return MODELS[spec.task](spec, **options)
 
 
 if __name__ == "__main__":

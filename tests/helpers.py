@@ -15,7 +15,7 @@ import yaml
 from torch import nn
 from torch.utils._pytree import tree_leaves
 
-from models.spec import CONFIGS
+from models.spec import CONFIGS, load_spec
 from utils.checkpoint import pack_model, save_checkpoint
 from utils.deploy.fresh import random_model  # noqa: F401 (those of the parity table, for all tests)
 from utils.deploy.randomize import randomize_  # noqa: F401 (those of the parity table, for all tests)
@@ -37,17 +37,18 @@ def shipped() -> list[str]:
 
 
 SHIPPED = shipped()
+DETECTORS = [name for name in SHIPPED if load_spec(name).task != "classify"]
 LARGE = 13_000_000  # parameters from which a sweep takes a model with the slow tests alone
 
 
-def swept() -> list:
-    """Return the names in SHIPPED for tests to sweep over, large models marked as slow."""
+def swept(names: list[str]) -> list:
+    """Return names in SHIPPED for tests to sweep over, large models marked as slow."""
     sizes = json.loads((Path(__file__).parent / "complexity.json").read_text())
     large = {name for name, forms in sizes.items() if forms["train"]["parameters"] > LARGE}
-    return [pytest.param(name, marks=[pytest.mark.slow] if name in large else []) for name in SHIPPED]
+    return [pytest.param(name, marks=[pytest.mark.slow] if name in large else []) for name in names]
 
 
-SWEPT = swept()
+SWEPT = swept(SHIPPED)
 
 
 def tiny(**changes) -> dict:
@@ -142,9 +143,24 @@ def pictures(height: int = 96, width: int = 64, channels: int = 3, dtype=torch.f
 
 
 def pictures_for(model: nn.Module, rows: int = 3, columns: int = 2) -> torch.Tensor:
-    """Return a batch of two random pictures of so many of the model's largest cells."""
+    """Return a batch of two random pictures of so many of the model's largest cells, to a classifier a dark one."""
     side = int(model.stride.max())
-    return pictures(rows * side, columns * side)
+    x = pictures(rows * side, columns * side)
+    x[1] *= 0.1 if model.task == "classify" else 1
+    return x
+
+
+@torch.no_grad()
+def tell_apart_(model: nn.Module, x: torch.Tensor) -> nn.Module:
+    """Give a classifier of random weights a last layer by which a batch of pictures differs; return `model`.
+
+    Its logits are means over all of a picture, which are nearly the same for all random pictures.
+    """
+    linear, logits = model.model[-1].linear, model.eval()(x)[1]
+    spread = logits.std(0)
+    linear.weight /= spread[:, None]
+    linear.bias.copy_((linear.bias - logits.mean(0)) / spread)
+    return model
 
 
 def golden(name: str) -> dict:

@@ -7,9 +7,9 @@ from typing import Any
 
 from ultralytics.nn.modules import Detect
 
-from models.arguments import Positive
+from models.arguments import Natural, Positive
 from models.errors import ConfigError
-from models.heads import AnchorDetect, Anchors, AnchorSegment, build_anchor_free, parse_anchors
+from models.heads import AnchorDetect, Anchors, AnchorSegment, build_anchor_free, build_classify, parse_anchors
 from models.layers.site import LAYERS, Layer, Site, listed
 
 
@@ -51,6 +51,29 @@ def segment(
     return _head(AnchorSegment(site.spec.nc, _anchors(site, anchors, strides), channels, strides, nm, hidden))
 
 
+@LAYERS.register("Classify")
+def classify(
+    site: Site,
+    nc: int | str = "nc",
+    k: Positive = 1,
+    s: Positive = 1,
+    p: Natural | None = None,
+    g: Positive = 1,
+    dropout: float | Natural = 0,
+) -> Layer:
+    """Probabilities of classes, of the whole picture; the arguments are those of the convolution before the pooling."""
+    _check_nc(site, nc)
+    if dropout >= 1:
+        raise ConfigError(f"{site.word}'s dropout must be a number from 0 to below 1, got {dropout!r}")
+    return Layer(build_classify(site.spec.nc, site.input.channels, site.input.stride, k, s, p, g, dropout), ())
+
+
+def _check_nc(site: Site, nc: int | str) -> None:
+    """Raise ConfigError when the row gives another number of classes than the YAML."""
+    if nc not in ("nc", site.spec.nc):
+        raise ConfigError(f"{site.word} is given {nc!r} classes, but nc of the YAML is {site.spec.nc}: write nc")
+
+
 def _check_no_options(site: Site, reg_max: int | None, legacy: bool) -> None:
     """Raise ConfigError for options of the head without anchors."""
     if reg_max is not None or legacy:
@@ -63,8 +86,7 @@ def _levels(site: Site, nc: int | str) -> tuple[list[int], list[float]]:
     Raises:
         ConfigError: they do not go from fine to coarse, or the row gives another number of classes than the YAML.
     """
-    if nc not in ("nc", site.spec.nc):
-        raise ConfigError(f"{site.word} is given {nc!r} classes, but nc of the YAML is {site.spec.nc}: write nc")
+    _check_nc(site, nc)
     strides = [feature.stride for feature in site.inputs]
     if strides != sorted(set(strides)):
         raise ConfigError(f"{site.word} reads maps from fine to coarse, but their strides are {listed(strides)}")

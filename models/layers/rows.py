@@ -16,11 +16,10 @@ from models.backbones.lazy_timm import is_timm_model, timm_models
 from models.backbones.weights import SOURCES
 from models.downloads import check_download
 from models.errors import ConfigError, did_you_mean
-from models.heads import HEADS
 from models.layers.site import LAYERS, Feature, Layer, Site, check_repeats
-from models.spec import ModelSpec, Row
+from models.spec import HEADS, ModelSpec, Row
 
-READS_LIST = {"Concat", *HEADS}  # words whose module takes a list of maps, however many there are
+READS_LIST = {"Concat", *HEADS} - {"Classify"}  # words whose module takes a list of maps, however many there are
 READS_MARGIN = {"Conv", "nn.Conv2d", "nn.MaxPool2d", "nn.ZeroPad2d"}  # words that can use one up, or add to one
 REPEATED_INSIDE = set(  # words that take the number of repeats themselves; others are stacked
     "A2C2f BottleneckCSP C1 C2 C2PSA C2f C2fCIB C2fPSA C3 C3Ghost C3TR C3k2 C3x RepC3".split()
@@ -49,7 +48,7 @@ def build_layer(spec: ModelSpec, row: Row, inputs: tuple[Feature, ...]) -> Layer
     Raises:
         ConfigError: arguments that are not the word's.
     """
-    if row.module in READS_LIST and row.number > 1:
+    if row.module in {*READS_LIST, *HEADS} and row.number > 1:
         raise ConfigError(f"{row.module} stands once, not {row.number} times in a row")
     _check_margins(row, inputs)
     function = LAYERS[row.module]

@@ -26,9 +26,9 @@ from models import BACKBONES, Backbone
 from models.arguments import Act, Kernels, Natural, Positive
 from models.backbones.base import select_strides
 from models.errors import ConfigError
-from models.heads import HEADS
 from models.layers import LAYERS
 from models.parser import MAX_PARAMETERS, PICTURE
+from models.spec import HEADS
 from models.summary import on_meta
 from models.yolo import create_model
 from tests.helpers import mutated

@@ -6,13 +6,14 @@ from itertools import pairwise
 
 import pytest
 import torch
-from ultralytics.utils.torch_utils import scale_img
+from ultralytics.nn.modules import Classify
+from ultralytics.utils.torch_utils import initialize_weights, scale_img
 
-from models import DetectionModel, SegmentationModel, create_model, switch_to_deploy
+from models import ClassificationModel, DetectionModel, SegmentationModel, create_model, switch_to_deploy
 from models.errors import ConfigError
 from models.heads import AnchorDetect, AnchorSegment, parse_anchors
 from models.summary import count_gflops, count_parameters
-from tests.helpers import golden, pictures, randomize_, relative_error, tensors, tiny
+from tests.helpers import golden, pictures, randomize_, relative_error, tell_apart_, tensors, tiny
 from tests.stock import STOCK
 
 PUBLISHED = golden("parameters-yolov5")  # parameters at 80 classes
@@ -92,6 +93,64 @@ def test_fusing_drops_the_branch_that_only_trains():
     assert count_parameters(deploy) < count_parameters(model) - 20_000
     assert model.model[-1].cv2 is not None
     assert switch_to_deploy(deploy).report == deploy.report
+
+
+# Classes --------------------------------------------------------------------------------------------------------------
+def classifier(*args, **changes):
+    """Return a tiny model YAML that ends in Classify."""
+    return tiny(nc=3, head=[[-1, 1, "Classify", list(args)]], **changes)
+
+
+@pytest.mark.parametrize("args", [("nc",), ("nc", 3, 2, 1, 4), ({"nc": 3, "dropout": 0.5},)], ids=str)
+def test_a_classifier_gives_probabilities_and_fuses(args):
+    x = pictures(44, 72)
+    model = tell_apart_(randomize_(create_model(classifier(*args))).double(), x)
+    deploy = switch_to_deploy(model)
+    with torch.no_grad():
+        probabilities, logits = model(x)
+        got = deploy(x)
+    assert probabilities.shape == logits.shape == (2, 3)
+    assert relative_error(probabilities, logits.softmax(1)) < 1e-12
+    assert (logits[0] - logits[1]).abs().min() > 1
+    assert all(relative_error(*pair) < 1e-9 for pair in zip(got, (probabilities, logits), strict=True))
+    assert not deploy.report.left
+    assert isinstance(deploy, ClassificationModel)
+    assert (deploy.task, deploy.stride.tolist()) == ("classify", [4.0])
+
+
+def test_a_classifier_is_that_of_ultralytics():
+    model = create_model(classifier("nc"))
+    other = Classify(model.features[2].channels, 3)
+    initialize_weights(other)
+    assert model.model[-1].state_dict().keys() == other.state_dict().keys()
+    other.load_state_dict(model.model[-1].state_dict())
+    x = torch.rand(2, model.features[2].channels, 5, 7)
+    assert all(map(torch.equal, model.model[-1].eval()(x), other.eval()(x)))
+
+
+@pytest.mark.parametrize("soft", [False, True], ids=["numbers", "parts of each"])
+def test_a_classifier_learns_from_the_loss(soft):
+    model = create_model(classifier("nc")).train()
+    classes = torch.tensor([[0.9, 0.1, 0.0], [0.0, 0.3, 0.7]]) if soft else torch.tensor([0, 2])
+    loss, items = model({"img": torch.rand(2, 3, 32, 32), "cls": classes})
+    loss.backward()
+    assert math.isfinite(items["loss"])
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("rows", "expected"),
+    {
+        "two maps": ([[[1, 2], 1, "Classify", ["nc"]]], "Classify reads one feature map, but 'from' names 2"),
+        "classes": ([[-1, 1, "Classify", [7]]], "Classify is given 7 classes, but nc of the YAML is 3"),
+        "twice": ([[-1, 2, "Classify", ["nc"]]], "Classify stands once, not 2 times"),
+        "dropout": ([[-1, 1, "Classify", ["nc", {"dropout": 1}]]], "dropout must be a number from 0 to below 1, got 1"),
+        "in the middle": ([[-1, 1, "Classify", ["nc"]], [-1, 1, "Conv", [8]]], "a head must be the last row"),
+    }.values(),
+)
+def test_a_wrong_classify_row_is_one_sentence(rows, expected):
+    with pytest.raises(ConfigError, match=expected):
+        create_model({**classifier(), "head": rows})
 
 
 # YOLOv5's -------------------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from models.errors import ConfigError, UserError
 from models.layers import LAYERS, Site, is_backbone
 from models.parser import PICTURE, parse_model, resolve
 from models.spec import load_spec
-from tests.helpers import SHIPPED, SWEPT, TINY_HEAD, mutated, tiny, tiny_backbone, write
+from tests.helpers import DETECTORS, SWEPT, TINY_HEAD, mutated, tiny, tiny_backbone, write
 from tests.helpers import tiny_with_row as row
 
 YOLOV5N = 1_872_157  # parameters that YOLOv5 v6.0+ prints for yolov5n at 80 classes
@@ -175,7 +175,7 @@ def test_yolov5n_is_yolov5n():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name in SHIPPED if is_backbone(load_spec(name).rows[0].module)])
+@pytest.mark.parametrize("name", [name for name in DETECTORS if is_backbone(load_spec(name).rows[0].module)])
 def test_the_published_layout_has_slots_5_to_20(name):
     with torch.device("meta"):
         model = DetectionModel(name)
@@ -310,7 +310,7 @@ WRONG = {  # name: (YAML, number of the row that is named, what the message says
     ),
     "level that is missing": (backbone_row("RIFormer", head=["P1", 1, "Detect", ["nc"]]), 1, ["no map at P1", "P2"]),
     "slot that is empty": (backbone_row("RIFormer", head=[0, 1, "Detect", ["nc"]]), 1, ["no map at P1", "P2"]),
-    "no head": (tiny(head=TINY_HEAD), 5, ["last row must be a detection head"]),
+    "no head": (tiny(head=TINY_HEAD), 5, ["last row must be a head"]),
     "head in the middle": (row(-1, 1, "Detect", ["nc"]), 3, ["must be the last row"]),
     "head from coarse to fine": (headed([[3, 5], 1, "Detect", ["nc"]]), 6, ["from fine to coarse", "8, 4"]),
     "head twice on one level": (headed([[5, 5], 1, "Detect", ["nc"]]), 6, ["from fine to coarse", "4, 4"]),

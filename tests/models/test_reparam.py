@@ -14,7 +14,7 @@ from torch.nn.utils import parametrizations
 from models import Reparameterizable, create_backbone, create_model, switch_to_deploy
 from models.backbones.riformer import ARCHS
 from models.blocks.reparam import fuse_blocks, fuse_bn_conv, fuse_conv_bn
-from tests.helpers import SWEPT, pictures, pictures_for, randomize_, relative_error, worst_error
+from tests.helpers import SWEPT, pictures, pictures_for, randomize_, relative_error, tell_apart_, worst_error
 from utils.deploy.fresh import calibrate_batch_norms
 
 EXACT = 1e-12  # of one layer in float64
@@ -268,6 +268,8 @@ def pair():
     def build(name):
         model = randomize_(create_model(name, nc=3)).double()
         calibrate_batch_norms(model, pictures_for(model, 4, 4))
+        if model.task == "classify":
+            tell_apart_(model, pictures_for(model, 2, 4))
         return model, switch_to_deploy(model)
 
     return build

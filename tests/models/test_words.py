@@ -19,12 +19,11 @@ from models.errors import ConfigError, UserError
 from models.layers import LAYERS, Layer
 from models.layers.rows import REPEATED_INSIDE
 from models.parser import PICTURE, parse_model
-from models.spec import load_spec
+from models.spec import HEADS, load_spec
 from tests.helpers import randomize_, relative_error
 from tests.stock import SIZES as SIZES_OF_YOLOV5
 from tests.stock import STOCK
 
-HEADS = {"Detect", "Segment"}
 IN = 32  # channels that flow into the word, at stride 2; width_multiple is 1/2
 KEEPS = 2 * IN  # c2 for as many channels out
 CSP = [[32], [64, False, 2, 0.25]]
@@ -122,7 +121,7 @@ def shapes_alone(monkeypatch):
 
 
 def test_every_word_has_an_example():
-    assert {*EXAMPLES, *PAIRS} == set(LAYERS) - HEADS
+    assert {*EXAMPLES, *PAIRS} == set(LAYERS) - set(HEADS)
 
 
 @pytest.mark.parametrize(("word", "args", "number"), CASES, ids=str)

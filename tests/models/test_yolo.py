@@ -16,12 +16,14 @@ from models import DetectionModel, create_model, switch_to_deploy
 from models.errors import ConfigError
 from models.spec import load_spec
 from tests.helpers import (
+    DETECTORS,
     SWEPT,
     TINY_HEAD,
     pictures,
     pictures_for,
     randomize_,
     relative_error,
+    swept,
     tensors,
     tiny,
     tiny_backbone,
@@ -52,7 +54,7 @@ def batch(side=64):
 
 
 # What it returns ------------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize("name", SWEPT)
+@pytest.mark.parametrize("name", swept(DETECTORS))
 def test_predictions_are_boxes_and_scores(name, built):
     model = built(name)
     with torch.no_grad():
@@ -277,5 +279,5 @@ def test_the_table_is_logged_on_request(monkeypatch):
 
 
 def test_a_wrong_yaml_leaves_through_the_constructor():
-    with pytest.raises(ConfigError, match="the last row must be a detection head"):
+    with pytest.raises(ConfigError, match="the last row must be a head"):
         DetectionModel(tiny(head=TINY_HEAD))

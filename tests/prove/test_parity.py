@@ -9,7 +9,7 @@ from torch import nn
 
 from models import DetectionModel, switch_to_deploy
 from models.summary import count_parameters
-from tests.helpers import LARGE, SHIPPED, tiny, write
+from tests.helpers import DETECTORS, LARGE, tiny, write
 from utils import cli, parity
 from utils.data.samples import make_pictures
 from utils.deploy.fresh import random_model, sizes_for
@@ -113,7 +113,7 @@ def test_random_models_are_the_same_each_time_and_look_at_the_picture():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("cfg", SHIPPED)
+@pytest.mark.parametrize("cfg", DETECTORS)
 def test_every_model(cfg):
     variants = VARIANTS if count_parameters(random_model(cfg)) <= LARGE else VARIANTS[1:2]  # the table holds all
     row = measure_model(cfg, variants)
