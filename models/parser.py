@@ -40,7 +40,7 @@ from models.backbones.base import Backbone, MissingLevel, select_strides
 from models.errors import ConfigError, did_you_mean
 from models.layers import READS_LIST, Feature, Layer, build_backbone, build_layer, check_word, is_backbone
 from models.plugins import check_plugins
-from models.spec import HEADS, ModelSpec, Row
+from models.spec import FORM, HEADS, ModelSpec, Row
 
 PICTURE = -1  # the slot of the input
 LEVELS = 5  # slots of a list backbone: P1 to P5
@@ -120,6 +120,14 @@ def parse_model(spec: ModelSpec) -> Graph:
     with torch.random.fork_rng(devices=[]):
         _build(spec, wires, _Scales())
     return _build(spec, wires, lambda build, row: build(row))
+
+
+def with_forms(spec: ModelSpec, graph: Graph) -> ModelSpec:
+    """Return a copy that says in which form list backbones were built, as the weights that a row names may decide."""
+    for node, module in zip(graph.nodes, graph.modules, strict=True):
+        if isinstance(module, Backbone) and module.form != "train":
+            spec = spec.with_option(node.row.index, FORM, module.form)
+    return spec
 
 
 # What `from` means ----------------------------------------------------------------------------------------------------

@@ -38,6 +38,7 @@ KEYS = tuple(
     "nc depth_multiple width_multiple max_channels anchors activation ch end2end plugins backbone head".split()
 )
 OTHERS = ("inplace", "yaml_file", "channels")  # of YOLOv5 and ultralytics, whose `channels` is our `ch`
+FORM = "deploy"  # option that says in which form a list backbone is built, which weights decide as well
 PRETRAINED = (  # options that say where first weights come from; a checkpoint brings its own and drops these
     "weights",
     "allow_partial",
@@ -67,12 +68,15 @@ class Row:
         """Return the row as it stands in a YAML."""
         return [self.sources[0] if self.single else list(self.sources), self.number, self.module, _thaw(self.args)]
 
-    def without_pretrained(self) -> Row:
-        """Return a copy that names no file or download to start from, the published forks' `[True]` included."""
+    def without_pretrained(self, *others: str) -> Row:
+        """Return a copy that names no file or download to start from, the published forks' `[True]` included.
+
+        Nor has it options of the names in `others`.
+        """
 
         def strip(position: int, arg: Any) -> Any:
             if isinstance(arg, Mapping):
-                return {key: value for key, value in arg.items() if key not in PRETRAINED}
+                return {key: value for key, value in arg.items() if key not in (*PRETRAINED, *others)}
             return False if position == 0 and arg is True else arg
 
         return dataclasses.replace(self, args=tuple(map(strip, range(len(self.args)), self.args)))
@@ -120,9 +124,9 @@ class ModelSpec:
         nc = self.nc if nc is None else _integer(nc, 1, MAX_CLASSES, "nc")
         return dataclasses.replace(self, nc=nc, ch=self.ch if ch is None else _integer(ch, 1, MAX_INPUT_CHANNELS, "ch"))
 
-    def without_pretrained(self) -> ModelSpec:
-        """Return a copy whose rows name no file or download to start from."""
-        return dataclasses.replace(self, rows=tuple(row.without_pretrained() for row in self.rows))
+    def without_pretrained(self, *others: str) -> ModelSpec:
+        """Return a copy whose rows name no file or download to start from, and have no options called as `others`."""
+        return dataclasses.replace(self, rows=tuple(row.without_pretrained(*others) for row in self.rows))
 
     def with_option(self, index: int, name: str, value: Any) -> ModelSpec:
         """Return a copy in which the row of that number has another option in its trailing mapping."""

@@ -26,7 +26,7 @@ from models.blocks.reparam import switch_to_deploy
 from models.errors import ConfigError
 from models.heads import AnchorDetect
 from models.loss import AnchorGains, AnchorLoss
-from models.parser import PICTURE, Slot, common_side, parse_model
+from models.parser import PICTURE, Slot, common_side, parse_model, with_forms
 from models.spec import ModelSpec, load_spec
 from models.summary import model_table
 
@@ -67,6 +67,7 @@ class DetectionModel(tasks.DetectionModel):
         if self.spec.task != self.task:
             raise ConfigError(f"{self.spec.name} has a head to {self.spec.task}, which create_model builds")
         graph = parse_model(self.spec)
+        self.spec = with_forms(self.spec, graph)
         self.model = nn.Sequential(*graph.modules)
         self.nodes = graph.nodes
         self.features = graph.features

@@ -218,7 +218,7 @@ def test_a_fused_file_has_the_fused_work(tmp_path):
     found = inspect_backbone.run(
         str(write(tmp_path, cfg, "a.yaml")), imgsz=64, weights=str(tmp_path / "deploy.pth"), no_latency=True
     )
-    assert "fused form" in found.card.weights
+    assert "deploy form" in found.card.weights
     assert found.levels[-1].gflops == found.levels[-1].gflops_fused == found.card.gflops[0] == found.card.gflops[1]
 
 

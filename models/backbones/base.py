@@ -11,14 +11,23 @@ from __future__ import annotations
 import inspect
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from models.backbones.weights import PLAIN, Adapted, Dialect, WeightsReport, choose_dialect, copy_tensors, read_source
+from models.backbones.weights import (
+    PLAIN,
+    PLAIN_DEPLOY,
+    Adapted,
+    Dialect,
+    WeightsReport,
+    choose_dialect,
+    copy_tensors,
+    read_source,
+)
 from models.blocks.reparam import fuse_blocks, switch_to_deploy
 from models.errors import ConfigError, UserError, WeightsError, did_you_mean
 from models.registry import Registry
@@ -53,6 +62,7 @@ class Backbone(nn.Module, ABC):
         strides: stride of each map in input pixels, ascending, for instance (4, 8, 16, 32).
         in_channels: channels of the input picture.
         frozen: paths of the children that are not trained.
+        form: in which it was built: a key of FORMS, or "train".
         weights_report: what came from a file, if anything did.
         notes: what a user should know of this network, one sentence each.
         size: height and width of the only pictures that it takes; None: any.
@@ -64,6 +74,7 @@ class Backbone(nn.Module, ABC):
     strides: tuple[int, ...]
     in_channels: int
     frozen: tuple[str, ...] = ()
+    form: str = "train"
     weights_report: WeightsReport | None = None
     notes: tuple[str, ...] = ()
     size: tuple[int, int] | None = None
@@ -125,6 +136,10 @@ class Classifier(nn.Module):
 
 
 BACKBONES = Registry[type[Backbone]]("backbone", base=Backbone)
+FORMS: dict[str, Callable[[Any], Any]] = {  # of deployment, and what makes them
+    "blocks": fuse_blocks,  # as most deploy weights are published: other BatchNorms stay
+    "all": switch_to_deploy,
+}
 
 
 def create_backbone(
@@ -136,6 +151,7 @@ def create_backbone(
     num_classes: int | None = None,
     weights: str | Path | None = None,
     allow_partial: bool = False,
+    deploy: bool | str = False,
     **options: Any,
 ) -> Any:
     """Build a registered backbone, or with `num_classes` its published classification network.
@@ -147,8 +163,9 @@ def create_backbone(
         out_strides: the strides whose maps are wanted, all by default. What only serves others is not built.
         num_classes: build the classification network with so many logits instead, (B, C, H, W) to (B, num_classes).
         weights: a published file to start from, in training or deploy form, or `timm/NAME`, which timm downloads.
-            A file in deploy form gives a fused network, which is for inference only.
+            A file in deploy form gives a network in that form.
         allow_partial: load whatever fits of the weights, even if it is little.
+        deploy: build it in deploy form: True or "blocks" with its blocks fused, "all" with its BatchNorms folded too.
         options: further arguments of the class, for instance `drop_path=0.1`.
 
     Returns:
@@ -176,16 +193,20 @@ def create_backbone(
         inspect.signature(kind).bind(arch, in_channels=in_channels, out_strides=out_strides, **options)
     except TypeError as e:
         raise UserError(f"{name} {e}, its options are {', '.join(_options(kind))}") from e
+    if not isinstance(deploy, bool) and deploy not in list(FORMS):
+        raise UserError(f"{name}'s deploy is true, false or one of {', '.join(FORMS)}, got {deploy!r:.80}")
     network: Any
     if num_classes is None:
         network = kind(arch, in_channels=in_channels, out_strides=out_strides, **options)
     else:
         network = kind.classifier(arch, num_classes, in_channels=in_channels, **options)
-    return network if weights is None else load_weights(network, weights, allow_partial=allow_partial)
+    if weights is not None:
+        network = load_weights(network, weights, allow_partial=allow_partial)
+    return in_form(network, "blocks" if deploy is True else deploy) if deploy else network
 
 
 def load_weights(network: Any, source: str | Path, *, allow_partial: bool = False) -> Any:
-    """Return `network` with published weights; fused blocks take the place of its own if the file has deploy form.
+    """Return `network` with published weights; it is in deploy form if the file is.
 
     Args:
         network: a backbone or a classifier, whose `dialects` or whose backbone's say how publishers name its tensors.
@@ -195,20 +216,43 @@ def load_weights(network: Any, source: str | Path, *, allow_partial: bool = Fals
     Raises:
         WeightsError: no such file, not one of tensors only, or less than 90 % of the tensors match.
     """
-    backbone = network.backbone if isinstance(network, Classifier) else network
+    backbone = _backbone_of(network)
     tensors = read_source(source)
     dialect = choose_dialect(tensors, backbone.dialects) or PLAIN
     adapted = network.adapt(dialect.translate(tensors), dialect)
-    forms = [network, fuse_blocks(network), switch_to_deploy(network)] if dialect.deploy else [network]
-    target = max(forms, key=lambda form: len(adapted.tensors.keys() & form.state_dict().keys()))
+    target = _target(network, adapted, dialect)
+    if dialect is PLAIN and target is not network:
+        dialect = PLAIN_DEPLOY
+        adapted = network.adapt(tensors, dialect)
     name = str(source) if str(source).startswith("timm/") else Path(source).name
     try:
         report = copy_tensors(target, adapted, name, dialect=dialect, allow_partial=allow_partial)
     except WeightsError as e:
         raise _other_family(tensors, backbone, source) or e from e
-    loaded = fuse_blocks(target) if dialect.deploy else target
+    loaded = in_form(target, "blocks") if dialect.deploy else target
     loaded.weights_report = report
     return loaded
+
+
+def in_form(network: Any, form: str) -> Any:
+    """Return a backbone or a classifier in a form of FORMS; one that has such a form already stays as it is."""
+    if _backbone_of(network).form != "train":
+        return network
+    made = FORMS[form](network)
+    _backbone_of(made).form = form
+    return made
+
+
+def _backbone_of(network: Any) -> Any:
+    return network.backbone if isinstance(network, Classifier) else network
+
+
+def _target(network: Any, adapted: Adapted, dialect: Dialect) -> Any:
+    """Return the network in the form that has most of the names of a file, in the one that trains if several do."""
+    forms = [network]
+    if dialect.deploy or (dialect is PLAIN and not network.state_dict().keys() <= adapted.tensors.keys()):
+        forms += [in_form(network, form) for form in FORMS]
+    return max(forms, key=lambda form: len(adapted.tensors.keys() & form.state_dict().keys()))
 
 
 def _other_family(tensors: Mapping[str, Tensor], backbone: Backbone, source: str | Path) -> WeightsError | None:
@@ -226,7 +270,7 @@ def _is_count(value: object) -> bool:
 def _options(kind: type[Backbone]) -> list[str]:
     """Return the names of the arguments that a YAML can give in its mapping."""
     own = [name for name in inspect.signature(kind).parameters if name not in ("in_channels", "out_strides")]
-    return [*own, "weights", "allow_partial"]
+    return [*own, "weights", "allow_partial", "deploy"]
 
 
 def list_backbones() -> dict[str, tuple[str, ...]]:

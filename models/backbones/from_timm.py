@@ -217,6 +217,7 @@ class TimmClassifier(nn.Module):
     """timm's classifier `arch` as it is published: pictures (B, in_channels, H, W) to logits (B, num_classes)."""
 
     dialects: ClassVar[tuple[Dialect, ...]] = DIALECTS
+    form: str = "train"
     weights_report: WeightsReport | None = None
 
     def __init__(self, arch: str, num_classes: int, in_channels: int, options: dict[str, Any]) -> None:
@@ -233,8 +234,9 @@ class TimmClassifier(nn.Module):
         return next(self.parameters()).new_zeros(1, self.in_channels, *self.size)
 
     def adapt(self, tensors: dict[str, Tensor], dialect: Dialect) -> Adapted:  # noqa: ARG002
-        """Put timm's tensors under the names that they have in here."""
-        return Adapted({f"body.{name}": tensor for name, tensor in tensors.items()})
+        """Put timm's tensors under the names that they have in here; all of our own begin with `body.`."""
+        prefix = "" if all(name.startswith("body.") for name in tensors) else "body."
+        return Adapted({f"{prefix}{name}": tensor for name, tensor in tensors.items()})
 
 
 def _inner_names(name: str) -> tuple[str, ...]:

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import safetensors.torch
 import torch
 from torch import Tensor, nn
 
@@ -28,6 +29,7 @@ PREFIXES = ("module.", "backbone.", "model.")
 TORCH_MAGIC = 0x1950A86A20F9469CFC6C.to_bytes(10, "little")  # with which files of old torch versions begin
 MAX_INFLATION = 1.05  # uncompressed to file size: torch does not compress, so more is a decompression bomb
 MIN_MATCHED = 0.9  # of the tensors that a publisher's files hold
+DEPLOY_NOTE = "deploy form: what it trained with, its branches or their norms, is lost"
 EXAMPLES = 3  # names quoted of those that did not match
 SOURCES: dict[str, Callable[[str], dict[str, Tensor]]] = {}  # "timm/": what fetches tensors by the name behind it
 
@@ -66,6 +68,7 @@ class Dialect:
 
 
 PLAIN = Dialect("names of our own", "")
+PLAIN_DEPLOY = Dialect("names of our own, deploy form", "", deploy=True)
 
 
 class Adapted(NamedTuple):
@@ -101,7 +104,7 @@ class WeightsReport:
             f"{self.matched} of {total} tensors from {self.source}",
             f"{len(self.missing)} missing{_quoted(self.missing)}",
             f"{len(self.unexpected)} unexpected{_quoted(self.unexpected)}",
-            *(["fused form: for inference only"] if self.deploy else []),
+            *([DEPLOY_NOTE] if self.deploy else []),
             *self.notes,
         ]
         return "; ".join(parts)
@@ -185,7 +188,7 @@ def read_tensors(file: str | Path) -> dict[str, Tensor]:
     Raises:
         WeightsError: no such file, or not one that holds tensors only.
     """
-    tensors = _named_tensors(load_plain(file))
+    tensors = _named_tensors(load_safetensors(file) if is_safetensors(file) else load_plain(file))
     if not tensors:
         raise WeightsError(f"{file} holds no tensors by name")
     for name, tensor in tensors.items():
@@ -232,6 +235,27 @@ def load_plain(file: str | Path) -> Any:
             raise WeightsError(
                 f"{path} holds more than tensors: pickled code, as YOLOv5 and ultralytics checkpoints do, is not loaded"
             ) from e
+
+
+def is_safetensors(file: str | Path) -> bool:
+    """Return whether a file begins as those of safetensors do: the length of a JSON text, and the text."""
+    path = Path(file)
+    if why_no_file(path):
+        return False
+    with path.open("rb") as f:
+        start = f.read(9)
+    return start[8:] == b"{" and int.from_bytes(start[:8], "little") <= path.stat().st_size
+
+
+def load_safetensors(file: str | Path) -> dict[str, Tensor]:
+    """Return the tensors of a file of safetensors by name (https://github.com/huggingface/safetensors).
+
+    Raises:
+        WeightsError: no such file, or a damaged one.
+    """
+    path = Path(file)
+    with weights_file(path):
+        return safetensors.torch.load_file(path)
 
 
 @contextmanager

@@ -23,7 +23,7 @@ from models import DetectionModel
 from models.errors import UserError
 from models.files import why_no_file
 from models.loss import AnchorGains
-from models.spec import ModelSpec, load_spec
+from models.spec import FORM, ModelSpec, load_spec
 from utils import cli
 from utils.checkpoint import plain, read_checkpoint
 from utils.checkpoint.fields import described, is_count, is_finite, is_imgsz, is_mapping, why_not_resumed
@@ -199,10 +199,10 @@ def is_own_model(cfg: str, spec: ModelSpec, before: str) -> bool:
         spec: the model YAML of the run, with the classes and channels of its data set, and anchors that may fit it.
         before: path of the file that it was read from, whose anchors they have replaced.
     """
-    given = load_spec(cfg).replace(nc=spec.nc, ch=spec.ch).without_pretrained()
+    given = load_spec(cfg).replace(nc=spec.nc, ch=spec.ch).without_pretrained(FORM)
     if spec.anchors is not None and Path(before).resolve() == Path(cfg):
         given = replace(given, anchors=spec.anchors)
-    return given.as_dict() == spec.without_pretrained().as_dict()
+    return given.as_dict() == spec.without_pretrained(FORM).as_dict()
 
 
 def put_back(last: Path) -> str:

@@ -380,7 +380,7 @@ def new_model(
     else:
         init_seeds(options["seed"] + 1 + RANK)
         model = create_model(spec, ch=data["channels"], nc=data["nc"])
-        check_trainable(model)
+        warn_of_deploy_form(model)
         if start is not None:
             LOGGER.info(f"{transfer(start, model)}\n")
     frozen_modules(model, options["freeze"])
@@ -389,14 +389,13 @@ def new_model(
     return model
 
 
-def check_trainable(model: DetectionModel) -> None:
-    """Raise WeightsError for a backbone that was made from a file in deploy form."""
+def warn_of_deploy_form(model: DetectionModel) -> None:
+    """Say of backbones in deploy form what their training lacks."""
     for module in model.model:
-        report = module.weights_report if isinstance(module, Backbone) else None
-        if report is not None and report.deploy:
-            raise WeightsError(
-                f"{report.source} holds the fused form of a {type(module).__name__}, which is for inference: "
-                f"training needs the file of its training form"
+        if isinstance(module, Backbone) and module.form != "train":
+            LOGGER.warning(
+                f"{type(module).__name__} is in deploy form, in which it is fine-tuned without its branches and their "
+                f"norms: start from the training form if you have it, else take a small lr0"
             )
 
 
