@@ -42,6 +42,7 @@ from ultralytics.cfg import check_cfg
 from ultralytics.utils import LOGGER
 
 from models import DetectionModel
+from models.blocks.branches import STYLES
 from models.errors import UserError, did_you_mean
 from models.layers import is_backbone
 from models.loss import AnchorGains
@@ -120,6 +121,8 @@ def make_parser() -> cli.Parser:
     add("--freeze", nargs="+", default=[], help="backbone, a number of slots from the first, or several slots")
     add("--save-period", type=int, default=-1, help="also keep every Nth epoch's checkpoint")
     add("--custom-l2", action="store_true", help="RepVGG's L2 on fused kernels instead of weight decay; for SGD")
+    branches = "train convolutions with branches, which fusing takes away; empty: as the YAML says"
+    add("--overparameterize", choices=STYLES, help=branches)
     add("--qat", action="store_true", help="fine-tune --weights in their fused form, with the rounding of INT8")
     add("--seed", type=cli.non_negative_int, default=0, help="of all random numbers")
     cli.add_font(parser)
@@ -204,6 +207,7 @@ def beside_resume(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
         **{key: {key: flags[key]} for key in flags.keys() & vars(args).keys()},
         **{flag: {key: flags[key]} for flag, key in RENAMED.items()},
         "freeze": {"freeze": freeze(args.freeze)},
+        "overparameterize": {"overparameterize": args.overparameterize},
         "cfg": {"model": str(find_config(args.cfg).resolve()) if args.cfg else ""},
         "data": {"data": str(find_file(args.data or DEMO_DATA, "data").resolve())},
     }
@@ -227,6 +231,7 @@ def new_run(args: argparse.Namespace) -> TrainingRun:
     sources = [args.weights, args.cfg, args.hyp, *sources_of(data)] if args.exist_ok else []
     save_dir = increment_path(args.project, name, args.exist_ok, sources)
     options |= {"task": spec.task, "model": str(keep_model(spec, args, save_dir)), "data": data["yaml_file"]}
+    options |= {"overparameterize": (spec.overparameterize or {}).get("style")}
     options |= {"project": args.project, "name": save_dir.name, "save_dir": str(save_dir), "exist_ok": True}
     return TrainingRun(options, data, splits, model)
 
@@ -261,12 +266,14 @@ def choose_model(args: argparse.Namespace) -> tuple[ModelSpec, DetectionModel | 
         raise UserError("--qat fine-tunes the network of --weights: name them, and leave out --cfg")
     if not args.cfg and not args.weights:
         raise UserError("train.py needs --cfg, for instance --cfg riformer-yolo.yaml, or --weights to start from")
+    if args.qat and args.overparameterize:
+        raise UserError("--qat fine-tunes the fused form, which has no branches: leave out --overparameterize")
     if args.allow_partial and not args.cfg:
         raise UserError("--allow-partial is for the weights that a backbone row names, in the YAML of --cfg")
     start = load_checkpoint(args.weights) if args.weights else None
-    if start is not None and not args.cfg:
-        return start.spec, start
-    spec = load_spec(args.cfg)
+    spec = load_spec(args.cfg) if start is None or args.cfg else start.spec
+    if args.overparameterize:
+        spec = spec.with_branches(args.overparameterize)
     for row in spec.rows:
         if args.allow_partial and is_backbone(row.module):
             spec = spec.with_option(row.index, "allow_partial", True)
@@ -281,7 +288,7 @@ def check_task(task: str | None, spec: ModelSpec) -> None:
 
 def keep_model(spec: ModelSpec, args: argparse.Namespace, save_dir: Path) -> Path:
     """Return the path of the model YAML; one that no file holds as it is is written into the run's folder."""
-    if args.cfg and not args.allow_partial:
+    if args.cfg and not args.allow_partial and not args.overparameterize:
         return find_config(args.cfg).resolve()
     path = save_dir / Path(spec.name).name
     path.write_text(yaml.safe_dump(spec.as_dict(), default_flow_style=None, sort_keys=False), encoding="utf-8")

@@ -35,7 +35,8 @@ MAX_INPUT_CHANNELS = 4096  # of a picture
 HEADS = {"Detect": "detect", "Segment": "segment", "Classify": "classify"}  # the last row's word: the task
 TASKS = tuple(HEADS.values())  # by ultralytics' names
 KEYS = tuple(
-    "nc depth_multiple width_multiple max_channels anchors activation ch end2end plugins backbone head".split()
+    "nc depth_multiple width_multiple max_channels anchors activation ch end2end overparameterize plugins backbone "
+    "head".split()
 )
 OTHERS = ("inplace", "yaml_file", "channels")  # of YOLOv5 and ultralytics, whose `channels` is our `ch`
 FORM = "deploy"  # option that says in which form a list backbone is built, which weights decide as well
@@ -97,6 +98,7 @@ class ModelSpec:
     activation: str | None = None
     anchors: Any = None
     end2end: bool = False  # a head without anchors is one without NMS
+    overparameterize: Mapping[str, str] | None = None  # style: that of the branches that convolutions train with
     plugins: tuple[str, ...] | None = None  # Python files whose words the rows use
 
     def as_dict(self) -> dict[str, Any]:
@@ -123,6 +125,10 @@ class ModelSpec:
         """
         nc = self.nc if nc is None else _integer(nc, 1, MAX_CLASSES, "nc")
         return dataclasses.replace(self, nc=nc, ch=self.ch if ch is None else _integer(ch, 1, MAX_INPUT_CHANNELS, "ch"))
+
+    def with_branches(self, style: str | None) -> ModelSpec:
+        """Return a copy whose convolutions train with branches of this style, or with none."""
+        return dataclasses.replace(self, overparameterize=None if style is None else {"style": style})
 
     def without_pretrained(self, *others: str) -> ModelSpec:
         """Return a copy whose rows name no file or download to start from, and have no options called as `others`."""
@@ -262,12 +268,21 @@ def _check(content: Mapping[str, Any], name: str, file: str = "") -> ModelSpec:
         activation=activation,
         anchors=_freeze(content.get("anchors")),
         end2end=_boolean(content.get("end2end", False), f"{name}: end2end"),
+        overparameterize=_branches(content.get("overparameterize"), name),
         plugins=_plugins(content.get("plugins"), name),
     )
 
 
 def _max_channels(value: Any, name: str) -> int | None:
     return None if value is None else _integer(value, 1, MAX_WIDTH, f"{name}: max_channels")
+
+
+def _branches(value: Any, name: str) -> dict[str, str] | None:
+    if value is None:
+        return None
+    if not isinstance(value, Mapping) or [*value] != ["style"] or not isinstance(value["style"], str):
+        raise ConfigError(f"{name}: overparameterize must be a mapping such as {{style: dbb}}, got {_shorten(value)}")
+    return {"style": value["style"]}
 
 
 def _plugins(value: Any, name: str) -> tuple[str, ...] | None:

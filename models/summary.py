@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils._pytree import tree_leaves
 from ultralytics.nn.modules import Detect
 
 from models.backbones.base import Backbone, check_maps, level_name
+from models.blocks.branches import BranchedConv
 from models.blocks.reparam import switch_to_deploy
 from models.layers import LAYERS, Feature
 from models.parser import Node, Slot
@@ -220,6 +222,47 @@ def scaled(spec: ModelSpec, row: Row) -> tuple[int, str, list[Any]]:
     if word in LAYERS and "c2" in inspect.signature(LAYERS[word]).parameters and isinstance(args[0], int):
         args[0] = spec.width(args[0])
     return spec.depth(number), word, args
+
+
+def branches_text(model: RowModel, size: tuple[int, int] | None = None) -> str:
+    """Return what training costs with the branches that `overparameterize` gave a model, beside the plain network.
+
+    Args:
+        model: one without such branches gets an empty text.
+        size: height and width of the picture whose work is counted; 640x640, or the only one that it takes, by default.
+    """
+    if not model.spec.overparameterize:
+        return ""
+    size = size or model.only_size or DEFAULT_SIZE
+    ghost: Any = on_meta(model)
+    more_params, more_work, more_values = _training_costs(ghost, size)
+    wide = [m for m in ghost.modules() if type(m) is BranchedConv]
+    for conv in wide:
+        conv.branches = nn.ModuleList()
+    params, work, values = _training_costs(ghost, size)
+    style = model.spec.overparameterize["style"]
+    return (
+        f"overparameterize {style}: {len(wide)} convolutions train with branches, which fusing takes away. Training "
+        f"holds {more_params / 1e6:.2f} M parameters instead of {params / 1e6:.2f} M, computes {more_work / work:.1f} "
+        f"times as much, and keeps {more_values / values:.1f} times as many values of maps in memory"
+    )
+
+
+def _training_costs(ghost: Any, size: tuple[int, int]) -> tuple[int, float, int]:
+    """Return parameters, 10^9 operations, and values that layers give for one picture of `size`, of a ghost."""
+    values = 0
+
+    def add(_module: nn.Module, _inputs: object, output: Any) -> None:
+        nonlocal values
+        values += sum(leaf.numel() for leaf in tree_leaves(output) if isinstance(leaf, Tensor))
+
+    layers = [m for m in ghost.modules() if not list(m.children()) and not isinstance(m, nn.Identity)]
+    hooks = [m.register_forward_hook(add) for m in layers]
+    with _flop_counter() as counter:
+        run_on_meta(ghost, size)
+    for hook in hooks:
+        hook.remove()
+    return count_parameters(ghost), counter.get_total_flops() / 1e9, values
 
 
 @dataclass(frozen=True)

@@ -23,10 +23,11 @@ from ultralytics.utils.torch_utils import scale_img
 
 from models.backbones.base import Backbone
 from models.blocks.reparam import switch_to_deploy
+from models.blocks.widen import widen
 from models.errors import ConfigError
 from models.heads import AnchorDetect
 from models.loss import AnchorGains, AnchorLoss
-from models.parser import PICTURE, Slot, common_side, parse_model, with_forms
+from models.parser import MAX_PARAMETERS, PICTURE, Slot, common_side, parse_model, with_forms
 from models.spec import ModelSpec, load_spec
 from models.summary import model_table
 
@@ -71,14 +72,37 @@ class DetectionModel(tasks.DetectionModel):
         self.model = nn.Sequential(*graph.modules)
         self.nodes = graph.nodes
         self.features = graph.features
-        self.yaml = {**self.spec.as_dict(), "channels": self.spec.ch, "yaml_file": self.spec.name}
         self.nc = self.spec.nc
         self.names = {i: f"class{i}" for i in range(self.nc)}
         self.stride = cast(Tensor, self.model[-1].stride)
         self.imgsz: int | list[int] = 640  # that it was trained at
         self.ranges: dict[str, tuple[float, float]] = {}  # of a layer's input, where training has learnt them for INT8
+        if self.spec.overparameterize:
+            self.widen(**self.spec.overparameterize)
         if verbose:
             self.info()
+
+    @property
+    def yaml(self) -> dict[str, Any]:
+        """The YAML as ultralytics keeps it."""
+        return {**self.spec.as_dict(), "channels": self.spec.ch, "yaml_file": self.spec.name}
+
+    def widen(self, style: str) -> None:
+        """Give the convolutions branches to train with, in place, as the YAML's `overparameterize` does.
+
+        The model computes what it did, and so does its fused form, which has nothing more than it had.
+
+        Args:
+            style: one of `STYLES` in models/blocks/branches.py.
+
+        Raises:
+            ConfigError: an unknown style, no convolution that could get branches, or too many parameters.
+        """
+        try:
+            widen(self, style, self.example_input(), MAX_PARAMETERS)
+        except ConfigError as e:
+            raise ConfigError(f"{self.spec.name}: {e}") from e
+        self.spec = self.spec.with_branches(style)
 
     def _predict_once(self, x: Tensor, profile: bool = False, embed: list[int] | None = None) -> Any:
         """Run the rows in order; a slot is let go after its last reader. `profile` and `embed` are ultralytics'."""

@@ -166,7 +166,7 @@ def fuse_bn_conv(bn: _BatchNorm, conv: L) -> L:
     """
     _check_plain(conv, bn)
     scale, shift = bn_scale_shift(bn)
-    if isinstance(_after(bn), nn.Sequential):
+    if isinstance(after_norm(bn), nn.Sequential):
         raise ValueError("an activation stands between it and the convolution")
     if isinstance(conv, _ConvTransposeNd):
         raise ValueError("the convolution that reads it is transposed")
@@ -254,16 +254,14 @@ def fold_batch_norms(model: nn.Module, example: Tensor, report: DeployReport) ->
 
     `report` gets the number of pairs, and the BatchNorms that stay, each with its reasons.
     """
-    places = defaultdict(list)  # a module may stand in several
-    for path, module in model.named_modules(remove_duplicate=False):
-        places[module].append(path)
+    places = places_of(model)
     stays: dict[Any, str] = {}  # BatchNorms
     for link in follow(model, example, producers=(_ConvNd, nn.Linear), consumers=(_BatchNorm,)):
         bn, conv = link.consumer, link.producer
         try:
             if conv is None or not _channels_first(link):
                 raise ValueError("its input is not the output of one convolution alone")
-            _replace(model, {conv: fuse_conv_bn(conv, bn), bn: _after(bn)}, places)
+            replace_modules(model, {conv: fuse_conv_bn(conv, bn), bn: after_norm(bn)}, places)
             report.fused["Conv+BN"] += 1
         except ValueError as e:
             stays[bn] = str(e)
@@ -273,7 +271,7 @@ def fold_batch_norms(model: nn.Module, example: Tensor, report: DeployReport) ->
         try:
             if bn not in reader:
                 raise ValueError("its output is not what one convolution alone reads")
-            _replace(model, {reader[bn]: fuse_bn_conv(bn, reader[bn]), bn: nn.Identity()}, places)
+            replace_modules(model, {reader[bn]: fuse_bn_conv(bn, reader[bn]), bn: nn.Identity()}, places)
             report.fused["BN+Conv"] += 1
             del stays[bn]
         except ValueError as e:
@@ -287,7 +285,15 @@ def _channels_first(link: Link) -> bool:
     return not linear or len(link.shape) == 2
 
 
-def _replace(model: nn.Module, replacements: dict[Any, nn.Module], places: dict[nn.Module, list[str]]) -> None:
+def places_of(model: nn.Module) -> dict[nn.Module, list[str]]:
+    """Return the paths at which each module stands, of which it may have several."""
+    places = defaultdict(list)
+    for path, module in model.named_modules(remove_duplicate=False):
+        places[module].append(path)
+    return places
+
+
+def replace_modules(model: nn.Module, replacements: dict[Any, nn.Module], places: dict[nn.Module, list[str]]) -> None:
     """Put modules into the places of others, which are theirs from then on."""
     for old, new in replacements.items():
         for path in places[old]:
@@ -295,7 +301,7 @@ def _replace(model: nn.Module, replacements: dict[Any, nn.Module], places: dict[
         places[new] = places[old]
 
 
-def _after(bn: _BatchNorm) -> nn.Module:
+def after_norm(bn: _BatchNorm) -> nn.Module:
     """Return what remains of a folded BatchNorm: nothing, or the activation that timm's BatchNormAct2d has inside."""
     rest = [m for m in bn.children() if not isinstance(m, nn.Identity)]
     return nn.Sequential(*rest) if rest else nn.Identity()

@@ -107,10 +107,10 @@ class RepConv(Reparameterizable):
             dense.new_zeros(len(dense), dtype=torch.float64),
         )
         for branch, norm in self._branches():
-            scale, shift = _scale_shift(norm, dense)
+            scale, shift = norm_scale_shift(norm, dense)
             kernel = kernel + scale[:, None, None, None] * branch
             bias = bias + shift
-        scale, shift = _scale_shift(self.post_bn, dense)
+        scale, shift = norm_scale_shift(self.post_bn, dense)
         return (scale[:, None, None, None] * kernel).to(dense), (scale * bias + shift).to(dense)
 
     def get_custom_l2(self) -> Tensor:
@@ -125,7 +125,7 @@ class RepConv(Reparameterizable):
         """
         dense, point = self.rbr_dense.conv.weight, self.rbr_1x1.conv.weight
         t3, t1 = (
-            _scale_shift(branch.bn, dense)[0].detach().to(dense)[:, None, None, None]
+            norm_scale_shift(branch.bn, dense)[0].detach().to(dense)[:, None, None, None]
             for branch in (self.rbr_dense, self.rbr_1x1)
         )
         middle = dense.shape[-1] // 2
@@ -153,7 +153,7 @@ class RepConv(Reparameterizable):
         yield dense, self.rbr_dense.bn
         yield F.pad(point, [margin] * 4), self.rbr_1x1.bn
         if self.rbr_identity is not None:
-            yield F.pad(_identity_kernel(point), [margin] * 4), self.rbr_identity
+            yield F.pad(identity_kernel(point), [margin] * 4), self.rbr_identity
 
 
 class SqueezeExcite(nn.Module):
@@ -206,7 +206,7 @@ def _check(c1: int, c2: int, k: int, s: int, g: int, identity: bool, style: str)
         )
 
 
-def _scale_shift(norm: nn.Module, kernel: Tensor) -> tuple[Tensor, Tensor]:
+def norm_scale_shift(norm: nn.Module, kernel: Tensor) -> tuple[Tensor, Tensor]:
     """Return the float64 factor and shift per output channel of `kernel` that a BatchNorm or an identity means.
 
     Raises:
@@ -220,7 +220,7 @@ def _scale_shift(norm: nn.Module, kernel: Tensor) -> tuple[Tensor, Tensor]:
     return bn_scale_shift(norm)
 
 
-def _identity_kernel(like: Tensor) -> Tensor:
+def identity_kernel(like: Tensor) -> Tensor:
     """Return the 1x1 kernel of the shape of `like` (C, C / groups, 1, 1) that passes every channel on."""
     kernel = torch.zeros_like(like)
     channels = torch.arange(like.shape[0], device=like.device)

@@ -20,6 +20,7 @@ from ultralytics.engine import trainer as engine
 from ultralytics.utils import LOGGER
 
 from models import DetectionModel
+from models.blocks.branches import STYLES
 from models.errors import UserError
 from models.files import why_no_file
 from models.loss import AnchorGains
@@ -42,6 +43,7 @@ OWN_OPTIONS: dict[str, Any] = {  # beside ultralytics' options, with their defau
     "anchor_gains": {},
     "autoanchor": True,
     "qat": False,
+    "overparameterize": None,
 }
 PLACE = ("project", "name", "save_dir", "exist_ok", "resume", "mode")  # of a run; these follow from where its files are
 CHANGEABLE = ("epochs", "patience", "device", "workers", "plots", "save_period", "data")  # in a run that is resumed
@@ -192,7 +194,9 @@ def by_gain(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def is_own_model(cfg: str, spec: ModelSpec, before: str) -> bool:
-    """Return whether a model YAML says what the one of a run says, but for what the data set and first weights decide.
+    """Return whether a model YAML says what the one of a run says, but for what is decided elsewhere.
+
+    That are classes, channels and anchors by the data set, first weights, and branches by --overparameterize.
 
     Args:
         cfg: its path.
@@ -202,6 +206,8 @@ def is_own_model(cfg: str, spec: ModelSpec, before: str) -> bool:
     given = load_spec(cfg).replace(nc=spec.nc, ch=spec.ch).without_pretrained(FORM)
     if spec.anchors is not None and Path(before).resolve() == Path(cfg):
         given = replace(given, anchors=spec.anchors)
+    if given.overparameterize is None:
+        given = replace(given, overparameterize=spec.overparameterize)
     return given.as_dict() == spec.without_pretrained(FORM).as_dict()
 
 
@@ -245,6 +251,7 @@ CHECKED: dict[str, tuple[str, Callable[[Any], bool]]] = {  # of which ultralytic
     "optimizer": (f"one of {', '.join(OPTIMIZERS)}", lambda value: value in OPTIMIZERS),
     "cache": ("False or ram", lambda value: value in (None, False, "ram")),
     "freeze": ("backbone, a number of slots, or a list of slots", is_freeze),
+    "overparameterize": (f"one of {', '.join(STYLES)}", lambda value: value in (None, *STYLES)),
     "anchor_gains": ("numbers by name", lambda value: is_mapping(value, is_finite)),
     **dict.fromkeys(("custom_l2", "autoanchor", "qat"), ("true or false", lambda value: isinstance(value, bool))),
 }

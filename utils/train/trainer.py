@@ -33,7 +33,7 @@ from models.errors import UserError, WeightsError
 from models.heads import AnchorDetect
 from models.loss import AnchorGains
 from models.spec import ModelSpec
-from models.summary import backbone_card
+from models.summary import backbone_card, branches_text
 from utils.checkpoint import build_model, load_checkpoint, pack_model, plain, save_checkpoint
 from utils.checkpoint.file import check_has_values, check_tensors
 from utils.data.dataset import build_dataset
@@ -160,6 +160,8 @@ class Trainer(DetectionTrainer):
         if RANK in (-1, 0):
             self.model.info()
             LOGGER.info(f"\n{backbone_card(self.model)}\n")
+            if text := branches_text(self.model):
+                LOGGER.info(f"{text}\n")
         if self.args.qat:
             insert_rounding(self.model)
             LOGGER.info(f"INT8: {rounded_share(self.model):.1%} of the parameters are rounded while they learn")
@@ -379,14 +381,29 @@ def new_model(
         model = fuse_for_training(start, data)
     else:
         init_seeds(options["seed"] + 1 + RANK)
-        model = create_model(spec, ch=data["channels"], nc=data["nc"])
+        narrow = start is not None and not start.spec.overparameterize  # weights: branches come after them
+        model = create_model(spec.with_branches(None) if narrow else spec, ch=data["channels"], nc=data["nc"])
         warn_of_deploy_form(model)
         if start is not None:
+            check_branches(start, spec)
             LOGGER.info(f"{transfer(start, model)}\n")
+        if narrow and spec.overparameterize:
+            model.widen(**spec.overparameterize)
     frozen_modules(model, options["freeze"])
     if options["custom_l2"]:
         penalized_blocks(model)
     return model
+
+
+def check_branches(start: DetectionModel, spec: ModelSpec) -> None:
+    """Raise WeightsError where the first weights have branches that the model of a YAML has not."""
+    own, wanted = start.spec.overparameterize, spec.overparameterize
+    if own and own != wanted:
+        other = f"those of {wanted['style']}" if wanted else "none"
+        raise WeightsError(
+            f"{start.pt_path} was trained with the branches of {own['style']}, the model is to have {other}: give "
+            f"--overparameterize {own['style']}"
+        )
 
 
 def warn_of_deploy_form(model: DetectionModel) -> None:

@@ -1,0 +1,209 @@
+"""Widened networks: they compute what the narrow ones did, and fuse to exactly what those fuse to."""
+
+import copy
+
+import pytest
+import timm
+import torch
+from torch import nn
+
+from models import create_backbone, create_model, switch_to_deploy
+from models.blocks.branches import STYLES, BranchedConv
+from models.blocks.widen import widen
+from models.errors import ConfigError
+from models.summary import count_gflops, count_parameters
+from tests.helpers import SHIPPED, pictures, pictures_for, randomize_, relative_error, save, tensors, tiny, worst_error
+from utils.checkpoint import load_checkpoint
+from utils.deploy.fresh import calibrate_batch_norms
+
+SAME = 1e-9  # of a whole network in float64
+EXACT = 1e-12
+TIMM = """
+resnet18 resnet50 resnext50_32x4d seresnet50 resnetv2_50 resnest14d res2net50_26w_4s wide_resnet50_2 resnetrs50
+ecaresnet26t regnetx_002 regnety_002 densenet121 vgg11 vgg11_bn inception_v3 xception41 dla34 hrnet_w18_small
+selecsls42b mobilenetv2_100 mobilenetv3_small_100 mobilenetv4_conv_small efficientnet_b0 tf_efficientnet_b0
+mnasnet_100 ghostnet_100 lcnet_050 tinynet_e fbnetc_100 convnext_atto convnextv2_atto edgenext_xx_small mobilevit_xxs
+cspresnet50 cspdarknet53 darknet53 vovnet39a hardcorenas_a repvgg_a0 mobileone_s0 repvit_m0_9 fastvit_t8 nfnet_f0
+poolformer_s12 vit_tiny_patch16_224
+""".split()
+
+
+def widened(network, style, example=None):
+    """Return a widened copy with random branches, whose BatchNorms have the statistics of random pictures."""
+    wide = copy.deepcopy(network)
+    widen(wide, style, network.example_input() if example is None else example)
+    return randomize_(wide).double().eval()
+
+
+def shapes(module):
+    return {name: tensor.shape for name, tensor in module.state_dict().items()}
+
+
+def branched(module):
+    return [name for name, m in module.named_modules() if type(m) is BranchedConv]
+
+
+def predictions(module):
+    """Return what gives the outputs that fusing keeps: where one branch of a head only trains, predictions alone."""
+    return (lambda x: module(x)[0]) if getattr(module, "end2end", False) else module
+
+
+def assert_fuses_like(wide, narrow, x, same=SAME):
+    """Check that a widened network fuses exactly, to what the narrow one fuses to: shapes, modules and report."""
+    deploy, plain = switch_to_deploy(wide, x), switch_to_deploy(narrow, x)
+    assert not branched(deploy)
+    assert shapes(deploy) == shapes(plain)
+    assert count_parameters(deploy) == count_parameters(plain)
+    assert str(deploy) == str(plain)
+    assert deploy.report.left == plain.report.left
+    assert deploy.report.fused["BranchedConv"] == len(branched(wide)) > 0
+    assert worst_error(predictions(deploy), predictions(wide), x) <= same
+
+
+class Net(nn.Module):
+    """A little of everything that a rule is about."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, 2, 1, bias=False)
+        self.bn = nn.BatchNorm2d(8, eps=1e-3, momentum=0.03)
+        self.bias = nn.Conv2d(8, 8, 3, padding=2, dilation=2, groups=2)
+        self.bare = nn.Conv2d(8, 8, 3, padding=1, bias=False)
+        self.point = nn.Conv2d(8, 8, 1)
+        self.strip = nn.Conv2d(8, 8, (1, 3), padding=(0, 1))
+        self.aside = nn.Conv2d(8, 8, 3)
+
+    def forward(self, x):
+        return self.strip(self.point(self.bare(self.bias(self.bn(self.stem(x)).relu())).relu()))
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_only_what_the_rule_says_is_widened(style):
+    torch.manual_seed(0)
+    narrow = randomize_(Net()).double().eval()
+    x = pictures(33, 40)
+    wide = copy.deepcopy(narrow)
+    assert widen(wide, style, x) == 2
+    assert branched(wide) == ["stem", "bias"]
+    assert isinstance(wide.bn, nn.Identity)
+    norms = [m for m in wide.stem.modules() if isinstance(m, nn.BatchNorm2d)]
+    assert {(m.eps, m.momentum, m.running_mean.dtype) for m in norms} == {(1e-3, 0.03, torch.float64)}
+    assert worst_error(wide, narrow, x) <= EXACT
+    assert_fuses_like(randomize_(wide), narrow, x, EXACT)
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_training_starts_as_that_of_the_narrow_network(style):
+    """Outputs in training mode are those of the narrow one, and every branch learns."""
+    narrow = Net().double()
+    wide = copy.deepcopy(narrow)
+    widen(wide, style, pictures())
+    assert all(m.training for m in wide.modules())
+    assert relative_error(wide.train()(pictures()), narrow.train()(pictures())) <= EXACT
+    optimizer = torch.optim.SGD(wide.parameters(), lr=0.1)
+    for _ in range(2):
+        optimizer.zero_grad()
+        wide(pictures()).square().mean().backward()
+        optimizer.step()
+    learning = [p for name, p in wide.named_parameters() if name.startswith(("stem", "bias"))]
+    assert all(bool(p.grad.abs().sum() > 0) for p in learning)
+
+
+def test_a_network_is_widened_once():
+    wide = Net()
+    widen(wide, "dbb", pictures(dtype=torch.float32))
+    before = str(wide)
+    with pytest.raises(ConfigError, match="no convolution can be given branches"):
+        widen(wide, "repvgg", pictures(dtype=torch.float32))
+    assert str(wide) == before
+
+
+def test_an_unknown_style_is_refused():
+    with pytest.raises(ConfigError, match=r"'dbbs' \(did you mean 'dbb'"):
+        widen(Net(), "dbbs", pictures())
+
+
+@pytest.mark.parametrize(
+    ("norm", "count"),
+    [(nn.BatchNorm2d(8), 1), (nn.BatchNorm2d(8, track_running_stats=False), 0), (nn.GroupNorm(2, 8), 0)],
+    ids=["BatchNorm", "of the batch", "GroupNorm"],
+)
+def test_a_norm_that_cannot_be_folded_leaves_no_place_for_a_shift(norm, count):
+    net = nn.Sequential(nn.Conv2d(3, 8, 3, bias=False), norm, nn.Conv2d(8, 8, 3)).double()
+    assert widen(net, "repvgg", pictures()) == 1 + count
+
+
+def test_hooked_and_parametrized_convolutions_stay():
+    convs = [nn.Conv2d(3, 3, 3) for _ in range(3)]
+    convs[0].register_forward_hook(lambda module, inputs, output: output.relu())
+    nn.utils.parametrizations.weight_norm(convs[1])
+    net = nn.Sequential(*convs).double()
+    assert widen(net, "acb", pictures()) == 1
+    assert branched(net) == ["2"]
+
+
+# Models ---------------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[] if name == "yolov5n.yaml" else pytest.mark.slow) for name in SHIPPED],
+)
+@pytest.mark.parametrize("style", STYLES)
+def test_every_yaml_fuses_to_the_narrow_network(name, style):
+    narrow = create_model(name, nc=3)
+    cfg = narrow.spec.with_branches(style)
+    wide = randomize_(create_model(cfg)).double()
+    assert wide.spec == cfg
+    calibrate_batch_norms(wide, pictures_for(wide, 4, 4))
+    narrow = narrow.double().eval()
+    assert_fuses_like(wide, narrow, pictures_for(wide, 3, 2))
+    deploy, plain = switch_to_deploy(wide), switch_to_deploy(narrow)
+    side = 2 * int(wide.stride.max())
+    size = wide.only_size or (side, side)
+    works = [count_gflops(m.float(), size) for m in (deploy, plain, wide)]
+    assert works[0] == works[1] < works[2]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("style", STYLES)
+@pytest.mark.parametrize("arch", TIMM)
+def test_every_timm_backbone_fuses_to_the_narrow_one(arch, style):
+    narrow = randomize_(create_backbone("timm", arch)).eval()
+    wide = widened(narrow, style)
+    side = narrow.size or (128, 96)
+    calibrate_batch_norms(wide, pictures(*side))
+    assert_fuses_like(wide, narrow.double(), pictures(*side))
+
+
+def test_the_names_are_timms():
+    assert set(TIMM) <= set(timm.list_models())
+    assert len(TIMM) >= 40
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_the_key_travels_in_a_checkpoint(style, tmp_path):
+    model = randomize_(create_model(tiny(overparameterize={"style": style}))).eval()
+    again = load_checkpoint(save(model, tmp_path / "a.pt"))
+    assert again.spec.overparameterize == {"style": style}
+    assert branched(again) == branched(model)
+    x = pictures(dtype=torch.float32)
+    assert all(torch.equal(a, b) for a, b in zip(tensors(again(x)), tensors(model(x)), strict=True))
+    fused = load_checkpoint(save(model.fuse(), tmp_path / "b.pt"))
+    assert shapes(fused) == shapes(create_model(tiny()).fuse())
+    assert worst_error(fused, model, x) <= 1e-4
+
+
+@pytest.mark.parametrize("value", ["dbb", {}, {"style": 3}, {"style": "dbb", "k": 1}, [1], {"kind": "dbb"}], ids=str)
+def test_another_form_of_the_key_is_refused(value):
+    with pytest.raises(ConfigError, match=r"overparameterize must be a mapping such as \{style: dbb\}"):
+        create_model(tiny(overparameterize=value))
+
+
+def test_an_unknown_style_names_the_yaml():
+    with pytest.raises(ConfigError, match=r"model YAML: unknown style of branches 'DBB'.*did you mean 'dbb'"):
+        create_model(tiny(overparameterize={"style": "DBB"}))
+
+
+def test_too_many_parameters_are_refused_before_they_are_made(monkeypatch):
+    monkeypatch.setattr("models.yolo.MAX_PARAMETERS", 1000)
+    with pytest.raises(ConfigError, match=r"branches of the style dbb have .* parameters, expected at most 1,000"):
+        create_model(tiny(overparameterize={"style": "dbb"}))
