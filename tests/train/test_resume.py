@@ -187,7 +187,14 @@ REFUSED = {
     **{"batch_size": 4, "imgsz": 96, "optimizer": "SGD", "seed": 1, "rect": True, "freeze": ["1"], "nosave": True},
     **{"noval": True, "cache": "ram", "multi_scale": True, "single_cls": True, "custom_l2": True, "qat": True},
     **{"cos_lr": True, "name": "other", "task": "segment", "weights": "x.pt", "noautoanchor": True, "no_overlap": True},
-    **{"cfg": "riformer-yolo.yaml", "project": "x", "label_smoothing": 0.1, "mask_ratio": 2, "hyp": "hyp.shapes.yaml"},
+    **{
+        "overparameterize": "acb",
+        "cfg": "riformer-yolo.yaml",
+        "project": "x",
+        "label_smoothing": 0.1,
+        "mask_ratio": 2,
+        "hyp": "hyp.shapes.yaml",
+    },
 }
 
 
@@ -215,6 +222,14 @@ def test_a_model_yaml_is_compared_by_its_content(last, tmp_path, monkeypatch):
     assert_refused("model is .*net.yaml' there, not .*other/net.yaml'", last, cfg="net.yaml")
     own.write_text(yaml.safe_dump(changed))
     assert_refused("net.yaml' there, not what this file says now", last, cfg=own)
+
+
+def test_branches_of_the_command_line_do_not_make_a_model_yaml_another_one(data, tmp_path):
+    last = make_run(tmp_path / "run", data, changes={"yaml": tiny(overparameterize={"style": "dbb"})})
+    own = tmp_path / "net.yaml"
+    assert resume(last, cfg=own).left == "epochs"
+    own.write_text(yaml.safe_dump(tiny(overparameterize={"style": "acb"})))
+    assert_refused("not what this file says now", last, cfg=own)
 
 
 def test_anchors_that_were_fitted_do_not_make_a_model_yaml_another_one(tmp_path):

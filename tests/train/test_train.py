@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -75,6 +76,16 @@ def weights_of(checkpoint: Path, key: str) -> dict[str, torch.Tensor]:
     return read_checkpoint(checkpoint)[key]
 
 
+def test_a_run_with_branches_keeps_them_in_its_yaml_and_says_what_they_cost(finished, folder, caplog):
+    start = finished / "weights/best.pt"
+    run = train.run(**options(folder, "wide", weights=start, overparameterize="mobileone", epochs=1))
+    assert re.search(r"mobileone: \d+ convolutions train with branches.* computes 3\.\d times as much", caplog.text)
+    assert load_checkpoint(run / "weights/last.pt").spec.overparameterize == {"style": "mobileone"}
+    kept = yaml.safe_load((run / "tiny.yaml").read_text())
+    assert kept == tiny(ch=3, overparameterize={"style": "mobileone"})
+    assert yaml.safe_load((run / "args.yaml").read_text())["overparameterize"] == "mobileone"
+
+
 def test_a_run_leaves_its_weights_options_and_results(finished, folder):
     assert load_checkpoint(finished / "weights/best.pt").names == dict(enumerate(NAMES))
     assert load_checkpoint(finished / "weights/best.pt").imgsz == 64
@@ -144,6 +155,7 @@ HEADS = {  # the last row's module and arguments, further keys
     "anchors": ("Detect", ["nc", 2], {}),
     "without NMS": ("Detect", ["nc"], {"end2end": True}),
     "masks": ("Segment", ["nc", 2, 8, 32], {}),
+    "branches": ("Detect", ["nc", 2], {"overparameterize": {"style": "dbb"}}),
 }
 
 
@@ -391,6 +403,11 @@ WRONG = {
     "two sides": ({"imgsz": [64, 96]}, "--imgsz takes one side, as pictures are square here, not 64 96"),
     "one picture a step": ({"batch_size": 1, "imgsz": 32}, r"tiny\.yaml does not train on one picture of 32x32 pixels"),
     "one picture, varied": ({"batch_size": 1, "multi_scale": True}, r"32x32 pixels \(--multi-scale\) at a time"),
+    "no such branches": ({"overparameterize": "bdd"}, "--overparameterize"),
+    "branches that fusing took": (
+        {"overparameterize": "dbb", "qat": True, "cfg": "", "weights": "x.pt"},
+        "no branches",
+    ),
     "unknown option": ({"epoch_count": 3}, "epoch_count"),
 }
 

@@ -6,8 +6,11 @@ import pytest
 import torch
 
 from models import create_model
+from models.blocks.branches import STYLES, BranchedConv
 from models.errors import WeightsError
-from tests.helpers import randomize_, tiny
+from models.spec import load_spec
+from tests.helpers import pictures, randomize_, tiny, worst_error
+from utils.train.trainer import new_model
 from utils.train.transfer import align, transfer
 
 
@@ -180,3 +183,35 @@ def test_a_network_of_other_widths_is_refused_and_left_alone(changes, models):
     with pytest.raises(WeightsError, match=r"only \d+ of \d+ tensors of model YAML are in first\.pt"):
         transfer(models["plain"], target)
     assert same(before, target.state_dict())
+
+
+# Branches -------------------------------------------------------------------------------------------------------------
+def trained_anew(cfg, start):
+    """Return the first model of a training of `cfg` from the weights of `start`."""
+    options = {"single_cls": False, "qat": False, "seed": 0, "freeze": None, "custom_l2": False}
+    return new_model(load_spec(cfg), start, {"nc": 2, "channels": 3}, options).eval()
+
+
+def wide(style):
+    return {**PLAIN, "overparameterize": {"style": style}}
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_branches_are_added_to_the_weights_of_a_narrow_network(style, models):
+    narrow = models["plain"].double().eval()
+    model = trained_anew(wide(style), narrow)
+    assert model.spec.overparameterize == {"style": style}
+    assert any(isinstance(m, BranchedConv) for m in model.modules())
+    assert worst_error(model.double(), narrow, pictures()) <= 1e-12
+
+
+def test_branches_come_along_with_their_weights():
+    start = build(wide("acb")).eval()
+    model = trained_anew(wide("acb"), start)
+    assert all(map(torch.equal, start.state_dict().values(), model.state_dict().values()))
+
+
+@pytest.mark.parametrize(("cfg", "said"), [(PLAIN, "to have none"), (wide("dbb"), "to have those of dbb")])
+def test_branches_of_another_style_are_refused(cfg, said):
+    with pytest.raises(WeightsError, match=f"branches of acb, the model is {said}: give --overparameterize acb"):
+        trained_anew(cfg, build(wide("acb")))
