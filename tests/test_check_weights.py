@@ -121,6 +121,23 @@ def test_classifiers_of_timm_are_checked_too(files, data, tmp_path):
     assert result.ok and result.difference.relative > 0
 
 
+@pytest.mark.parametrize(("file", "mode"), [("train", "check"), ("deploy", "deploy")])
+def test_the_deploy_form_is_saved_and_read_by_its_mode(files, data, file, mode, tmp_path, caplog):
+    saved = tmp_path / "new/a.safetensors"
+    first = check_weights.run(**options(files, data, weights=files / f"{file}.pth", mode=mode, save=saved))
+    assert "138 tensors (mmpretrain, deploy form)" in caplog.text
+    again = check_weights.run(**options(files, data, weights=saved, mode="deploy"))
+    assert again.scores["deploy"].top1 == first.scores["deploy"].top1
+    assert "0 missing; 0 unexpected; deploy form" in again.weights
+
+
+def test_what_fails_the_check_is_not_saved(files, data, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(check_weights, "LOGIT_TOLERANCE", 0.0)
+    assert command(files, data, mode="check", save=tmp_path / "a.pth") == 1
+    assert "a.pth is not written, since the check has failed" in caplog.text
+    assert not [*tmp_path.iterdir()]
+
+
 def test_forms_that_disagree_are_1(files, data, monkeypatch, caplog):
     def spoil(network):
         deploy = fuse_blocks(network)
@@ -240,6 +257,9 @@ def test_weights_that_do_not_fit_are_one_sentence(files, data, bad, file, messag
         ({"crop_pct": 2}, "expected a number from 0 to 1, not '2'"),
         ({"mode": "both"}, "invalid choice: 'both'"),
         ({"output": "no-such-folder/r.json"}, "--output takes a file in a folder that exists"),
+        ({"save": "a.pth"}, "--save writes the deploy form: --mode check compares it with the training form before"),
+        ({"save": "a.onnx", "mode": "check"}, "--save takes a file that ends in .pth, .pt, .safetensors, not a.onnx"),
+        ({"save": ROOT / ".", "mode": "check"}, "--save takes a file that ends in"),
         ({"imgsz": 1}, "RIFormer/s12 takes no pictures of 1x1"),
     ],
     ids=str,

@@ -7,7 +7,8 @@
 The folder holds a folder of pictures per class, in the order of their names, or has such a folder inside, called `val`.
 `--mode train` runs the network as its weights have it, `deploy` its fused form, and `check` both, on the same pictures:
 where their logits are further apart than rounding, the exit code is 1. A picture that cannot be read is skipped,
-counted and named at the end, and makes the exit code 1 as well. In Python:
+counted and named at the end, and makes the exit code 1 as well. `--save FILE` writes the deploy form under the names of
+the network's authors, if nothing was wrong. In Python:
 `check_weights.run(arch="RepVGG/A0", ...)`.
 """
 
@@ -22,6 +23,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,11 +35,11 @@ from torchvision import transforms
 from torchvision.datasets.folder import IMG_EXTENSIONS
 from ultralytics.utils import LOGGER, TQDM
 
-from models import BACKBONES, create_backbone, switch_to_deploy
+from models import create_backbone, switch_to_deploy
 from models.backbones.names import split_name
-from models.backbones.weights import PLAIN, choose_dialect, read_source
 from models.errors import UserError, WeightsError
 from utils import cli
+from utils.checkpoint.published import HEAD_NAMES, check_target, count_classes, write_published
 from utils.data.pictures import Unreadable, read_header
 from utils.sizes import MAX_IMGSZ
 from utils.text import printable
@@ -54,9 +56,6 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, as RGB 
 INTERPOLATIONS = {
     mode.value: mode for mode in (transforms.InterpolationMode.BILINEAR, transforms.InterpolationMode.BICUBIC)
 }
-HEAD_NAMES = re.compile(
-    r"(body\.)?(head|fc|classifier)\."
-)  # how the names of a classification head begin, ours and timm's
 NAMED = 20  # unreadable pictures that are named
 
 
@@ -166,6 +165,7 @@ def make_parser() -> cli.Parser:
         "--workers", type=cli.non_negative_int, default=min(8, os.cpu_count() or 1), help="processes that read pictures"
     )
     add("--output", metavar="FILE", help="write the result as JSON")
+    add("--save", metavar="FILE", help="write the deploy form, for --mode deploy or check: .pth, .pt or .safetensors")
     cli.add_consents(parser)
     return parser
 
@@ -203,7 +203,19 @@ def check(args: argparse.Namespace) -> Result:
     if args.output:
         Path(args.output).write_text(json.dumps(result.as_dict(), indent=1) + "\n", encoding="utf-8")
         LOGGER.info(printable(f"Results saved to {args.output}"))
+    if args.save:
+        save_deploy_form(network, args, result)
     return result
+
+
+def save_deploy_form(network: Any, args: argparse.Namespace, result: Result) -> None:
+    """Write the deploy form of a network that was checked and found to be right, and log what was written."""
+    if not result.ok:
+        LOGGER.warning(printable(f"{args.save} is not written, since the check has failed"))
+        return
+    kind, arch = split_name(args.arch)
+    read = partial(create_backbone, kind, arch, num_classes=count_logits(network))
+    LOGGER.info(printable(write_published(network, Path(args.save), lambda file: read(weights=file))))
 
 
 def check_class_count(logits: int, folders: int, data: str) -> None:
@@ -220,6 +232,10 @@ def check_arguments(args: argparse.Namespace) -> None:
     output = Path(args.output or "result.json")
     if output.is_dir() or not output.parent.is_dir() or (output.is_symlink() and not output.exists()):
         raise UserError(f"--output takes a file in a folder that exists, not {output}")
+    if args.save and args.mode == MODE_TRAIN:
+        raise UserError("--save writes the deploy form: --mode check compares it with the training form before")
+    if args.save:
+        check_target(Path(args.save), Path(args.weights), "--save")
 
 
 # The network ----------------------------------------------------------------------------------------------------------
@@ -231,7 +247,7 @@ def load_classifier(args: argparse.Namespace) -> Any:
         WeightsError: the file is no such network's, or holds no classification head.
     """
     kind, arch = split_name(args.arch)
-    count = args.num_classes or count_classes(kind, args.weights)
+    count = args.num_classes or count_classes(kind, args.weights) or DEFAULT_CLASSES
     network = create_backbone(kind, arch, num_classes=count, weights=args.weights)
     loaded = network.weights_report
     if loaded.deploy and args.mode != MODE_DEPLOY:
@@ -242,19 +258,6 @@ def load_classifier(args: argparse.Namespace) -> Any:
     if head:
         raise WeightsError(f"{args.weights} holds no classification head of {count} classes: {head[0]} is missing")
     return network.eval()
-
-
-def count_classes(kind: str, weights: str) -> int:
-    """Return how many classes the head in a file has; 1000 where no head is found.
-
-    Raises:
-        WeightsError: no such file, or not one that holds tensors only.
-    """
-    tensors = read_source(weights)
-    dialect = choose_dialect(tensors, BACKBONES[kind].dialects) or PLAIN
-    named = dialect.translate(tensors)
-    heads = [tensor for name, tensor in named.items() if HEAD_NAMES.match(name) and tensor.ndim > 1]
-    return heads[-1].shape[0] if heads else DEFAULT_CLASSES
 
 
 @torch.no_grad()

@@ -1,7 +1,10 @@
 """Turn a checkpoint of YOLOv5 or ultralytics, which holds pickled modules, into one of RepYOLO, which holds data.
 
+With `--arch`, turn published backbone weights into their deploy form, under the names that their authors give it.
+
     python -m utils.convert yolov5s.pt
     python -m utils.convert yolo11n.pt --output weights/yolo11n.pt
+    python -m utils.convert RepVGG-A0-train.pth --arch RepVGG/A0 --output RepVGG-A0-deploy.safetensors
 
 Nothing of the file is imported or run. Afterwards it is used like every other:
 
@@ -13,17 +16,20 @@ from __future__ import annotations
 
 import argparse
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ultralytics.utils import LOGGER
 
-from models import DetectionModel, create_model
+from models import DetectionModel, create_backbone, create_model
+from models.backbones.names import split_name
 from models.backbones.weights import Adapted, WeightsReport, copy_tensors
 from models.errors import ConfigError, UserError, WeightsError
 from utils import cli
 from utils.checkpoint import pack_model, save_checkpoint
 from utils.checkpoint.foreign import ForeignModel, differences, read_model
+from utils.checkpoint.published import SAFETENSORS, SUFFIXES, check_target, count_classes, write_published
 from utils.checkpoint.unpickle import read_pickled
 from utils.text import quote
 
@@ -34,7 +40,12 @@ def make_parser() -> cli.Parser:
     parser.add_argument(
         "file", nargs="?", default="", help="checkpoint of YOLOv5 or ultralytics (YOLOv8, YOLO11, YOLO26, ...)"
     )
-    parser.add_argument("--output", default="", help="file to write; empty: FILE-repyolo.pt beside it")
+    parser.add_argument(
+        "--arch", metavar="NAME", default="", help="of backbone weights, such as RepVGG/A0: write their deploy form"
+    )
+    parser.add_argument(
+        "--output", default="", help="file to write; empty: FILE-repyolo.pt beside it, or FILE-deploy.pth"
+    )
     parser.add_argument("--exist-ok", action="store_true", help="replace the file to write if it exists")
     parser.add_argument("--allow-partial", action="store_true", help="keep whatever fits, even if it is little")
     return parser
@@ -45,6 +56,8 @@ def main(args: argparse.Namespace) -> Path:
     if not args.file:
         raise UserError("name a checkpoint of YOLOv5 or ultralytics: python -m utils.convert FILE.pt")
     file = Path(args.file)
+    if args.arch:
+        return convert_backbone(file, args)
     output = Path(args.output) if args.output else file.with_name(f"{file.stem}-repyolo.pt")
     if output.is_dir() or (output.exists() and output.samefile(file)):
         raise UserError(
@@ -63,6 +76,19 @@ def main(args: argparse.Namespace) -> Path:
         f"\nValidate: python val.py --weights {quote(output)} --data DATA.yaml"
         f"\nTrain:    python train.py --weights {quote(output)} --data DATA.yaml"
     )
+    return output
+
+
+def convert_backbone(file: Path, args: argparse.Namespace) -> Path:
+    """Write the deploy form of backbone weights, with their classification head if they have one; return its file."""
+    suffix = SAFETENSORS if file.suffix == SAFETENSORS else SUFFIXES[0]
+    output = Path(args.output) if args.output else file.with_name(f"{file.stem}-deploy{suffix}")
+    check_target(output, file, "--output", args.exist_ok)
+    kind, arch = split_name(args.arch)
+    read = partial(create_backbone, kind, arch, num_classes=count_classes(kind, file), allow_partial=args.allow_partial)
+    network = read(weights=file).eval()
+    LOGGER.info(f"{args.arch}: {network.weights_report}")
+    LOGGER.info(write_published(network, output, lambda written: read(weights=written)))
     return output
 
 

@@ -109,6 +109,13 @@ class Backbone(nn.Module, ABC):
         """Fit the tensors of a file, under our names already, to this network; by default they stay as they are."""
         return Adapted(tensors)
 
+    def adapt_back(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return the tensors of this network, which is in deploy form, as published files have them.
+
+        Where only names differ, `Dialect.written` says so; by default the tensors stay as they are.
+        """
+        return tensors
+
 
 class Classifier(nn.Module):
     """A backbone and its classification head: (B, C, H, W) to logits (B, num_classes)."""
@@ -232,6 +239,21 @@ def load_weights(network: Any, source: str | Path, *, allow_partial: bool = Fals
     loaded = in_form(target, "blocks") if dialect.deploy else target
     loaded.weights_report = report
     return loaded
+
+
+def published_tensors(network: Any) -> tuple[dict[str, Tensor], str]:
+    """Return the tensors of a network in deploy form as its authors publish them, and whose names they have.
+
+    A family of which no deploy form is published has names of its own.
+
+    Args:
+        network: a backbone or a classifier; it stays as it is.
+    """
+    backbone = _backbone_of(network)
+    dialect = next((dialect for dialect in backbone.dialects if dialect.written is not None), PLAIN_DEPLOY)
+    fused = in_form(network, dialect.form)
+    tensors = {name.removeprefix("backbone."): tensor.detach().cpu() for name, tensor in fused.state_dict().items()}
+    return dialect.translate_back(_backbone_of(fused).adapt_back(tensors)), dialect.name
 
 
 def in_form(network: Any, form: str) -> Any:

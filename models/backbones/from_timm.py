@@ -31,9 +31,9 @@ from torch.nn import functional as F
 from models.backbones.base import Backbone, level_name, select_strides
 from models.backbones.pyramid import Pyramid, fit_to_grid, nearest_stride
 from models.backbones.traceable import Traceable, as_constant
-from models.backbones.weights import Adapted, Dialect, WeightsReport
+from models.backbones.weights import MIN_MATCHED, Adapted, Dialect, WeightsReport
 from models.blocks.frozen import thaw
-from models.blocks.reparam import register_batch_norm, register_fuser, register_linear
+from models.blocks.reparam import fuse_blocks, register_batch_norm, register_fuser, register_linear
 from models.errors import ConfigError, UserError, WeightsError, did_you_mean
 
 RESERVED_OPTIONS = ("in_chans", "out_indices", "features_only")  # follow from the rest of a YAML
@@ -60,7 +60,7 @@ REPVGG = (  # the names that the authors of RepVGG gave to what timm's repvgg_* 
     (r"^linear\.", "head.fc."),
 )
 DIALECTS = (
-    Dialect("timm, deploy form", r"\.reparam_conv\.", deploy=True),
+    Dialect("timm, deploy form", r"\.reparam_conv\.", deploy=True, written=()),
     Dialect("the authors of RepVGG", r"^stage0\.rbr_dense\.", REPVGG),
     Dialect("the authors of RepVGG, deploy form", r"^stage0\.rbr_reparam\.", REPVGG, deploy=True),
 )
@@ -155,7 +155,9 @@ class TimmBackbone(Backbone):
 
     def adapt(self, tensors: dict[str, Tensor], dialect: Dialect) -> Adapted:  # noqa: ARG002
         """Put the tensors of timm's classifier under the names that its feature extractor gives them in here."""
-        own = self.state_dict().keys()
+        own = set(self.state_dict())
+        if len(own & {inner for name in tensors for inner in _inner_names(name)}) < MIN_MATCHED * len(own):
+            own |= fuse_blocks(self).state_dict().keys()  # it may be a file in deploy form
         return Adapted({next((n for n in _inner_names(name) if n in own), name): t for name, t in tensors.items()})
 
     @property
@@ -237,6 +239,10 @@ class TimmClassifier(nn.Module):
         """Put timm's tensors under the names that they have in here; all of our own begin with `body.`."""
         prefix = "" if all(name.startswith("body.") for name in tensors) else "body."
         return Adapted({f"{prefix}{name}": tensor for name, tensor in tensors.items()})
+
+    def adapt_back(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return the tensors under timm's names."""
+        return {name.removeprefix("body."): tensor for name, tensor in tensors.items()}
 
 
 def _inner_names(name: str) -> tuple[str, ...]:

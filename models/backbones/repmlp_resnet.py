@@ -67,6 +67,12 @@ DIALECTS = (
             *LINEAR,
         ),
         deploy=True,
+        written=(
+            (REPMLP + r"local\.", r".\1_repmlp.fc3."),
+            (REPMLP + r"perceptron\.", r".\1_repmlp.fc1_fc2."),
+            (r"^head\.fc\.", "linear."),
+        ),
+        form="all",
     ),
 )
 

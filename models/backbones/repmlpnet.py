@@ -64,7 +64,17 @@ OFFICIAL_GATE, MM_GATE = r"\.repmlp_block\.gp\.fc1\.", r"\.repmlp_block\.gp\.con
 TRAIN, DEPLOY = r"\.repmlp_block\.fc3_bn\.", r"\.repmlp_block\.fc3\.bias$"
 DIALECTS = (
     Dialect("the authors of RepMLPNet", (OFFICIAL_GATE, TRAIN), renames=(*LOCAL, *HEAD)),
-    Dialect("the authors of RepMLPNet, deploy form", (OFFICIAL_GATE, DEPLOY), (*DEPLOY_LOCAL, *HEAD), deploy=True),
+    Dialect(
+        "the authors of RepMLPNet, deploy form",
+        (OFFICIAL_GATE, DEPLOY),
+        (*DEPLOY_LOCAL, *HEAD),
+        deploy=True,
+        written=(
+            (r"\.repmlp_block\.local\.", ".repmlp_block.fc3."),
+            (r"^head\.norm\.", "head_norm."),
+            (r"^head\.fc\.", "head."),
+        ),
+    ),
     Dialect("mmpretrain's RepMLP", (MM_GATE, TRAIN), renames=(*LOCAL, *MM)),
     Dialect("mmpretrain's RepMLP, deploy form", (MM_GATE, DEPLOY), (*DEPLOY_LOCAL, *MM), deploy=True),
 )

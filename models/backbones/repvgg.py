@@ -76,6 +76,7 @@ DIALECTS = (
         BLOCK + r"rbr_reparam\.",
         renames=((BLOCK + r"rbr_reparam\.", r"\1.conv."), (r"^linear\.", "head.fc.")),
         deploy=True,
+        written=((BLOCK + r"conv\.", r"\1.rbr_reparam."), (r"^head\.fc\.", "linear.")),
     ),
     Dialect(
         "timm's RepVGG",

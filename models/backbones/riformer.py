@@ -10,6 +10,7 @@ pictures of one shape where you can.
 
 from __future__ import annotations
 
+import re
 from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any, ClassVar, NamedTuple
@@ -50,6 +51,7 @@ DEPLOY = Dialect(
     renames=((r"\.norm_reparam\.", ".norm1."),),
     deploy=True,
     absent=UNPUBLISHED_NORMS,
+    written=((r"^(?!head\.)", "backbone."),),
 )
 POOLFORMER = Dialect(
     "timm's PoolFormer",
@@ -145,6 +147,22 @@ class RIFormer(Backbone):
         affine = {k: v for k, v in self.state_dict().items() if ".token_mixer.affine." in k}
         made = {k: torch.full_like(v, factor if k.endswith("weight") else 0.0) for k, v in affine.items()}
         return Adapted({**tensors, **made}, tuple(made), (note,) if note else ())
+
+    def adapt_back(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return fused blocks as published ones, in which the second norm and the scales change nothing."""
+        found = {}
+        for name, tensor in tensors.items():
+            block, inner = re.match(r"(network\.\d+\.\d+\.)?(.*)", name).groups()  # type: ignore[union-attr]
+            if block is None:
+                found[name] = tensor
+            elif inner in ("weight", "bias"):  # of the one norm that is left
+                found[f"{block}norm_reparam.{inner}"] = tensor
+                found[f"{block}norm2.{inner}"] = torch.full_like(tensor, float(inner == "weight"))
+            else:
+                found[f"{block}mlp.{inner}"] = tensor
+            if block and inner == "weight":
+                found |= {f"{block}layer_scale_{i}": torch.ones_like(tensor) for i in (1, 2)}
+        return found
 
     def make_head(self, num_classes: int) -> nn.Module:
         """Return the published head: global average pooling and a linear layer."""

@@ -44,6 +44,8 @@ class Dialect:
         renames: (pattern, replacement) of `re.sub`, one after another: to our names, the classifier's under "head.".
         deploy: these files hold the fused form.
         absent: beginnings of those of our names that such files do not hold, as a regular expression.
+        written: (pattern, replacement) the other way round, to the names of such files, if we write them.
+        form: of base.FORMS, in which they are.
     """
 
     name: str
@@ -51,6 +53,8 @@ class Dialect:
     renames: tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...] = ()
     deploy: bool = False
     absent: str = "$^"  # nothing
+    written: tuple[tuple[str, str], ...] | None = None
+    form: str = "blocks"
 
     def speaks(self, names: Iterable[str]) -> bool:
         """Return whether a file with these names is of this dialect."""
@@ -59,12 +63,17 @@ class Dialect:
 
     def translate(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return the tensors of a file under our names."""
-        return {self._rename(name): tensor for name, tensor in tensors.items()}
+        return {_renamed(name, self.renames): tensor for name, tensor in tensors.items()}
 
-    def _rename(self, name: str) -> str:
-        for pattern, replacement in self.renames:
-            name = re.sub(pattern, replacement, name)
-        return name
+    def translate_back(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return tensors under our names under those of a file."""
+        return {_renamed(name, self.written or ()): tensor for name, tensor in tensors.items()}
+
+
+def _renamed(name: str, renames: Iterable[tuple[str, str | Callable[[re.Match[str]], str]]]) -> str:
+    for pattern, replacement in renames:
+        name = re.sub(pattern, replacement, name)
+    return name
 
 
 PLAIN = Dialect("names of our own", "")
