@@ -6,15 +6,16 @@
 
 The folder holds a folder of pictures per class, in the order of their names, or has such a folder inside, called `val`.
 `--mode train` runs the network as its weights have it, `deploy` its fused form, and `check` both, on the same pictures:
-where their logits are further apart than rounding, the exit code is 1. A picture that cannot be read is skipped,
-counted and named at the end, and makes the exit code 1 as well. `--save FILE` writes the deploy form under the names of
-the network's authors, if nothing was wrong. In Python:
+where the fused one's logits are further from the unfused one's in float64 than float32 explains, the exit code is 1. A
+picture that cannot be read is skipped, counted and named at the end, and makes the exit code 1 as well. `--save FILE`
+writes the deploy form under the names of the network's authors, if nothing was wrong. In Python:
 `check_weights.run(arch="RepVGG/A0", ...)`.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import math
 import os
@@ -41,6 +42,7 @@ from models.errors import UserError, WeightsError
 from utils import cli
 from utils.checkpoint.published import HEAD_NAMES, check_target, count_classes, write_published
 from utils.data.pictures import Unreadable, read_header
+from utils.prove.logits import LogitDifference
 from utils.sizes import MAX_IMGSZ
 from utils.text import printable
 
@@ -50,7 +52,6 @@ MODE_FORMS = {
     MODE_DEPLOY: (MODE_DEPLOY,),
     MODE_CHECK: (MODE_TRAIN, MODE_DEPLOY),
 }  # that each mode runs
-LOGIT_TOLERANCE = 1e-4  # of logits, relative to the largest of a picture; float32
 DEFAULT_SIDE, DEFAULT_CLASSES = 224, 1000
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, as RGB in [0, 1]
 INTERPOLATIONS = {
@@ -79,26 +80,6 @@ class Score:
 
 
 @dataclass
-class LogitDifference:
-    """How far the logits of the two forms are apart."""
-
-    relative: float = 0.0  # the largest difference over the largest logit of a picture, of all pictures
-    other_top1: int = 0  # pictures whose best class is another one
-
-    def add(self, logits: Tensor, others: Tensor) -> None:
-        """Compare a batch of logits (B, classes) in both forms."""
-        apart = (logits - others).abs().amax(dim=1) / logits.abs().amax(dim=1)
-        worst = float(apart.max()) if apart.isfinite().all() else float("inf")
-        self.relative = max(self.relative, worst)
-        self.other_top1 += int((logits.argmax(dim=1) != others.argmax(dim=1)).sum())
-
-    @property
-    def ok(self) -> bool:
-        """Whether it is rounding."""
-        return self.relative <= LOGIT_TOLERANCE
-
-
-@dataclass
 class Result:
     """What a check found; `as_dict` is the content of `--output`."""
 
@@ -122,7 +103,7 @@ class Result:
     def as_dict(self) -> dict[str, Any]:
         """Return it as JSON takes it, with percentages and pictures per second."""
         forms = {form: self.rates(score) for form, score in self.scores.items()}
-        difference = {**asdict(self.difference), "tolerance": LOGIT_TOLERANCE} if self.difference else None
+        difference = {**asdict(self.difference), "tolerance": self.difference.tolerance} if self.difference else None
         if difference and not math.isfinite(difference["relative"]):
             difference["relative"] = None
         return {**asdict(self), "scores": forms, "difference": difference, "ok": self.ok}
@@ -391,6 +372,7 @@ def run_forms(forms: dict[str, nn.Module], loader: DataLoader, result: Result) -
     device = next(next(iter(forms.values())).parameters()).device
     result.scores = {form: Score() for form in forms}
     result.difference = LogitDifference() if len(forms) > 1 else None
+    exact = in_float64(forms[MODE_TRAIN]) if result.difference is not None else None
     for pictures, labels, bad in TQDM(loader, desc=f"checking {result.arch}"):
         result.unreadable.update(bad)
         if pictures is None:
@@ -402,10 +384,17 @@ def run_forms(forms: dict[str, nn.Module], loader: DataLoader, result: Result) -
         for form, network in forms.items():
             logits[form], seconds = timed(network, pictures.to(device))
             result.scores[form].add(logits[form], labels, seconds)
-        if result.difference is not None:
-            result.difference.add(logits[MODE_TRAIN], logits[MODE_DEPLOY])
+        if result.difference is not None and exact is not None:
+            result.difference.add(logits[MODE_TRAIN], logits[MODE_DEPLOY], partial(exact, pictures))
     if not result.pictures:
         raise UserError(f"none of the {len(result.unreadable)} pictures can be read")
+
+
+def in_float64(network: nn.Module) -> Callable[[Tensor, Tensor], Tensor]:
+    """Return what computes a network's logits in float64 for some pictures of a batch, by their numbers."""
+    exact = copy.deepcopy(network).double()
+    device = next(exact.parameters()).device
+    return lambda pictures, numbers: exact(pictures[numbers].to(device).double()).cpu()
 
 
 def timed(network: nn.Module, pictures: Tensor) -> tuple[Tensor, float]:
@@ -431,10 +420,11 @@ def result_lines(result: Result) -> Iterator[str]:
         verdict = (
             "the forms agree"
             if difference.ok
-            else f"the forms DISAGREE, more than {LOGIT_TOLERANCE:.0e} is no rounding"
+            else f"the forms DISAGREE, as {difference.beyond} are further from float64 than rounding explains"
         )
         yield (
-            f"logits are {difference.relative:.1e} apart, relative to the largest of a picture; "
+            f"logits are {difference.relative:.1e} apart, relative to the largest of a picture, and those of float32 "
+            f"and float64 {difference.rounding:.1e}; "
             f"{difference.other_top1} pictures have another best class: {verdict}"
         )
     if result.unreadable:
