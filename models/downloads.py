@@ -16,6 +16,6 @@ def check_download(who: str) -> None:
     """Raise ConfigError unless downloads were allowed, where the row `who` of a YAML asks for one."""
     if not CONSENT["given"]:
         raise ConfigError(
-            f"{who} asks for pretrained weights, which timm downloads only when you allow it: --download "
+            f"{who} asks for pretrained weights, which are downloaded only when you allow it: --download "
             "(allow_downloads() of models.downloads in Python)"
         )

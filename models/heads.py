@@ -11,11 +11,11 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
-from ultralytics.nn.modules import Classify, Conv, Detect, Segment
+from ultralytics.nn.modules import Classify, Conv, Detect, Segment, Segment26
 from ultralytics.utils import LOGGER
 
 from models.blocks.reparam import register_fuser
@@ -132,30 +132,45 @@ class AnchorSegment(AnchorDetect):
         return (output, proto) if self.export else ((output[0], proto), {**output[1], "proto": proto})
 
 
+class Masks(NamedTuple):
+    """How a head without anchors makes masks.
+
+    Attributes:
+        nm: prototypes, and coefficients of each box.
+        npr: channels of the layers that make the prototypes.
+        all_levels: they read all maps, not the finest alone, and learn beside a branch for the class of every pixel.
+    """
+
+    nm: int
+    npr: int
+    all_levels: bool = False
+
+
 def build_anchor_free(
     nc: int,
     channels: Sequence[int],
     strides: Sequence[float],
-    masks: tuple[int, int] | None,
+    masks: Masks | None,
     end2end: bool,
     reg_max: int = 16,
     legacy: bool = False,
 ) -> Detect:
-    """Return ultralytics' head: `Detect`, or with `masks` (nm, npr) `Segment`; with `end2end` one that needs no NMS.
+    """Return ultralytics' head: `Detect`, or with `masks` `Segment`; with `end2end` one that needs no NMS.
 
     Args:
         nc: number of classes.
         channels: of the feature maps.
         strides: of the feature maps, ascending.
-        masks: mask coefficients of each box, and channels of the layers that make the prototypes.
+        masks: how it makes masks.
         end2end: whether one branch gives each object once.
         reg_max: bins of the distribution over each side of a box; 1: the side itself.
         legacy: whether plain convolutions lead to the class scores, as before YOLO11.
     """
     options: dict[str, Any] = {"nc": nc, "reg_max": reg_max, "end2end": end2end, "ch": tuple(channels)}
-    kind = Detect if masks is None else Segment
+    kind: Any = Detect
     if masks is not None:
-        options.update(nm=masks[0], npr=masks[1])
+        kind = Segment26 if masks.all_levels else Segment
+        options.update(nm=masks.nm, npr=masks.npr)
     head = kind.__new__(kind)
     head.legacy = legacy  # of this head: the class's is that of the model which ultralytics built last
     kind.__init__(head, **options)
@@ -192,10 +207,23 @@ def build_classify(
     return head
 
 
+def describe_head(head: nn.Module) -> str:
+    """Return in one line which of the heads it is, and for one without anchors what leads to its class scores."""
+    if isinstance(head, AnchorDetect):
+        return f"with {head.na} anchors a level"
+    if not isinstance(head, Detect):
+        return type(head).__name__
+    legacy = "plain 3x3 convolutions, as of YOLOv8 (legacy: true)"
+    scores = legacy if head.legacy else "depthwise and 1x1 convolutions, as of YOLO11 (legacy: false)"
+    return f"without anchors{' and NMS' if head.end2end else ''}; class scores by {scores}"
+
+
 @register_fuser
 def drop_training_branch(module: Any) -> nn.Module | None:
-    """Return a head without NMS that has lost its branch for training; None for all other modules."""
-    if not isinstance(module, Detect) or not module.end2end or module.cv2 is None:
+    """Return a head that has lost what only trains: a second branch, or classes of pixels; None for other modules."""
+    branch = isinstance(module, Detect) and module.end2end and module.cv2 is not None
+    pixels = isinstance(module, Segment26) and module.proto.semseg is not None
+    if not branch and not pixels:
         return None
     fused = copy.deepcopy(module)
     fused.fuse()

@@ -40,7 +40,7 @@ from models.backbones.base import Backbone, MissingLevel, select_strides
 from models.errors import ConfigError, did_you_mean
 from models.layers import READS_LIST, Feature, Layer, build_backbone, build_layer, check_word, is_backbone
 from models.plugins import check_plugins
-from models.spec import FORM, HEADS, ModelSpec, Row
+from models.spec import FORM, HEADS, WEIGHTS_AT, ModelSpec, Row
 
 PICTURE = -1  # the slot of the input
 LEVELS = 5  # slots of a list backbone: P1 to P5
@@ -300,7 +300,7 @@ class _Scales:
         Raises:
             ConfigError: the parameters of all layers are too many, or the modules of this one.
         """
-        row = row.without_pretrained() if is_backbone(row.module) else row
+        row = row.without_pretrained() if is_backbone(row.module) or row.module in WEIGHTS_AT else row
         with _few_modules():
             try:
                 with torch.device("meta"):
@@ -337,11 +337,11 @@ def _few_modules() -> Iterator[None]:
 
 def _check_features(word: str, outputs: Iterable[Feature], all_so_far: Iterable[Feature]) -> None:
     """Raise ConfigError for a map that no picture of a sane size could have."""
-    for channels, stride, _ in outputs:
-        if channels > MAX_CHANNELS:
-            raise ConfigError(f"{word} gives {channels:,} channels, expected at most {MAX_CHANNELS:,}")
-        if stride < MIN_STRIDE:
-            raise ConfigError(f"{word} gives a map {1 / stride:g} times as large as the picture")
+    for output in outputs:
+        if output.channels > MAX_CHANNELS:
+            raise ConfigError(f"{word} gives {output.channels:,} channels, expected at most {MAX_CHANNELS:,}")
+        if output.stride < MIN_STRIDE:
+            raise ConfigError(f"{word} gives a map {1 / output.stride:g} times as large as the picture")
     side = common_side(all_so_far)
     if side > MAX_SIDE:
         raise ConfigError(

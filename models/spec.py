@@ -18,7 +18,7 @@ from typing import Any
 
 import yaml
 
-from models import ultralytics_yaml
+from models import absent, ultralytics_yaml
 from models.errors import ConfigError, did_you_mean
 from models.files import why_no_file
 from models.yaml_numbers import load_yaml
@@ -50,6 +50,8 @@ PRETRAINED = (  # options that say where first weights come from; a checkpoint b
     "cache_dir",
 )
 
+WEIGHTS_AT = {"TorchVision": 2}  # the argument of a word that names weights without a mapping
+
 
 @dataclass(frozen=True)
 class Row:
@@ -78,6 +80,8 @@ class Row:
         def strip(position: int, arg: Any) -> Any:
             if isinstance(arg, Mapping):
                 return {key: value for key, value in arg.items() if key not in (*PRETRAINED, *others)}
+            if position == WEIGHTS_AT.get(self.module):
+                return None
             return False if position == 0 and arg is True else arg
 
         return dataclasses.replace(self, args=tuple(map(strip, range(len(self.args)), self.args)))
@@ -244,6 +248,8 @@ def _check(content: Mapping[str, Any], name: str, file: str = "") -> ModelSpec:
     if ultralytics_yaml.is_theirs(content, file):
         content = ultralytics_yaml.translate(content, name)
     for key in content:
+        if key in absent.KEYS:
+            raise ConfigError(f"{name}: ultralytics' key {key} is none here: {absent.KEYS[key]}")
         if key not in (*KEYS, *OTHERS):
             raise ConfigError(f"{name}: unknown key '{key}'{did_you_mean(str(key), KEYS)}, expected {', '.join(KEYS)}")
     for key in ("nc", "head"):

@@ -19,6 +19,7 @@ from ultralytics.nn.modules import Detect
 from models.backbones.base import Backbone, check_maps, level_name
 from models.blocks.branches import BranchedConv
 from models.blocks.reparam import switch_to_deploy
+from models.heads import describe_head
 from models.layers import LAYERS, Feature
 from models.parser import Node, Slot
 from models.spec import ModelSpec, Row
@@ -330,6 +331,11 @@ def backbone_card(model: RowModel, size: tuple[int, int] | None = None) -> str:
     """
     cards = [_row_card(*row) for row in list_backbones_of(model, size or model.only_size or DEFAULT_SIZE)]
     return "\n".join(cards) or f"{model.spec.name} has no list backbone: its rows are its backbone"
+
+
+def head_card(model: RowModel) -> str:
+    """Return which head a model has, as a line of a card."""
+    return format_rows([("head", f"{model.nodes[-1].row.module} {describe_head(model.model[-1])}")])
 
 
 def _row_card(node: Node, backbone: Backbone, maps: Sequence[Feature], size: tuple[int, int]) -> str:

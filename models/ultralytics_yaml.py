@@ -1,13 +1,14 @@
 """ultralytics' model YAMLs in our language: one file for all sizes, and the rules by which its parser reads rows.
 
 `scales` holds depth, width and the most channels of each size. Which of them is built, the file's name says, as it does
-to ultralytics: yolo11s-mine.yaml is size s. The YAMLs of YOLOv3 and YOLOv9 have no `scales`. Checkpoints hold such
-YAMLs as well.
+to ultralytics: yolo11s-mine.yaml is size s. The YAMLs of YOLOv3 and YOLOv9 have no `scales`, nor had those of YOLOv6
+and YOLOv8 once. Checkpoints hold such YAMLs as well.
 """
 
 from __future__ import annotations
 
 import ast
+import itertools
 import re
 from collections.abc import Mapping
 from contextlib import suppress
@@ -18,10 +19,17 @@ from ultralytics.utils import LOGGER
 from models.errors import ConfigError
 
 KEYS = ("scales", "scale", "reg_max")  # that no other model YAML has
-OLD_NAME = re.compile(r"yolov[39]")  # of files without these keys; YOLOv5's, of the same names, have anchors
+OLD_NAME = re.compile(r"yolov[3689]")  # of files without these keys; YOLOv5's, of the same names, have anchors
+DARKNETS = {"Conv", "Bottleneck"}, {"Conv", "nn.MaxPool2d", "nn.ZeroPad2d"}  # the words of YOLOv3's backbones
 GELAN = {"RepNCSPELAN4", "ELAN1", "AConv", "ADown", "SPPELAN"}  # words of YOLOv9
 SCALES = ("depth_multiple", "width_multiple", "max_channels")  # what `scales` gives of each size, by our keys
 C3K_SIZES, RESIDUAL_SIZES = ("m", "l", "x"), ("l", "x")  # in which C3k2 and A2C2f have more inside
+THEIR_HEADS: dict[str, tuple[str, dict[str, Any]]] = {  # of boxes; our head and its options for each
+    "Detect": ("Detect", {}),
+    "Segment": ("Segment", {}),
+    "v10Detect": ("Detect", {}),
+    "Segment26": ("Segment", {"all_levels": True}),
+}
 DEPTHWISE = {"C3k2", "A2C2f", "C2fCIB", "v10Detect"}  # words of YOLOs whose class scores come from depthwise ones
 
 
@@ -29,7 +37,8 @@ def is_theirs(content: Mapping[str, Any], name: str = "") -> bool:
     """Return whether a YAML is to be read by the rules of ultralytics.
 
     Those of YOLOv3 and YOLOv9 have no key that says so. Their heads have no anchors, and the name of the file is
-    theirs, or there are words of YOLOv9 and neither depth_multiple nor width_multiple, which YAMLs of our own have.
+    theirs, or its backbone has the words of YOLOv3's and no other, or there are words of YOLOv9 and neither
+    depth_multiple nor width_multiple, which YAMLs of our own have. Heads that ultralytics alone has say so as well.
 
     Args:
         content: the YAML.
@@ -37,11 +46,17 @@ def is_theirs(content: Mapping[str, Any], name: str = "") -> bool:
     """
     if any(key in content for key in KEYS):
         return True
-    rows = [row for section in _sections(content).values() for row in section if _is_row(row)]
-    if not rows or rows[-1][2] not in ("Detect", "Segment") or content.get("anchors") or _has_anchors(rows[-1][3]):
+    words = {key: [row[2] for row in rows if _is_row(row)] for key, rows in _sections(content).items()}
+    head: Any = content["head"][-1] if words.get("head") else None
+    if not _is_row(head) or head[2] not in THEIR_HEADS or content.get("anchors") or _has_anchors(head[3]):
         return False
     unscaled = not {"depth_multiple", "width_multiple"} & content.keys()
-    return bool(OLD_NAME.search(name)) or (unscaled and any(row[2] in GELAN for row in rows))
+    return (
+        THEIR_HEADS[head[2]] != (head[2], {})
+        or bool(OLD_NAME.search(name))
+        or (bool(name) and set(words.get("backbone", ())) in DARKNETS)
+        or (unscaled and not GELAN.isdisjoint(itertools.chain(*words.values())))
+    )
 
 
 def translate(content: Mapping[str, Any], name: str, legacy: bool | None = None) -> dict[str, Any]:
@@ -66,7 +81,7 @@ def translate(content: Mapping[str, Any], name: str, legacy: bool | None = None)
         found["end2end"] = True
     for key, rows in sections.items():
         found[key] = [_translate_row(row, size) if _is_row(row) else row for row in rows]
-    if sections.get("head") and _is_row(found["head"][-1]) and found["head"][-1][2] != "Classify":
+    if sections.get("head") and _is_row(found["head"][-1]) and found["head"][-1][2] in THEIR_HEADS:
         legacy = not words & DEPTHWISE if legacy is None else legacy
         _describe_head(found["head"][-1][3], content.get("reg_max"), legacy)
     return found
@@ -118,8 +133,9 @@ def _translate_row(row: list[Any], size: str) -> list[Any]:
     elif word == "Bottleneck":
         names = dict(zip(("shortcut", "g", "k", "e"), args[1:], strict=False))
         args, options = args[:1], {"k": [3, 3], **names, **options}
-    elif word == "v10Detect":
-        word = "Detect"
+    elif word in THEIR_HEADS:
+        word, more = THEIR_HEADS[word]
+        options = {**more, **options}
     return [source, number, word, [*args, options] if options else args]
 
 

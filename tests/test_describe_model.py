@@ -12,7 +12,7 @@ import torch
 
 from models import DetectionModel
 from models.errors import UserError
-from models.summary import count_gflops, model_table
+from models.summary import count_gflops, head_card, model_table
 from tests.helpers import tiny, tiny_backbone, write
 from utils import cli, describe_model
 
@@ -33,8 +33,9 @@ def test_it_tells_what_the_model_says_of_itself(small, caplog):
     model = DetectionModel(small)
     deploy = model.fuse()
     lines = caplog.messages[-1].splitlines()
-    assert lines[:-1] == model_table(model, (64, 96)).splitlines()
-    assert lines[-2].endswith("GFLOPs at 64x96")
+    assert lines[:-2] == model_table(model, (64, 96)).splitlines()
+    assert lines[-3].endswith("GFLOPs at 64x96")
+    assert lines[-2] == head_card(model)
     total = sum(p.numel() for p in deploy.parameters())
     assert lines[-1] == f"fused: {total:,} parameters, {count_gflops(deploy, (64, 96)):.1f} GFLOPs; 20 Conv+BN"
 

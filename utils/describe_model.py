@@ -28,7 +28,7 @@ from models import DetectionModel, create_model, switch_to_deploy
 from models.errors import UserError
 from models.parser import common_side
 from models.spec import CONFIGS, load_spec
-from models.summary import DEFAULT_SIZE, count_gflops, count_parameters, model_table, row_gflops, slots_text
+from models.summary import DEFAULT_SIZE, count_gflops, count_parameters, head_card, model_table, row_gflops, slots_text
 from utils import cli
 from utils.latency import Latency, torch_threads
 from utils.paths import find_file
@@ -52,6 +52,7 @@ class Description:
     """What a model is made of; pairs are before and after fusing."""
 
     table: str
+    head: str  # which of the heads it has
     name: str
     imgsz: tuple[int, int]  # height, width
     parameters: tuple[int, int]
@@ -125,6 +126,7 @@ def describe(cfg: Path, args: argparse.Namespace) -> Description:
         raise UserError(f"{model.spec.name} takes no picture of {size[0]}x{size[1]}: {reason}") from error
     return Description(
         table=model_table(model, size),
+        head=head_card(model),
         name=model.spec.name,
         imgsz=size,
         parameters=(count_parameters(model), count_parameters(deploy)),
@@ -188,7 +190,11 @@ def description_text(found: Description) -> str:
     """Return a description as text for people."""
     height, width = found.imgsz
     fused = ", ".join(f"{count} {kind}" for kind, count in sorted(found.fused.items())) or "nothing"
-    lines = [found.table, f"fused: {found.parameters[1]:,} parameters, {found.gflops[1]:.1f} GFLOPs; {fused}"]
+    lines = [
+        found.table,
+        found.head,
+        f"fused: {found.parameters[1]:,} parameters, {found.gflops[1]:.1f} GFLOPs; {fused}",
+    ]
     if found.rows:
         how = f"median ms of {found.rounds} rounds in turns at {height}x{width}, {found.threads} CPU thread(s)"
         lines += ["", profile_table(found), how]

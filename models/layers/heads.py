@@ -9,7 +9,15 @@ from ultralytics.nn.modules import Detect
 
 from models.arguments import Natural, Positive
 from models.errors import ConfigError
-from models.heads import AnchorDetect, Anchors, AnchorSegment, build_anchor_free, build_classify, parse_anchors
+from models.heads import (
+    AnchorDetect,
+    Anchors,
+    AnchorSegment,
+    Masks,
+    build_anchor_free,
+    build_classify,
+    parse_anchors,
+)
 from models.layers.site import LAYERS, Layer, Site, listed
 
 
@@ -35,8 +43,12 @@ def segment(
     npr: Positive | None = None,
     reg_max: Positive | None = None,
     legacy: bool = False,
+    all_levels: bool = False,
 ) -> Layer:
-    """Boxes, scores and masks by `nm` prototypes (32) of `npr` channels inside (256); without anchors [nc, nm, npr]."""
+    """Boxes, scores and masks by `nm` prototypes (32) of `npr` channels inside (256); without anchors [nc, nm, npr].
+
+    With `all_levels` prototypes are made from all maps, not the finest alone: YOLO26's, without anchors.
+    """
     if isinstance(anchors, int) and npr is None:
         anchors, nm, npr = None, anchors, nm
     nm, npr = nm or 32, npr or 256
@@ -46,8 +58,11 @@ def segment(
     hidden = site.width(npr)
     if anchors is None:
         end2end = site.spec.end2end
-        return _head(build_anchor_free(site.spec.nc, channels, strides, (nm, hidden), end2end, reg_max or 16, legacy))
-    _check_no_options(site, reg_max, legacy)
+        if all_levels and strides != [8 * 2**i for i in range(len(strides))]:
+            raise ConfigError(f"Segment with all_levels reads strides 8, 16, 32, ..., not {listed(strides)}")
+        masks = Masks(nm, hidden, all_levels)
+        return _head(build_anchor_free(site.spec.nc, channels, strides, masks, end2end, reg_max or 16, legacy))
+    _check_no_options(site, reg_max, legacy or all_levels)
     return _head(AnchorSegment(site.spec.nc, _anchors(site, anchors, strides), channels, strides, nm, hidden))
 
 
@@ -74,10 +89,11 @@ def _check_nc(site: Site, nc: int | str) -> None:
         raise ConfigError(f"{site.word} is given {nc!r} classes, but nc of the YAML is {site.spec.nc}: write nc")
 
 
-def _check_no_options(site: Site, reg_max: int | None, legacy: bool) -> None:
-    """Raise ConfigError for options of the head without anchors."""
-    if reg_max is not None or legacy:
-        raise ConfigError(f"reg_max and legacy are for the head without anchors, {site.word}, [nc]")
+def _check_no_options(site: Site, *options: object) -> None:
+    """Raise ConfigError if there are options of the head without anchors."""
+    if any(options):
+        names = "reg_max, legacy and all_levels" if site.word == "Segment" else "reg_max and legacy"
+        raise ConfigError(f"{names} are for the head without anchors, {site.word}, [nc]")
 
 
 def _levels(site: Site, nc: int | str) -> tuple[list[int], list[float]]:

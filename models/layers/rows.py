@@ -10,6 +10,7 @@ from ultralytics.nn.modules import Conv, ConvTranspose
 from ultralytics.nn.modules import RepConv as UltralyticsRepConv
 from ultralytics.utils.torch_utils import initialize_weights
 
+from models import absent
 from models.arguments import activation, bind
 from models.backbones import BACKBONES, create_backbone
 from models.backbones.lazy_timm import is_timm_model, timm_models
@@ -19,10 +20,12 @@ from models.errors import ConfigError, did_you_mean
 from models.layers.site import LAYERS, Feature, Layer, Site, check_repeats
 from models.spec import HEADS, ModelSpec, Row
 
-READS_LIST = {"Concat", *HEADS} - {"Classify"}  # words whose module takes a list of maps, however many there are
+READS_LIST = {"CBFuse", "Concat", *HEADS} - {"Classify"}  # words whose module takes a list of maps, however many
+STANDS_ONCE = {"CBLinear", "Index", "TorchVision", *READS_LIST, *HEADS}  # words that do not read what they give
+READS_SEVERAL = {"CBFuse", "Index"}  # words that can read a row which gives several maps
 READS_MARGIN = {"Conv", "nn.Conv2d", "nn.MaxPool2d", "nn.ZeroPad2d"}  # words that can use one up, or add to one
 REPEATED_INSIDE = set(  # words that take the number of repeats themselves; others are stacked
-    "A2C2f BottleneckCSP C1 C2 C2PSA C2f C2fCIB C2fPSA C3 C3Ghost C3TR C3k2 C3x RepC3".split()
+    "A2C2f BottleneckCSP C1 C2 C2PSA C2f C2fCIB C2fPSA C3 C3Ghost C3TR C3k2 C3x HGBlock RepC3".split()
 )
 DEFAULT_ACTS = (Conv.default_act, ConvTranspose.default_act, UltralyticsRepConv.default_act)  # ultralytics'
 
@@ -34,6 +37,8 @@ def is_backbone(word: str) -> bool:
 
 def check_word(word: str) -> None:
     """Raise ConfigError for a word that builds nothing, saying which one may be meant."""
+    if word not in LAYERS and word in absent.WORDS:
+        raise ConfigError(f"ultralytics' {word} is no word here: {absent.WORDS[word]}")
     if word not in LAYERS and not is_backbone(word):
         hint = did_you_mean(word, [*LAYERS, *BACKBONES]) or did_you_mean(word, timm_models())
         raise ConfigError(
@@ -48,9 +53,9 @@ def build_layer(spec: ModelSpec, row: Row, inputs: tuple[Feature, ...]) -> Layer
     Raises:
         ConfigError: arguments that are not the word's.
     """
-    if row.module in {*READS_LIST, *HEADS} and row.number > 1:
+    if row.module in STANDS_ONCE and row.number > 1:
         raise ConfigError(f"{row.module} stands once, not {row.number} times in a row")
-    _check_margins(row, inputs)
+    _check_inputs(row, inputs)
     function = LAYERS[row.module]
     arguments = bind(row.module, function, row.args)
     number = spec.depth(row.number)
@@ -65,7 +70,8 @@ def build_layer(spec: ModelSpec, row: Row, inputs: tuple[Feature, ...]) -> Layer
         layer = Layer(nn.Sequential(*(built.module for built in layers)), layers[-1].outputs)
     if spec.activation is not None:
         _set_default_activation(layer.module, activation(spec.activation))
-    initialize_weights(layer.module)
+    if spec.task != "classify":  # whose BatchNorms ultralytics leaves as torch makes them
+        initialize_weights(layer.module)
     return layer
 
 
@@ -80,7 +86,7 @@ def build_backbone(row: Row, source: Feature, out_strides: Sequence[int]) -> Lay
     """
     if row.number > 1:
         raise ConfigError(f"{row.module} stands once, not {row.number} times in a row")
-    _check_margins(row, (source,))
+    _check_inputs(row, (source,))
     name, arch, options = _backbone_arguments(row)
     if options.get("pretrained") or str(options.get("weights", "")).startswith(tuple(SOURCES)):
         check_download(row.module)
@@ -114,8 +120,11 @@ def _architecture(word: str, archs: Sequence[Any]) -> str | None:
     return archs[0] if archs else None
 
 
-def _check_margins(row: Row, inputs: Sequence[Feature]) -> None:
-    """Raise ConfigError unless the row may read maps of these margins."""
+def _check_inputs(row: Row, inputs: Sequence[Feature]) -> None:
+    """Raise ConfigError unless the row may read maps of these margins, and so many from one slot."""
+    if row.module not in READS_SEVERAL and any(feature.maps for feature in inputs):
+        words = " and ".join(sorted(READS_SEVERAL))
+        raise ConfigError(f"{row.module} reads a row that gives several maps, which only {words} may read")
     if row.module not in READS_MARGIN and any(any(feature.margin) for feature in inputs):
         words = ", ".join(sorted(READS_MARGIN))
         raise ConfigError(f"{row.module} reads a map that nn.ZeroPad2d made larger, which only {words} may read")

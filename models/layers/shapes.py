@@ -27,9 +27,9 @@ def max_pool(
 def zero_pad(site: Site, padding: Natural | tuple[Natural, Natural, Natural, Natural]) -> Layer:
     """Zeros around a map: left, right, top, bottom. A row of READS_MARGIN must bring it back to its grid."""
     left, right, top, bottom = (padding,) * 4 if isinstance(padding, int) else padding
-    channels, stride, (rows, columns) = site.input
+    rows, columns = site.input.margin
     margin = (rows + top + bottom, columns + left + right)
-    return Layer(nn.ZeroPad2d((left, right, top, bottom)), (Feature(channels, stride, margin),))
+    return Layer(nn.ZeroPad2d((left, right, top, bottom)), (site.input._replace(margin=margin),))
 
 
 @LAYERS.register("nn.Upsample")

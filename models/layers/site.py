@@ -25,6 +25,12 @@ class Feature(NamedTuple):
     channels: int
     stride: float  # input pixels per cell
     margin: tuple[int, int] = (0, 0)  # further rows and columns
+    maps: tuple[Feature, ...] = ()  # of a row that gives several, whose channels above are all of theirs together
+
+
+def several(maps: Sequence[Feature]) -> Feature:
+    """Return the feature of a row that gives several maps in one slot, which Index and CBFuse read."""
+    return Feature(sum(m.channels for m in maps), max(m.stride for m in maps), maps=tuple(maps))
 
 
 class Layer(NamedTuple):

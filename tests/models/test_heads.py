@@ -7,7 +7,7 @@ from itertools import pairwise
 import pytest
 import torch
 from ultralytics.nn.modules import Classify
-from ultralytics.utils.torch_utils import initialize_weights, scale_img
+from ultralytics.utils.torch_utils import scale_img
 
 from models import ClassificationModel, DetectionModel, SegmentationModel, create_model, switch_to_deploy
 from models.errors import ConfigError
@@ -30,6 +30,8 @@ SEGMENT_FORMS = {
     "anchors": (["nc", "anchors", 8, 32], {"anchors": ANCHORS}),
     "without": (["nc", 8, 32], {}),
     "without NMS": (["nc", 8, 32], {"end2end": True}),
+    "all levels": (["nc", 8, 32, {"all_levels": True}], {}),
+    "all levels without NMS": (["nc", 8, 32, {"all_levels": True}], {"end2end": True}),
 }
 
 
@@ -71,7 +73,7 @@ def test_a_head_learns_from_the_loss(word, args, keys):
     masks = torch.zeros(2, 24, 24)
     masks[:, 4:14, 4:14] = 1
     batch = {"img": torch.rand(2, 3, 96, 96), "batch_idx": torch.tensor([0.0, 1]), "cls": torch.tensor([[0.0], [1]])}
-    batch |= {"bboxes": torch.tensor([[0.4, 0.4, 0.4, 0.4]] * 2), "masks": masks}
+    batch |= {"bboxes": torch.tensor([[0.4, 0.4, 0.4, 0.4]] * 2), "masks": masks, "sem_masks": masks * 0}
     loss, items = model(batch)
     loss.sum().backward()
     assert all(math.isfinite(item) for item in items.values())
@@ -121,7 +123,6 @@ def test_a_classifier_gives_probabilities_and_fuses(args):
 def test_a_classifier_is_that_of_ultralytics():
     model = create_model(classifier("nc"))
     other = Classify(model.features[2].channels, 3)
-    initialize_weights(other)
     assert model.model[-1].state_dict().keys() == other.state_dict().keys()
     other.load_state_dict(model.model[-1].state_dict())
     x = torch.rand(2, model.features[2].channels, 5, 7)
@@ -275,6 +276,25 @@ def test_masks_need_a_map_of_stride_8():
     rows = [[-1, 1, "Conv", [16, 3, 2]], [-1, 1, "Conv", [16, 3, 2]], [[0, 1], 1, "Segment", ["nc", 8, 16]]]
     with pytest.raises(ConfigError, match="its finest has stride 2"):
         create_model({"nc": 2, "head": rows})
+
+
+def test_prototypes_of_all_levels_need_levels_that_double():
+    rows = [[-1, 1, "Conv", [16, 8, 8, 0]], [-1, 1, "Conv", [16, 4, 4, 0]]]
+    head = [[0, 1], 1, "Segment", ["nc", 8, 16, {"all_levels": True}]]
+    with pytest.raises(ConfigError, match=r"all_levels reads strides 8, 16, 32, \.\.\., not 8, 32"):
+        create_model({"nc": 2, "head": [*rows, head]})
+
+
+def test_prototypes_of_all_levels_are_without_anchors():
+    with pytest.raises(ConfigError, match="reg_max, legacy and all_levels are for the head without anchors"):
+        model_of("Segment", ["nc", ANCHORS, 8, 16, {"all_levels": True}], {})
+
+
+def test_what_only_trains_is_gone_when_fused():
+    model = model_of("Segment", ["nc", 8, 32, {"all_levels": True}], {})
+    pixels = count_parameters(model.model[-1].proto.semseg)
+    assert 0 < pixels < count_parameters(model) - count_parameters(switch_to_deploy(model))
+    assert switch_to_deploy(model).model[-1].proto.semseg is None
 
 
 def test_a_detection_model_is_not_made_from_a_head_that_segments():

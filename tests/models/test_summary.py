@@ -15,8 +15,8 @@ from torch import nn
 
 from models import Backbone, DetectionModel, create_backbone, create_model, switch_to_deploy
 from models.errors import UserError
-from models.summary import backbone_card, count_gflops, count_parameters, model_table
-from tests.helpers import SHIPPED, SWEPT, tiny, tiny_backbone
+from models.summary import backbone_card, count_gflops, count_parameters, head_card, model_table
+from tests.helpers import SHIPPED, SWEPT, TINY_HEAD, tiny, tiny_backbone
 
 COMPLEXITY = Path(__file__).parents[1] / "complexity.json"
 
@@ -170,6 +170,29 @@ def test_a_backbone_that_gives_other_maps_than_it_says_is_named_before_it_trains
 
 def test_a_model_without_a_list_backbone_has_no_card():
     assert "has no list backbone" in backbone_card(DetectionModel(tiny()))
+
+
+ANCHORS = [[10, 13, 16, 30], [30, 61, 62, 45]]
+HEADS = [
+    (["nc"], {}, "without anchors; class scores by depthwise and 1x1 convolutions, as of YOLO11 (legacy: false)"),
+    (
+        ["nc", {"legacy": True}],
+        {},
+        "without anchors; class scores by plain 3x3 convolutions, as of YOLOv8 (legacy: true)",
+    ),
+    (
+        ["nc"],
+        {"end2end": True},
+        "without anchors and NMS; class scores by depthwise and 1x1 convolutions, as of YOLO11",
+    ),
+    (["nc", "anchors"], {"anchors": ANCHORS}, "with 2 anchors a level"),
+]
+
+
+@pytest.mark.parametrize(("args", "keys", "said"), HEADS, ids=str)
+def test_the_card_says_which_head_it_is(args, keys, said):
+    model = DetectionModel(tiny(head=[*TINY_HEAD, [[5, 3], 1, "Detect", args]], **keys))
+    assert head_card(model).startswith(f"        head  Detect {said}")
 
 
 if __name__ == "__main__" and "--write" in sys.argv:

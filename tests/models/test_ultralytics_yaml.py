@@ -3,17 +3,30 @@
 from pathlib import Path
 
 import pytest
+import torch
 import ultralytics
 import yaml
 from ultralytics.nn import tasks
 
-from models import create_model
+from models import absent, create_model
 from models.errors import ConfigError
 from models.spec import load_spec
 from models.ultralytics_yaml import is_theirs, translate
-from tests.helpers import tiny, write
+from tests.helpers import pictures, randomize_, relative_error, tensors, tiny, write
 
-THEIRS = {path.stem: path for path in Path(ultralytics.__file__).parent.glob("cfg/models/*/*.yaml")}
+THEIRS = {path.stem: path for path in sorted(Path(ultralytics.__file__).parent.glob("cfg/models/*/*.yaml"))}
+KINDS = {"seg": tasks.SegmentationModel, "cls": tasks.ClassificationModel}
+LARGE = ["yolov3", "yolov3-spp", "yolov9c", "yolov9c-seg", "yolov9e", "yolov9e-seg", "yolov9m", "yolov8-cls-resnet101"]
+LARGE += ["yolov10s", "yolov10m", "yolov10b", "yolov10l", "yolov10x", "yolov8-cls-resnet50"]
+
+
+def names_something_absent(content):
+    words = {row[2] for row in content["backbone"] + content["head"]}
+    return bool(words & absent.WORDS.keys() or content.keys() & absent.KEYS.keys())
+
+
+REFUSED = [name for name, path in THEIRS.items() if names_something_absent(yaml.safe_load(path.read_text()))]
+BUILT = [name for name in THEIRS if name not in REFUSED]
 SMALL = {"scales": {size: [0.5, 0.25, 512] for size in "nsmlx"}}  # the rules for large models, at small widths
 FILES = {  # the name of a file, whose YAML it holds, and what is changed there
     "yolo11s-mine": ("yolo11", {}),
@@ -38,8 +51,42 @@ FILES = {  # the name of a file, whose YAML it holds, and what is changed there
     "yolo26s-cls": ("yolo26-cls", {}),
     "yolov3-tiny": ("yolov3-tiny", {"width_multiple": 0.25}),
     "yolov3-spp": ("yolov3-spp", {"width_multiple": 0.25}),
+    "darknet": ("yolov3", {"width_multiple": 0.25}),
+    "tiny-darknet": ("yolov3-tiny", {"width_multiple": 0.25}),
+    "yolo26x-seg": ("yolo26-seg", SMALL),
 }
 MINE = tiny(scales={"n": [0.5, 0.25, 1024], "s": [0.33, 0.5, 512], "m": [1.0, 1.0, 256]})
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n in LARGE)) for n in BUILT])
+def test_a_file_of_ultralytics_computes_what_ultralytics_computes(name, tmp_path):
+    file = write(tmp_path, THEIRS[name].read_text().replace("DEFAULT", "None"), f"{name}.yaml")  # downloads no weights
+    own = randomize_(create_model(file)).double().eval()
+    other = next((KINDS[part] for part in name.split("-") if part in KINDS), tasks.DetectionModel)(
+        str(file), verbose=False
+    )
+    assert shapes(own) == shapes(other)
+    other.double().eval().load_state_dict(own.state_dict())
+    if own.task != "classify":
+        assert own.stride.tolist() == other.stride.tolist()
+        other.end2end = own.end2end  # which ultralytics leaves to its predictor
+    x = pictures(2 * int(own.stride.max()), int(own.stride.max()))
+    with torch.no_grad():
+        got, want = tensors(own(x)), tensors(other(x))
+    assert len(got) == len(want)
+    assert max(map(relative_error, got, want)) < 1e-9
+    assert max(relative_error(output[:1], output[1:]) for output in want) > 1e-5, "the pictures have hardly any effect"
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_any_other_file_of_ultralytics_is_refused_in_one_sentence(name):
+    with pytest.raises(ConfigError) as caught:
+        create_model(THEIRS[name])
+    text = str(caught.value)
+    assert text.startswith(f"{name}.yaml")
+    assert any(
+        f"ultralytics' {word} is no word here: {reason}" in text for word, reason in absent.WORDS.items()
+    ) or any(f"ultralytics' key {key} is none here: {reason}" in text for key, reason in absent.KEYS.items())
 
 
 def shapes(model):
@@ -53,7 +100,7 @@ def test_the_network_is_that_of_ultralytics(name, tmp_path):
     base, changes = FILES[name]
     content = yaml.safe_load(THEIRS[base].read_text())
     file = write(tmp_path, {**content, "nc": 5, **changes}, f"{name}.yaml")
-    kind = {"seg": tasks.SegmentationModel, "cls": tasks.ClassificationModel}.get(base[-3:], tasks.DetectionModel)
+    kind = KINDS.get(base[-3:], tasks.DetectionModel)
     own, other = create_model(file), kind(str(file), verbose=False)
     assert shapes(own) == shapes(other)
     if own.task != "classify":  # whose stride ultralytics does not tell
@@ -115,6 +162,7 @@ def test_a_head_is_described_by_other_rows_and_keys(word, keys, expected):
     assert translate(cfg, "a.yaml")["head"][-1][3] == expected
 
 
+DARKNET = [[-1, 1, "Conv", [64]], [-1, 1, "Bottleneck", [64]]]
 GELAN = {"nc": 2, "backbone": [[-1, 1, "ADown", [64]]], "head": [[[0], 1, "Detect", ["nc"]]]}
 
 
@@ -125,7 +173,14 @@ GELAN = {"nc": 2, "backbone": [[-1, 1, "ADown", [64]]], "head": [[[0], 1, "Detec
         ("mine.yaml", {"depth_multiple": 1.0}, False),  # such as ours, and those of checkpoints
         ("yolov9s.yaml", {"depth_multiple": 1.0}, True),
         ("yolov3-mine.yaml", {"backbone": [[-1, 1, "Conv", [64]]]}, True),
+        ("yolov8n.yaml", {"depth_multiple": 0.33, "backbone": [[-1, 1, "C2f", [64]]]}, True),  # of 2023
+        ("yolov5n-u.yaml", {"depth_multiple": 0.33, "backbone": [[-1, 1, "C3", [64]]]}, False),  # ours
         ("mine.yaml", {"backbone": [[-1, 1, "Conv", [64]]]}, False),
+        ("mine.yaml", {"depth_multiple": 1.0, "backbone": DARKNET}, True),
+        ("mine.yaml", {"depth_multiple": 1.0, "backbone": [*DARKNET, [-1, 1, "C3", [64]]]}, False),
+        ("", {"depth_multiple": 1.0, "backbone": DARKNET}, False),
+        ("mine.yaml", {"depth_multiple": 1.0, "head": [[[0], 1, "v10Detect", ["nc"]]]}, True),
+        ("mine.yaml", {"depth_multiple": 1.0, "head": [[[0], 1, "Segment26", ["nc", 32, 256]]]}, True),
         ("yolov3.yaml", {"anchors": [[10, 13]], "head": [[[0], 1, "Detect", ["nc", "anchors"]]]}, False),
         ("yolov3.yaml", {"head": [[[0], 1, "Detect", ["nc", [[10, 13]]]]]}, False),
         ("yolov3.yaml", {"head": [[[0], 1, "Detect", ["nc", {"anchors": [[10, 13]]}]]]}, False),
@@ -143,6 +198,14 @@ def test_a_checkpoints_yaml_is_not_taken_for_ultralytics(tmp_path):
     assert load_spec({**spec.as_dict(), "yaml_file": spec.name}) == spec
     own = {**tiny(), "yaml_file": "yolov3.yaml"}
     assert load_spec(own).rows[-1].args == load_spec(tiny()).rows[-1].args
+
+
+def test_a_word_that_is_none_here_is_quoted_as_it_stands():
+    cfg = {**MINE, "scale": "n", "head": [*MINE["head"][:-1], [[5, 3], 1, "OBB", ["nc", 1]]]}
+    with pytest.raises(
+        ConfigError, match=r"OBB, \[nc, 1\]\]: ultralytics' OBB is no word here: it finds rotated boxes"
+    ):
+        create_model(cfg)
 
 
 def test_a_head_with_anchors_stays_as_it_is():

@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from ultralytics.nn import tasks
 from ultralytics.nn.modules import C3, SPP, Conv
 from ultralytics.nn.modules import RepConv as UltralyticsRepConv
+from ultralytics.utils.torch_utils import initialize_weights
 
 from models import DetectionModel, switch_to_deploy
 from models.blocks.yolov5 import C3SPP, C3x, Contract, CrossConv, Expand, MixConv2d, split_equally
@@ -73,12 +75,21 @@ EXAMPLES = {  # word: arguments that it takes
     "RepNCSPELAN4": [[32, 16, 8], [32, 16, 8, 2]],
     "ELAN1": [[32, 16, 8]],
     "AIFI": [[], [64, 4]],
+    "ResNetLayer": [[IN, 8], [IN, 16, 2, False, 3], [IN, 24, 1, True], [IN, IN, {"e": 1}]],
+    "HGStem": [[8, 24]],
+    "HGBlock": [[8, 24], [8, IN, 5, True, True], [8, 24, 3, False, False, "nn.SiLU()"]],
 }
-PAIRS = {"nn.ZeroPad2d": [[[0, 1, 0, 1]], [1]], "Concat": [[], [1]]}  # words that need a row more, tested below
+PAIRS = {
+    "nn.ZeroPad2d",
+    "Concat",
+    "CBLinear",
+    "CBFuse",
+    "Index",
+    "TorchVision",
+}  # words that need a row more, tested below
+ONCE = {"nn.Conv2d", "Focus", "Contract", "Expand", "Channels", "ResNetLayer"}  # that do not read what they give
 CASES = [(word, args, n) for word, many in EXAMPLES.items() for args in many for n in (1, 2)]
-CASES = [
-    case for case in CASES if case[2] == 1 or case[0] not in ("nn.Conv2d", "Focus", "Contract", "Expand", "Channels")
-]
+CASES = [case for case in CASES if case[2] == 1 or case[0] not in ONCE]
 
 
 def after_stem(word, args, number=1, **keys):
@@ -326,7 +337,7 @@ USED_UP = [
 @pytest.mark.parametrize(("padding", "word", "args", "stride"), USED_UP, ids=str)
 def test_a_margin_is_used_up_by_the_next_row(padding, word, args, stride):
     graph = parse_model(load_spec(padded(padding, -1, 1, word, args)))
-    assert graph.features[2][1:] == (stride, (0, 0))
+    assert graph.features[2][1:3] == (stride, (0, 0))
     with torch.no_grad():
         y = graph.modules[2](graph.modules[1](torch.zeros(1, IN, 32, 16)))
     assert y.shape[2:] == (64 // stride, 32 // stride)
@@ -353,6 +364,107 @@ def test_a_join_or_a_head_reads_no_margin(reader):
     rows = padded(1, *reader)["head"]
     with pytest.raises(ConfigError, match=r"row 2 .* nn.ZeroPad2d made larger"):
         DetectionModel({"nc": 2, "head": rows if reader[2] == "Concat" else rows[:3]})
+
+
+# Rows of several maps -------------------------------------------------------------------------------------------------
+def composite(*then, widths=((8, 16), (16, 24, 8))):
+    """Return a YAML of two rows of several maps, at strides 2 and 4, one map at stride 4, a row, and a head."""
+    rows = [[-1, 1, "Conv", [2 * IN, 3, 2]], [0, 1, "CBLinear", [list(widths[0])]]]
+    rows += [[0, 1, "CBLinear", [list(widths[1]), 3, 2]], [0, 1, "Conv", [32, 3, 2]]]
+    return {"nc": 2, "width_multiple": 0.5, "head": [*rows, list(then), [-1, 1, "Detect", ["nc"]]]}
+
+
+def test_cb_fuse_adds_maps_of_several_rows():
+    graph = parse_model(load_spec(composite([1, 2, -1], 1, "CBFuse", [[1, 0]])))
+    assert graph.features[4] == graph.features[3] == (16, 4, (0, 0), ())
+    x = maps(IN, dtype=torch.float32)
+    with torch.no_grad():
+        fine, coarse, last = (module(x) for module in graph.modules[1:4])
+        got = graph.modules[4]([fine, coarse, last])
+    assert torch.equal(got, fine[1][..., ::2, ::2] + coarse[0] + last)
+
+
+@pytest.mark.parametrize("row", [([1, 2, -1], 1, "CBFuse", [[1, 0]]), (2, 1, "Index", [24, 1])], ids=str)
+def test_rows_of_several_maps_fuse(row):
+    model = randomize_(DetectionModel(composite(*row))).double().eval()
+    x = torch.rand(2, 3, 32, 16, generator=torch.Generator().manual_seed(0)).double()
+    deploy = switch_to_deploy(model)
+    assert not deploy.report.left
+    with torch.no_grad():
+        assert relative_error(deploy(x)[0], model(x)[0]) < 1e-9
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ([[1, -1], 1, "CBFuse", [[1, 0]]], "reads 1 row(s) and a map, so that idx has 1 number(s), not 2"),
+        ([[1, -1], 1, "CBFuse", [[2]]], "picks map 2, but the row has 2, counted from 0"),
+        ([[1, -1], 1, "CBFuse", [[0]]], "adds maps of 16 channels, but map 0 of a row has 8"),
+        ([[0, -1], 1, "CBFuse", [[0]]], "picks a map of a row that gives several"),
+        ([[-1, 1], 1, "CBFuse", [[0]]], "which 'from' names last"),
+        ([2, 1, "Index", [16, 1]], "given 16 channels, but map 1 has 24"),
+        ([2, 1, "Index", [16, 3]], "picks map 3, but the row has 3, counted from 0"),
+        ([0, 1, "Index", [IN, 0]], "picks a map of a row that gives several"),
+        ([1, 1, "Conv", [8]], "reads a row that gives several maps, which only CBFuse and Index may read"),
+        ([[1, 3], 1, "Concat", [1]], "reads a row that gives several maps"),
+        ([0, 2, "CBLinear", [[8, 8]]], "stands once, not 2 times"),
+    ],
+    ids=str,
+)
+def test_rows_of_several_maps_are_read_by_few_words(row, said):
+    with pytest.raises(ConfigError, match="row 4 ") as caught:
+        DetectionModel(composite(*row))
+    assert said in str(caught.value)
+
+
+# torchvision ----------------------------------------------------------------------------------------------------------
+RESNET = [512, "resnet18", None, True, 2]
+
+
+def of_torchvision(args, *rows):
+    return {"nc": 2, "backbone": [[-1, 1, "TorchVision", args]], "head": [*rows, [-1, 1, "Detect", ["nc"]]]}
+
+
+@pytest.mark.parametrize(
+    ("args", "rows"), [(RESNET, ()), ([*RESNET, True], ([0, 1, "Index", [128, 6]], [0, 1, "Index", [512, 8]]))], ids=str
+)
+def test_a_network_of_torchvision_is_that_of_ultralytics(args, rows):
+    own = randomize_(DetectionModel(of_torchvision(args, *rows))).double().eval()
+    other = tasks.TorchVision("resnet18", None, *args[3:]).double().eval()
+    initialize_weights(other)  # as ultralytics does to every model: the epsilon of its BatchNorms
+    other.load_state_dict(own.model[0].state_dict())
+    deploy, x = switch_to_deploy(own), torch.rand(1, 3, 64, 96).double()
+    with torch.no_grad():
+        got, want = deploy.model[0](x), other(x)
+    read = [(got[i], want[i]) for i in (6, 8)] if rows else [(got, want)]  # others may be fused into what follows
+    assert all(relative_error(*pair) < 1e-9 for pair in read)
+    assert not deploy.report.left
+    assert [own.features[i].stride for i in range(1, 1 + len(rows))] == ([8, 32] if rows else [])
+    assert own.stride.tolist() == [32]
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        ([512, "resnet-18"], "torchvision has no model 'resnet-18' (did you mean 'resnet18'?)"),
+        ([512, "resnet18", "BEST"], "no weights 'BEST' of resnet18, expected IMAGENET1K_V1 or DEFAULT"),
+        ([512, "resnet18", "DEFAULT"], "torchvision's resnet18 asks for pretrained weights"),
+        ([256, "resnet18"], "gives 512 channels, not 256"),
+        ([512, "resnet18", None, True, 0], "cannot be built with"),
+        ([512, "resnet18", None, False], "gives no map"),
+        ([512, "resnet18", {"truncate": -1}], "truncate must be a whole number from 0"),
+    ],
+    ids=str,
+)
+def test_a_wrong_row_of_torchvision_is_explained(args, said):
+    with pytest.raises(ConfigError, match="row 0 ") as caught:
+        DetectionModel(of_torchvision(args))
+    assert said in str(caught.value)
+
+
+def test_a_checkpoint_of_torchvisions_network_asks_for_no_weights():
+    for args in ([512, "resnet18", "DEFAULT", True, 2], [512, "resnet18", {"weights": "DEFAULT"}]):
+        DetectionModel(load_spec(of_torchvision(args)).without_pretrained())
 
 
 # Wrong arguments ------------------------------------------------------------------------------------------------------
@@ -423,6 +535,14 @@ WRONG = [
     ("RepNCSPELAN4", [32, 16, 1], "less than one"),
     ("ELAN1", [32, 16, 1], "less than one"),
     ("AIFI", [64, 5], "num_heads=5"),
+    ("ResNetLayer", [16, 8], "given c1=16 channels, but 32 flow in"),
+    ("ResNetLayer", [IN, 8, 1, False, 101], "is repeated 101 times"),
+    ("HGStem", [7, 8], "7 channels inside, expected a multiple of 2"),
+    ("HGBlock", [8, 1], "0.5 channels inside"),
+    ("HGBlock", [8, 24, 2], "size divided by its stride"),
+    ("HGBlock", [8, 24, 3, False, False, "nn.Relu()"], "did you mean 'ReLU'"),
+    ("CBLinear", [64], "c2s must be a list, each a whole number from 1"),
+    ("CBLinear", [[8, 8], 2], "size divided by its stride"),
 ]
 
 
@@ -476,7 +596,7 @@ def test_a_stock_architecture_gives_the_maps_that_it_declares(name, shapes_alone
     for module, node in zip(graph.modules[:-1], graph.nodes, strict=False):
         inputs = [slots[slot] for slot in node.sources]
         slots[node.slot] = module.eval()(inputs if node.reads_list else inputs[0])
-        channels, stride, (rows, columns) = graph.features[node.slot]
+        channels, stride, (rows, columns), _ = graph.features[node.slot]
         assert slots[node.slot].shape == (1, channels, 128 / stride + rows, 256 / stride + columns), node.row
 
 

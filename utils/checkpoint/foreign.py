@@ -19,7 +19,6 @@ from utils.sizes import MAX_IMGSZ
 
 MAX_TREE = 100_000
 MAX_LEVELS = 50  # of modules in each other
-KNOWN_HEADS = {"Detect", "Segment", "v10Detect"}  # that have a counterpart here
 OWN_KEYS = ("nc", "depth_multiple", "width_multiple", "anchors", "activation", "backbone", "head")
 SETTINGS = set(  # attributes that decide what a module computes, as far as it is not its tensors
     "kernel_size stride padding dilation groups eps add scale_factor mode negative_slope num_heads key_dim scale area "
@@ -78,8 +77,8 @@ def read_model(content: Any, name: str) -> ForeignModel:
 def _read_model(root: Inert, content: Any, name: str) -> ForeignModel:
     modules = dict(named_modules(root, name))
     last, head = list(_children(root.get("_modules")["model"]).items())[-1]
-    if not isinstance(head, Inert) or head.class_name not in KNOWN_HEADS:
-        known = ", ".join(sorted(KNOWN_HEADS))
+    if not isinstance(head, Inert) or head.class_name not in ultralytics_yaml.THEIR_HEADS:
+        known = ", ".join(sorted(ultralytics_yaml.THEIR_HEADS))
         raise WeightsError(f"{name} holds a model whose head is {_class(head)}, of which there are {known} here")
     yaml = root.get("yaml")
     if not isinstance(yaml, Mapping) or not all(isinstance(yaml.get(key), list) for key in ("backbone", "head")):

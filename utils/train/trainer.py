@@ -33,7 +33,7 @@ from models.errors import UserError, WeightsError
 from models.heads import AnchorDetect
 from models.loss import AnchorGains
 from models.spec import ModelSpec
-from models.summary import backbone_card, branches_text
+from models.summary import backbone_card, branches_text, head_card
 from utils.checkpoint import build_model, load_checkpoint, pack_model, plain, save_checkpoint
 from utils.checkpoint.file import check_has_values, check_tensors
 from utils.data.dataset import build_dataset
@@ -159,7 +159,7 @@ class Trainer(DetectionTrainer):
         self.model.names, self.model.imgsz = self.data["names"], self.args.imgsz
         if RANK in (-1, 0):
             self.model.info()
-            LOGGER.info(f"\n{backbone_card(self.model)}\n")
+            LOGGER.info(f"\n{backbone_card(self.model)}\n{head_card(self.model)}\n")
             if text := branches_text(self.model):
                 LOGGER.info(f"{text}\n")
         if self.args.qat:
