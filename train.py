@@ -18,6 +18,11 @@ A YAML whose head is Segment trains masks as well as boxes, from labels that are
 
     python train.py --cfg yolov5n-seg.yaml
 
+A YAML whose head is Classify trains on class folders, train/CLASS and val/CLASS, or on the built-in shapes cut out:
+
+    python train.py --cfg repvgg-cls.yaml
+    python train.py --task classify --cfg repmlpnet-cls.yaml --data IMAGENET --epochs 300 --batch 256 --device 0
+
 Weights that lose too much in INT8 are fine-tuned fused, with its rounding, on the data that they were trained on:
 
     python train.py --qat --weights runs/train/exp/weights/best.pt
@@ -46,18 +51,20 @@ from models.blocks.branches import STYLES
 from models.errors import UserError, did_you_mean
 from models.layers import is_backbone
 from models.loss import AnchorGains
-from models.spec import ModelSpec, find_config, load_spec
+from models.spec import TASKS, ModelSpec, find_config, load_spec
 from utils.checkpoint import load_checkpoint
 from utils.checkpoint.fields import described, why_wrong
-from utils.data.description import load_dataset, read_yaml
+from utils.data.description import BUILT_IN, load_dataset, read_yaml
 from utils.data.files import check_images, sources_of
 from utils.drawing.fonts import use_font
-from utils.paths import ROOT, find_file, increment_path
+from utils.paths import find_file, increment_path
 from utils.text import quote
 from utils.train.batches import check_batches
+from utils.train.classify import ClassTrainer
 from utils.train.run import (
     ANCHOR_FREE,
     CHECKED,
+    CLASSIFY_HYP,
     HYP,
     OPTIMIZERS,
     RECIPE,
@@ -65,14 +72,29 @@ from utils.train.run import (
     check_no_folders,
     describe_splits,
     how_to_go_on,
+    hyper_parameters,
     resumed_run,
 )
 from utils.train.trainer import Trainer, new_model
 
-DEMO_DATA, DEMO_HYP = "shapes.yaml", "hyp.shapes.yaml"
+HYPS = {  # recipes by task: for data of one's own, and for the built-in set
+    "detect": (HYP, "hyp.shapes.yaml"),
+    "segment": (HYP, "hyp.shapes.yaml"),
+    "classify": (CLASSIFY_HYP, "hyp.cutouts.yaml"),
+}
+TRAINERS = {"detect": Trainer, "segment": Trainer, "classify": ClassTrainer}
+NOT_FOR = {"classify": ("rect", "multi_scale", "single_cls", "noautoanchor", "mask_ratio", "no_overlap")}  # flags
 SGD_LR0 = 0.01  # the recipes' lr0 is for AdamW
 QAT_EPOCHS, QAT_LR = 5, 0.05  # of --qat: epochs, and the part of lr0 to start with, without warm-up
 ANCHOR_GAINS = tuple(field.name for field in dataclasses.fields(AnchorGains))  # of the loss of heads with anchors
+ACCURACY = {  # of the metrics, those that a training ends with, in words
+    "metrics/mAP50(B)": "mAP50",
+    "metrics/mAP50-95(B)": "mAP50-95",
+    "metrics/mAP50(M)": "mask mAP50",
+    "metrics/mAP50-95(M)": "mask mAP50-95",
+    "metrics/accuracy_top1": "top-1",
+    "metrics/accuracy_top5": "top-5",
+}
 RENAMED = {  # flags whose option has another name
     "weights": "pretrained",
     "nosave": "save",
@@ -81,6 +103,8 @@ RENAMED = {  # flags whose option has another name
     "noautoanchor": "autoanchor",
     "no_overlap": "overlap_mask",
 }
+OPTION_OF = {"label_smoothing": "class_smoothing"}  # hyper-parameters whose option has another name
+NOT_NUMBERS = ("optimizer", "cos_lr", "auto_augment")  # of a recipe
 UNUSED = ("iou_t", "anchors")  # of YOLOv5's recipes: nothing reads the first; the other stands in the model YAML
 
 
@@ -90,9 +114,9 @@ def make_parser() -> cli.Parser:
     add = parser.add_argument
     add("--weights", default="", help="checkpoint to start from; empty: from scratch")
     add("--cfg", default="", help="model YAML, a path or a name in models/configs; empty: that of --weights")
-    add("--data", default="", help="data set YAML, a path or a name in data; empty: the built-in set")
+    add("--data", default="", help="data set YAML, a path or a name in data; class folders; empty: built in")
     add("--allow-partial", action="store_true", help="load whatever fits of the weights that the backbone's row names")
-    add("--hyp", default="", help=f"recipe YAML; empty: data/hyps/{HYP}, {DEMO_HYP} for the built-in set")
+    add("--hyp", default="", help=f"recipe YAML; empty: {HYP}, {CLASSIFY_HYP}, or one for the built-in set")
     add("--epochs", type=cli.positive_int, help="passes over the training pictures")
     add("--batch-size", type=batch_size, dest="batch", help="pictures a step; -1: what fits the GPU")
     side = {"nargs": "+", "type": cli.image_side, "action": cli.OneSide}
@@ -102,12 +126,12 @@ def make_parser() -> cli.Parser:
     add("--nosave", action="store_true", help="write checkpoints after the last epoch only")
     add("--noval", action="store_true", help="validate after the last epoch only")
     add("--noautoanchor", action="store_true", help="keep the anchors of the YAML, however they fit the objects")
-    add("--label-smoothing", type=cli.fraction, help="of class targets, with anchors; of the recipe when not given")
+    add("--label-smoothing", type=cli.fraction, help="of classes, and of class targets with anchors; else the recipe's")
     add("--noplots", action="store_true", help="write no pictures")
     add("--cache", nargs="?", const="ram", choices=["ram"], help="keep pictures in memory")
     add("--device", type=cli.device, default="", help="cpu, 0, 0,1 or mps; empty: the first GPU or the CPU")
     add("--multi-scale", action="store_true", help="vary the image size by +/- 50 %%")
-    add("--task", choices=("detect", "segment"), help="that of the YAML's head; another one is an error")
+    add("--task", choices=TASKS, help="that of the YAML's head; another one is an error")
     add("--mask-ratio", type=cli.positive_int, default=4, help="masks are learnt at this part of the picture's size")
     add("--no-overlap", action="store_true", help="masks may overlap, which takes more memory; else small ones win")
     add("--single-cls", action="store_true", help="treat all classes as one, 'item'")
@@ -167,7 +191,7 @@ def main(args: argparse.Namespace) -> Path:
         LOGGER.info(how_to_go_on(run))
         return Path(run.options["save_dir"])
     check_no_folders(Path(run.options["save_dir"]))
-    trainer = Trainer(run)
+    trainer = TRAINERS[run.options["task"]](run)
     try:
         trainer.train()
     except KeyboardInterrupt:
@@ -209,7 +233,7 @@ def beside_resume(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
         "freeze": {"freeze": freeze(args.freeze)},
         "overparameterize": {"overparameterize": args.overparameterize},
         "cfg": {"model": str(find_config(args.cfg).resolve()) if args.cfg else ""},
-        "data": {"data": str(find_file(args.data or DEMO_DATA, "data").resolve())},
+        "data": {"data": str(find_data_file(args.data))},
     }
     spelt = {action.dest: action.option_strings[0] for action in make_parser().flags.values()}
     return {spelt[dest]: values[dest] for dest in args.given if dest in values}
@@ -218,11 +242,11 @@ def beside_resume(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
 def new_run(args: argparse.Namespace) -> TrainingRun:
     """Read and check all that a new training starts from, then make its folder."""
     spec, start = choose_model(args)
-    check_task(args.task, spec)
+    check_task(args, spec)
     if problem := why_wrong("yaml_name", spec.name):
         raise UserError(f"a checkpoint cannot hold the name of the model YAML: {problem}")
-    options = {**choose_recipe(args), **flag_options(args), "freeze": freeze(args.freeze)}
-    data = load_dataset(args.data or DEMO_DATA)
+    options = {**choose_recipe(args, spec.task), **flag_options(args), "freeze": freeze(args.freeze)}
+    data = load_dataset(args.data or BUILT_IN[spec.task], task=spec.task)
     pictures = check_images(data, single_cls=args.single_cls, training=True, task=spec.task)
     splits = describe_splits(data, pictures)
     model = new_model(spec, start, data, options)
@@ -280,10 +304,19 @@ def choose_model(args: argparse.Namespace) -> tuple[ModelSpec, DetectionModel | 
     return spec, start
 
 
-def check_task(task: str | None, spec: ModelSpec) -> None:
-    """Raise UserError when `--task` is not what the head of the YAML does."""
-    if task not in (None, spec.task):
-        raise UserError(f"--task {task} does not go with {spec.name}, whose head is for the task {spec.task}")
+def check_task(args: argparse.Namespace, spec: ModelSpec) -> None:
+    """Raise UserError when `--task` is not what the head of the YAML does, or a flag is for other tasks."""
+    if args.task not in (None, spec.task):
+        raise UserError(f"--task {args.task} does not go with {spec.name}, whose head is for the task {spec.task}")
+    for dest in NOT_FOR.get(spec.task, ()):
+        if dest in args.given:
+            flag = f"--{dest.replace('_', '-')}"
+            raise UserError(f"{flag} is not for the task {spec.task}, that of {spec.name}: leave it out")
+
+
+def find_data_file(data: str) -> Path:
+    """Return the file or the folder of classes that `--data` means."""
+    return Path(data).resolve() if Path(data).is_dir() else find_file(data, "data").resolve()
 
 
 def keep_model(spec: ModelSpec, args: argparse.Namespace, save_dir: Path) -> Path:
@@ -295,11 +328,14 @@ def keep_model(spec: ModelSpec, args: argparse.Namespace, save_dir: Path) -> Pat
     return path
 
 
-def choose_recipe(args: argparse.Namespace) -> dict[str, Any]:
-    """Return the hyper-parameters of a recipe, with what flags say instead."""
-    recipe = read_recipe(args)
+def choose_recipe(args: argparse.Namespace, task: str = "detect") -> dict[str, Any]:
+    """Return the hyper-parameters of a recipe for a task, with what flags say instead."""
+    recipe = read_recipe(args, task)
     if args.label_smoothing is not None:
-        recipe["anchor_gains"]["label_smoothing"] = args.label_smoothing
+        if task == "classify":
+            recipe["class_smoothing"] = args.label_smoothing
+        else:
+            recipe["anchor_gains"]["label_smoothing"] = args.label_smoothing
     if args.optimizer == "SGD" and not args.hyp:
         recipe["lr0"] = SGD_LR0
     if args.qat and not args.hyp:
@@ -311,30 +347,30 @@ def choose_recipe(args: argparse.Namespace) -> dict[str, Any]:
     return {**recipe, **given}
 
 
-def read_recipe(args: argparse.Namespace) -> dict[str, Any]:
+def read_recipe(args: argparse.Namespace, task: str = "detect") -> dict[str, Any]:
     """Return the recipe YAML, checked, as ultralytics' options and `anchor_gains`.
 
     `box` and `cls` mean other losses with anchors and without. In a recipe that has `obj`, as YOLOv5's have, they are
     gains of heads with anchors, and those of heads without may stand under `anchor_free`.
     """
-    path = find_file(args.hyp or (HYP if args.data else DEMO_HYP), "data/hyps")
+    own, demo = HYPS[task]
+    path = find_file(args.hyp or (own if args.data else demo), "data/hyps")
     content = read_yaml(path, "recipe", "lr0, momentum and mosaic")
-    default = read_yaml(ROOT / "data" / "hyps" / HYP)
-    known = {*default, *default[ANCHOR_FREE], *RECIPE, *UNUSED}
+    known = {*hyper_parameters(), *RECIPE, *UNUSED}
     without = content.pop(ANCHOR_FREE, {})
     if not isinstance(without, dict):
         raise UserError(f"{path}: {ANCHOR_FREE} must be a mapping of hyper-parameters, got {without!r}")
     for key, value in (*content.items(), *without.items()):
         if key not in known:
             raise UserError(f"{path}: unknown hyper-parameter '{key}'{did_you_mean(str(key), known)}")
-        if key not in ("optimizer", "cos_lr") and not (isinstance(value, int | float) and not isinstance(value, bool)):
+        if key not in NOT_NUMBERS and not (isinstance(value, int | float) and not isinstance(value, bool)):
             raise UserError(f"{path}: {key} must be a number, got {described(value)}")
         check_range(path, key, value)
     gains = {key: content.pop(key) for key in ANCHOR_GAINS if key in content} if "obj" in content else {}
     AnchorGains(**gains)
     if "anchors" in content:
         LOGGER.warning(f"{path.name}: anchors stand in the model YAML, those of the recipe are not used")
-    content = {key: value for key, value in content.items() if key not in UNUSED}
+    content = {OPTION_OF.get(key, key): value for key, value in content.items() if key not in UNUSED}
     return {**content, **without, "anchor_gains": gains}
 
 
@@ -342,11 +378,11 @@ def check_range(path: Path, key: str, value: Any) -> None:
     """Raise UserError for a value of a recipe that ultralytics refuses, or that no run has."""
     if isinstance(value, float) and not math.isfinite(value):
         raise UserError(f"{path}: {key} must be a finite number, got {value}")
-    expected, holds = CHECKED.get(key, ("", bool))
+    expected, holds = CHECKED.get(OPTION_OF.get(key, key), ("", bool))
     if expected and not holds(value):
         raise UserError(f"{path}: {key} should be {expected}, not {described(value)}")
     try:
-        check_cfg({key: value})
+        check_cfg({OPTION_OF.get(key, key): value})
     except (TypeError, ValueError) as error:
         raise UserError(f"{path}: {error}") from error
 
@@ -363,13 +399,7 @@ def freeze(words: list[str]) -> list[int] | int | str | None:
 def log_summary(trainer: Trainer, seconds: float) -> None:
     """Say how long it took, how good it is, where everything is, and what to do next."""
     metrics = trainer.metrics
-    kinds = {"B": "", "M": "mask "}
-    accuracy = ", ".join(
-        f"{kinds[kind]}{name} {metrics[key]:.3f}"
-        for kind in kinds
-        for name in ("mAP50", "mAP50-95")
-        if (key := f"metrics/{name}({kind})") in metrics
-    )
+    accuracy = ", ".join(f"{name} {metrics[key]:.3f}" for key, name in ACCURACY.items() if key in metrics)
     LOGGER.info(
         f"\nTrained in {seconds / 60:.1f} minutes: {accuracy}"
         f"\nResults saved to {trainer.save_dir}"

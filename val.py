@@ -1,5 +1,7 @@
 """Measure how well weights detect the objects of a data set: precision, recall, mAP50 and mAP50-95 per class.
 
+Of a classifier it is top-1 and top-5: how often the right class is the most probable one, or among the five most so.
+
     python val.py                                      # the newest weights of runs/train on their own data set
     python val.py --weights best.pt --data my-data.yaml --task test
     python val.py --weights best.onnx --data my-data.yaml
@@ -74,8 +76,8 @@ def main(args: argparse.Namespace) -> dict[str, float]:
     if args.augment:
         check_augment(weights)
     size = choose_side(weights, args.imgsz)
-    data = find_data(args.data, weights.path, split=args.task)
-    check_images(data, (args.task,))
+    data = find_data(args.data, weights.path, split=args.task, task=weights.task)
+    check_images(data, (args.task,), task=weights.task)
     weights.name_classes(data["names"])
     sources = [str(weights.path), *sources_of(data)] if args.exist_ok else []
     save_dir = increment_path(args.project, args.name, args.exist_ok, sources)

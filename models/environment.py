@@ -75,6 +75,7 @@ def patch_ultralytics(
     save_yaml: Callable[..., None] | None = None,
     annotator: type | None = None,
     check_font: Callable[..., str] | None = None,
+    check_cls_dataset: Callable[..., dict[str, Any]] | None = None,
 ) -> None:
     """Replace parts of ultralytics by ours. This is the one place that does; whoever has a part to give calls it.
 
@@ -91,6 +92,8 @@ def patch_ultralytics(
         save_yaml: takes the place of its writer of args.yaml, which writes over the old file (`utils.train.trainer`).
         annotator: takes the place of its Annotator, whose one font lacks most scripts (`utils.drawing.annotator`).
         check_font: takes the place of its search for Arial, which downloads it (`utils.drawing.annotator`).
+        check_cls_dataset: takes the place of its reader of class folders, which downloads and splits them; ours are
+            described by a data.yaml as all data sets are (`utils.evaluate.validator`).
     """
     from PIL import Image  # noqa: PLC0415 (this module is imported before any library)
     from ultralytics.utils import LOGGER, TryExcept, patches  # noqa: PLC0415
@@ -102,6 +105,10 @@ def patch_ultralytics(
         from ultralytics.engine import validator  # noqa: PLC0415
 
         validator.AutoBackend = open_backend
+    if check_cls_dataset:
+        from ultralytics.engine import validator  # noqa: PLC0415
+
+        validator.check_cls_dataset = check_cls_dataset
     if check_amp or save_yaml:
         from ultralytics.engine import trainer  # noqa: PLC0415
 

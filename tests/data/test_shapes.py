@@ -63,8 +63,23 @@ def test_all_splits_are_there_with_backgrounds(small):
     assert {int(line.split()[0]) for lines in rows for line in lines} == set(range(len(NAMES)))
 
 
+def test_each_object_is_cut_out_into_the_folder_of_its_class(small):
+    for split in SPLITS:
+        rows = {path.stem: path.read_text().split("\n")[:-1] for path in (small / "labels" / split).iterdir()}
+        expected = {(f"{stem}-{i}", int(row.split()[0])) for stem in rows for i, row in enumerate(rows[stem])}
+        cut = {path: NAMES.index(path.parent.name) for path in (small / "cutouts" / split).rglob("*.jpg")}
+        assert {(path.stem, kind) for path, kind in cut.items()} == expected
+        for path in cut:
+            stem, i = path.stem.split("-")
+            points = np.array(rows[stem][int(i)].split()[1:], float).reshape(-1, 2) * SMALL.side
+            height, width = cv2.imread(str(path)).shape[:2]
+            (wide, high), margin = np.ptp(points, axis=0), 0.2 * np.ptp(points, axis=0).max() + 2
+            assert wide <= width <= wide + margin
+            assert high <= height <= high + margin
+
+
 def test_pictures_have_the_promised_size_and_labels_stay_inside(small):
-    for path in small.rglob("*.jpg"):
+    for path in (small / "images").rglob("*.jpg"):
         assert cv2.imread(str(path)).shape == (SMALL.side, SMALL.side, 3)
     for path in (small / "labels").rglob("*.txt"):
         for line in path.read_text().splitlines():

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from models.backbones.weights import has_usual_form
 from models.errors import UserError
-from models.spec import MAX_CLASSES
+from models.spec import MAX_CLASSES, TASKS
 from utils.paths import is_path, is_utf8
 from utils.sizes import MAX_IMGSZ
 from utils.text import MAX_NAME, class_names, printable, shorten
@@ -123,7 +123,7 @@ def is_stopper(value: Any) -> bool:
 Fields = dict[str, tuple[str, Callable[[Any], bool]]]  # what is expected, in words, and whether a value is that
 
 MODEL: Fields = {  # of every checkpoint
-    "task": ("detect or segment", lambda value: value in ("detect", "segment")),
+    "task": (f"one of {', '.join(TASKS)}", lambda value: value in TASKS),
     "yaml": ("the keys of a model YAML", is_mapping),
     "yaml_name": ("the name of a file, in UTF-8", lambda value: is_path(value) and value not in (".", "..")),
     "names": (f"a text in UTF-8 of up to {MAX_NAME} characters for each of up to {MAX_CLASSES} classes", is_names),

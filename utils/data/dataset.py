@@ -109,6 +109,11 @@ class SafeYOLODataset(YOLODataset):
         replaced = sample["im_file"] != self.im_files[index]  # while it was loaded, after its labels were taken
         return super().get_image_and_label(index) if replaced else sample
 
+    def start_anew(self) -> None:
+        """Forget the pictures that were loaded, as if none had been."""
+        self.ims: list[np.ndarray | None] = [None] * len(self.im_files)
+        self.buffer.clear()
+
     def check_cache_disk(self, safety_margin: float = 0.1) -> bool:  # noqa: ARG002
         """Return False: ultralytics would write `.npy` files beside the pictures, and the data is only read."""
         LOGGER.warning(f"{self.prefix}pictures are not cached on disk, as their folder is only read; 'ram' is possible")

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from ultralytics.nn.autobackend import check_class_names
 from ultralytics.utils import LOGGER
 
 from models.errors import UserError, did_you_mean
@@ -25,7 +26,9 @@ from utils.paths import ROOT, find_file, is_path, spellings, without_dots
 from utils.text import class_names, printable
 from utils.writing import write_text
 
-BUILT_IN = ROOT / "data" / "shapes.yaml"
+SHAPES, CUT_OUTS = (ROOT / "data" / name for name in ("shapes.yaml", "cutouts.yaml"))
+BUILT_IN = {"detect": SHAPES, "segment": SHAPES, "classify": CUT_OUTS}  # by task
+SPLIT_FOLDERS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}  # of class folders
 DATA_KEYS = (
     "path",
     "train",
@@ -42,14 +45,15 @@ DATA_KEYS = (
 MAX_YAML = 1 << 20  # bytes
 
 
-def load_dataset(data: str | Path, split: str = "val", root: str | None = None) -> dict[str, Any]:
+def load_dataset(data: str | Path, split: str = "val", root: str | None = None, task: str = "detect") -> dict[str, Any]:
     """Return the checked description of a data set, in the form that ultralytics keeps in `self.data`.
 
     Args:
         data: a YAML file, or its bare name in this repository's data folder (`shapes`, `coco128.yaml`). The built-in
-            set is made when it is not there yet.
+            set is made when it is not there yet. To classify also a folder with train/CLASS and val/CLASS.
         split: the split that will be validated; 'test' must then be described as well as 'train' and 'val'.
         root: where the data set's folder was before: there it is looked for first, if `path` can mean that.
+        task: that it is for.
 
     Returns:
         train, val, test: absolute path of a folder or a list file, or a list of them (test may be None); nc; names
@@ -58,12 +62,16 @@ def load_dataset(data: str | Path, split: str = "val", root: str | None = None) 
     Raises:
         UserError: anything is wrong or missing; the message names the file and the key.
     """
-    file = find_file(data, "data").resolve()
-    described = read_yaml(file)
+    if task == "classify" and Path(data).is_dir():
+        file = Path(data).resolve()
+        described = describe_folders(file)
+    else:
+        file = find_file(data, "data").resolve()
+        described = read_yaml(file)
     if "download" in described:
         LOGGER.warning(f"{file.name}: the key 'download' is ignored, nothing is downloaded or run")
-    if file == BUILT_IN:
-        described["path"] = str(ensure_shapes(shapes_folder(file.parent)))
+    if file in BUILT_IN.values():
+        described["path"] = str(ensure_shapes(shapes_folder(file.parent)).parent / described["path"])
     if described.get("val") is None and "validation" in described:  # as ultralytics has it
         described["val"] = described["validation"]
     required = ("train", "val", "test") if split == "test" else ("train", "val")
@@ -81,6 +89,35 @@ def load_dataset(data: str | Path, split: str = "val", root: str | None = None) 
         "path": roots[0],
         "yaml_file": str(file),
     }
+
+
+def describe_folders(folder: Path) -> dict[str, Any]:
+    """Return the description of a data set of class folders, such as train/cat and val/cat.
+
+    Classes are numbered by the names of their folders, in order; ImageNet's codes stand for its names.
+
+    Raises:
+        UserError: there is no train or no val folder, or no class in the first.
+    """
+    found = {
+        split: next((name for name in names if (folder / name).is_dir()), None)
+        for split, names in SPLIT_FOLDERS.items()
+    }
+    for split in ("train", "val"):
+        if found[split] is None:
+            raise UserError(
+                f"{folder} has no folder {split}: expected train/CLASS/*.jpg and val/CLASS/*.jpg, with a folder for "
+                f"each class"
+            )
+    classes = class_folders(folder / str(found["train"]))
+    if not classes:
+        raise UserError(f"{folder / str(found['train'])} has no folders, expected one for each class")
+    return {"path": str(folder), **found, "names": check_class_names(classes)}
+
+
+def class_folders(folder: Path) -> list[str]:
+    """Return the names of the folders in a folder, sorted, without hidden ones."""
+    return sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
 
 
 def read_yaml(file: Path, what: str = "data set", keys: str = "train, val and names") -> dict[str, Any]:

@@ -8,11 +8,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from ultralytics.nn.autobackend import check_class_names
 from ultralytics.utils import LOGGER
 
 from models.errors import UserError
 from models.files import is_of_kernel, why_no_file
-from utils.data.description import BUILT_IN, load_dataset
+from utils.data.description import BUILT_IN, class_folders, load_dataset
 from utils.data.labels import check_label_files, check_objects, check_outlines, foreign_labels, label_paths
 from utils.data.pictures import PICTURES, is_picture
 from utils.data.scan import Settings
@@ -109,22 +110,39 @@ def check_images(
         splits: those that will be used.
         single_cls: all classes are taken for one.
         training: the train split will be trained on.
-        task: of the training.
+        task: what the network does.
 
     Raises:
-        UserError: a split has no pictures, or no label file for any of them, or there is nothing to train on.
+        UserError: a split has no pictures, or no label file for any of them, or there is nothing to train on; or
+            pictures to classify are not in folders of known classes.
     """
     pictures = {}
     for split in splits:
         if not data.get(split):
             raise UserError(f"{data['yaml_file']} describes no {split} split")
         pictures[split] = list_images(data[split], data["path"])
+        if task == "classify":
+            check_class_folders(data, split)
+            continue
         labels = check_label_files(pictures[split], split, data["path"])
         if training and split == "train":
             check_objects(labels, split, Settings.of(data, single_cls))
         if training and task == "segment":
             check_outlines(labels, split, Settings.of(data, single_cls))
     return pictures
+
+
+def check_class_folders(data: dict[str, Any], split: str) -> None:
+    """Raise UserError unless a split is one folder that holds folders of the classes of a data set alone."""
+    if not isinstance(data[split], str) or not Path(data[split]).is_dir():
+        raise UserError(f"{data['yaml_file']}: {split} must be one folder with a folder for each class")
+    classes = check_class_names(class_folders(Path(data[split])))
+    known = set(data["names"].values())
+    for name in classes.values():
+        if name not in known:
+            raise UserError(f"{data[split]} has a folder {name}, which is none of the {len(known)} classes of the set")
+    if not classes:
+        raise UserError(f"{data[split]} has no folders, expected one for each class")
 
 
 def files_of(data: dict[str, Any]) -> Iterable[str]:
@@ -158,18 +176,19 @@ def data_of_run(weights: Path) -> Path | None:
     return left if left.is_file() else None
 
 
-def find_data(data: str, weights: Path, split: str = "val") -> dict[str, Any]:
+def find_data(data: str, weights: Path, split: str = "val", task: str = "detect") -> dict[str, Any]:
     """Return a checked data set: the one named, else that of the weights' training, else the built-in one; log which.
 
     Args:
         data: a data set YAML, a path or a name in data; empty: none was named.
         weights: a file.
         split: 'test' must be described, if it is to be used.
+        task: what the weights do.
 
     Raises:
         UserError: its description is wrong.
     """
-    source = data or data_of_run(weights) or BUILT_IN
+    source = data or data_of_run(weights) or BUILT_IN[task]
     if not data:
         LOGGER.info(printable(f"no --data given, using {source}"))
-    return load_dataset(source, split)
+    return load_dataset(source, split, task=task)

@@ -6,6 +6,7 @@ the same labels on every run. It is learnt in minutes: a demonstration, not a be
 
     <root>/images/{train,val,test}/0000.jpg    160×160 pixels, 2 to 5 objects, every 24th picture without any
     <root>/labels/{train,val,test}/0000.txt    YOLO rows: class and outline, x1 y1 x2 y2 …, as parts of the side
+    <root>/cutouts/{train,val,test}/<class>/   the objects alone, cut out with a margin, in folders by class
     <root>/shapes.mp4                          the same objects in motion, 320×320
     <root>/shapes.json                         the recipe; written last, it says that the set is complete
 """
@@ -55,7 +56,7 @@ LEFTOVER_AGE = 3600.0  # seconds after which a temporary folder belongs to a kil
 class Recipe:
     """Everything the set depends on; when any of it changes, the set is made again."""
 
-    version: int = 7  # of the drawing below
+    version: int = 8  # of the drawing below
     seed: int = 20
     side: int = 160  # pixels
     train: int = 384  # pictures
@@ -219,6 +220,21 @@ def picture(photos: list[np.ndarray], recipe: Recipe, split: str, number: int) -
     return canvas, "".join(label_row(kind, points, recipe.side) for kind, points in contours if points is not None)
 
 
+def cut_outs(pixels: np.ndarray, rows: str) -> Iterator[tuple[int, np.ndarray]]:
+    """Yield the class and the picture (h, w, 3) of each object of a picture, by the text of its label file.
+
+    Around its box is a margin of a tenth of its longer side, where the picture has that.
+    """
+    height, width = pixels.shape[:2]
+    for row in rows.splitlines():
+        kind, *values = row.split()
+        points = np.array(values, np.float32).reshape(-1, 2) * (width, height)
+        margin = 0.1 * np.ptp(points, axis=0).max()
+        left, top = np.maximum(points.min(0) - margin, 0).astype(int)
+        right, bottom = np.ceil(points.max(0) + margin).astype(int)
+        yield int(kind), pixels[top:bottom, left:right]
+
+
 def bounce(start: float, speed: float, low: float, high: float, moment: int) -> float:
     """Return where a ball is at `moment` that moves to and fro between two walls."""
     span = high - low
@@ -259,14 +275,21 @@ def write_pictures(root: Path, recipe: Recipe, photos: list[np.ndarray], bar: TQ
     """Write the pictures and label files of all splits."""
     for split in SPLITS:
         images, labels = root / "images" / split, root / "labels" / split
-        images.mkdir(parents=True)
         labels.mkdir(parents=True)
         for number in range(getattr(recipe, split)):
             pixels, rows = picture(photos, recipe, split, number)
-            _, jpeg = cv2.imencode(".jpg", pixels, [cv2.IMWRITE_JPEG_QUALITY, 92])
-            (images / f"{number:04}.jpg").write_bytes(jpeg.tobytes())
+            write_jpeg(images / f"{number:04}.jpg", pixels)
             (labels / f"{number:04}.txt").write_text(rows, encoding="utf-8")
+            for i, (kind, cut) in enumerate(cut_outs(pixels, rows)):
+                write_jpeg(root / "cutouts" / split / NAMES[kind] / f"{number:04}-{i}.jpg", cut)
             bar.update()
+
+
+def write_jpeg(path: Path, pixels: np.ndarray) -> None:
+    """Write a picture (H, W, 3) uint8 BGR, and the folder that it belongs into."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _, jpeg = cv2.imencode(".jpg", pixels, [cv2.IMWRITE_JPEG_QUALITY, 92])
+    path.write_bytes(jpeg.tobytes())
 
 
 def write_video(path: Path, recipe: Recipe, photos: list[np.ndarray], bar: TQDM) -> None:
@@ -291,7 +314,7 @@ def is_complete(root: Path, recipe: Recipe) -> bool:
             for kind, suffix in (("images", ".jpg"), ("labels", ".txt"))
             for split in SPLITS
         )
-        return same and counts and (root / FILM).is_file()
+        return same and counts and (root / "cutouts").is_dir() and (root / FILM).is_file()
     except (OSError, ValueError):
         return False
 

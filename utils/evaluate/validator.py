@@ -1,15 +1,19 @@
-"""ultralytics' validators on our data sets, for boxes and for masks."""
+"""ultralytics' validators on our data sets, for boxes, for masks and for classes of pictures."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import matplotlib
+from ultralytics.data.utils import check_det_dataset
 from ultralytics.models.yolo import segment
+from ultralytics.models.yolo.classify import ClassificationValidator
 from ultralytics.models.yolo.detect import DetectionValidator
 from ultralytics.utils import LOGGER
 
+from models.environment import patch_ultralytics
 from models.errors import UserError
+from utils.data.classes import ClassFolders
 from utils.data.dataset import build_dataset
 from utils.deploy.backends import Backend, share_options
 from utils.drawing.fonts import use_in_plots
@@ -18,17 +22,15 @@ matplotlib.rcParams["text.parse_math"] = False  # the names of classes in its pl
 MOST_PLOTTED = 5_000  # classes; a confusion matrix of them has 200 MB, and drawing it takes three times as much
 
 
-class Validator(DetectionValidator):
-    """ultralytics' validator on our data sets. `args.data` is a file that `write_data_yaml` wrote."""
+class OwnData:
+    """What validators have in common here: they run what is open, on our data sets, and check its classes."""
+
+    args: Any
+    data: Any
 
     def get_model(self, model: Any, trainer: Any = None) -> Any:
         """Return the network to validate; one that is open already is taken as it is, others are copied."""
-        return model if isinstance(model, Backend) else super().get_model(model, trainer)
-
-    def build_dataset(self, img_path: str, mode: str = "val", batch: int = 1) -> Any:
-        """Return the data set of one split, grouped by shape."""
-        stride = max(int(self.stride), 32)
-        return build_dataset(self.args, img_path, batch, self.data, mode=mode, rect=self.args.rect, stride=stride)
+        return model if isinstance(model, Backend) else super().get_model(model, trainer)  # type: ignore[misc]
 
     def init_metrics(self, model: Any) -> None:
         """Start to measure; UserError when the weights know other classes than the data set."""
@@ -43,12 +45,34 @@ class Validator(DetectionValidator):
             self.args.plots = False
         if self.args.plots:
             use_in_plots("".join(self.data["names"].values()))
-        super().init_metrics(model)
+        super().init_metrics(model)  # type: ignore[misc]
         share_options(model, self.args)
+
+
+class Validator(OwnData, DetectionValidator):
+    """ultralytics' validator on our data sets. `args.data` is a file that `write_data_yaml` wrote."""
+
+    def build_dataset(self, img_path: str, mode: str = "val", batch: int = 1) -> Any:
+        """Return the data set of one split, grouped by shape."""
+        stride = max(int(self.stride), 32)
+        return build_dataset(self.args, img_path, batch, self.data, mode=mode, rect=self.args.rect, stride=stride)
 
 
 class SegmentationValidator(Validator, segment.SegmentationValidator):
     """Measures masks as well as boxes; a `Validator` in all else."""
 
 
-VALIDATORS = {"detect": Validator, "segment": SegmentationValidator}
+class ClassValidator(OwnData, ClassificationValidator):
+    """Measures top-1 and top-5 of a classifier: how often the class is the most probable one, or among the five."""
+
+    def build_dataset(self, img_path: str) -> ClassFolders:
+        """Return the data set of one split."""
+        return ClassFolders(img_path, self.args, augment=False, prefix=self.args.split, names=self.data["names"])
+
+
+patch_ultralytics(check_cls_dataset=check_det_dataset)
+VALIDATORS: dict[str, type[Validator | ClassValidator]] = {
+    "detect": Validator,
+    "segment": SegmentationValidator,
+    "classify": ClassValidator,
+}

@@ -24,7 +24,7 @@ from models.blocks.branches import STYLES
 from models.errors import UserError
 from models.files import why_no_file
 from models.loss import AnchorGains
-from models.spec import FORM, ModelSpec, load_spec
+from models.spec import FORM, TASKS, ModelSpec, load_spec
 from utils import cli
 from utils.checkpoint import plain, read_checkpoint
 from utils.checkpoint.fields import described, is_count, is_finite, is_imgsz, is_mapping, why_not_resumed
@@ -35,7 +35,8 @@ from utils.text import printable, quote
 from utils.writing import write_text
 
 OPTIMIZERS = ("SGD", "Adam", "AdamW", "NAdam", "RAdam", "RMSprop", "MuSGD")
-HYP = "hyp.scratch-low.yaml"  # the recipe that has every hyper-parameter
+HYP = "hyp.scratch-low.yaml"  # the recipe that has every hyper-parameter of detectors
+CLASSIFY_HYP = "hyp.classify.yaml"  # that of classifiers
 ANCHOR_FREE = "anchor_free"  # where a recipe has the gains of heads without anchors
 RECIPE = ("epochs", "imgsz", "batch", "cos_lr")  # what a recipe may say besides the hyper-parameters
 OWN_OPTIONS: dict[str, Any] = {  # beside ultralytics' options, with their defaults
@@ -44,6 +45,7 @@ OWN_OPTIONS: dict[str, Any] = {  # beside ultralytics' options, with their defau
     "autoanchor": True,
     "qat": False,
     "overparameterize": None,
+    "class_smoothing": 0.0,  # label_smoothing of classifiers, a word that ultralytics has dropped
 }
 PLACE = ("project", "name", "save_dir", "exist_ok", "resume", "mode")  # of a run; these follow from where its files are
 CHANGEABLE = ("epochs", "patience", "device", "workers", "plots", "save_period", "data")  # in a run that is resumed
@@ -104,7 +106,7 @@ def resumed_run(last: Path, asked: Mapping[str, Mapping[str, Any]] | None = None
     left = what_is_left(folder, checkpoint, options)
     if left == "nothing":
         return TrainingRun(options, {}, {}, checkpoint=checkpoint, left=left)
-    data = own_data(folder, options["data"], checkpoint)
+    data = own_data(folder, options["data"], checkpoint, options["task"])
     single_cls = options["single_cls"]
     check_same_classes(data, checkpoint, single_cls)
     pictures = check_images(data, single_cls=single_cls, training=True, task=options["task"])
@@ -247,7 +249,8 @@ CHECKED: dict[str, tuple[str, Callable[[Any], bool]]] = {  # of which ultralytic
     "imgsz": ("a number of pixels", lambda value: type(value) is int and is_imgsz(value)),
     "batch": ("a whole number of at least 1, or -1", is_batch),
     "workers": ("a whole number of at least 0", is_count),
-    "task": ("detect or segment", lambda value: value in ("detect", "segment")),
+    "task": (f"one of {', '.join(TASKS)}", lambda value: value in TASKS),
+    "class_smoothing": ("a number from 0 to 1", lambda value: is_finite(value) and 0 <= value <= 1),
     "optimizer": (f"one of {', '.join(OPTIMIZERS)}", lambda value: value in OPTIMIZERS),
     "cache": ("False or ram", lambda value: value in (None, False, "ram")),
     "freeze": ("backbone, a number of slots, or a list of slots", is_freeze),
@@ -282,11 +285,16 @@ def check_options(options: Mapping[str, Any], file: Path) -> None:
     except (TypeError, ValueError, LookupError, AttributeError, SyntaxError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{file} holds options that no run has: {printable(reason)[:300]}") from error
-    recipe = read_yaml(ROOT / "data" / "hyps" / HYP)
-    known = {*recipe, *recipe[ANCHOR_FREE], *RECIPE, *CHECKED, *FLAGS, *CHANGEABLE, *PLACE}
+    known = {*hyper_parameters(), *RECIPE, *CHECKED, *FLAGS, *CHANGEABLE, *PLACE}
     for name, value in options.items():
         if name not in known and value != defaults().get(name):
             raise UserError(f"{file}: no run has the option {name} {described(value)}, leave it out")
+
+
+def hyper_parameters() -> set[str]:
+    """Return the names of all hyper-parameters that a recipe may have."""
+    recipe, classify = (read_yaml(ROOT / "data" / "hyps" / name) for name in (HYP, CLASSIFY_HYP))
+    return {*recipe, *recipe[ANCHOR_FREE], *classify}
 
 
 # What is left of it ---------------------------------------------------------------------------------------------------
@@ -350,24 +358,25 @@ def how_to_go_on(run: TrainingRun) -> str:
 
 
 # Its data set ---------------------------------------------------------------------------------------------------------
-def own_data(folder: Path, file: str, checkpoint: Mapping[str, Any]) -> dict[str, Any]:
+def own_data(folder: Path, file: str, checkpoint: Mapping[str, Any], task: str) -> dict[str, Any]:
     """Return the data set of a run, whatever the current folder is.
 
     Args:
         folder: of the run, with its own copy of the data set's description, for when the other one is gone.
         file: that describes the data set: that of the run, or another one, if it was moved.
         checkpoint: its last.pt.
+        task: of the run.
 
     Raises:
         UserError: the description of the data set is wrong, or none is there.
     """
     if file != checkpoint.get("options", {}).get("data"):
-        return load_dataset(file)
+        return load_dataset(file, task=task)
     copy = folder / "data.yaml"
     if not Path(file).exists() and copy.is_file():
         LOGGER.warning(printable(f"{file} is gone, the run goes on with its own copy, {copy}"))
         return load_dataset(copy)
-    return load_dataset(file, root=checkpoint.get("splits", {}).get("path"))
+    return load_dataset(file, root=checkpoint.get("splits", {}).get("path"), task=task)
 
 
 def check_same_classes(data: dict[str, Any], checkpoint: Mapping[str, Any], single_cls: bool) -> None:

@@ -39,7 +39,7 @@ from utils.checkpoint.file import check_has_values, check_tensors
 from utils.data.dataset import build_dataset
 from utils.data.description import write_data_yaml
 from utils.drawing.fonts import use_in_plots
-from utils.evaluate.validator import VALIDATORS, Validator
+from utils.evaluate.validator import VALIDATORS, ClassValidator, Validator
 from utils.paths import remove_run
 from utils.train.anchors import fit_anchors
 from utils.train.batches import check_trains_on_one, trains_on_one
@@ -178,7 +178,7 @@ class Trainer(DetectionTrainer):
             raise ValueError("a new run needs its model")
         return self.run.model
 
-    def get_validator(self) -> Validator:
+    def get_validator(self) -> Validator | ClassValidator:
         """Return the validator of this run's val split."""
         args = copy(self.args)
         args.data = str(self.save_dir / "data.yaml")
@@ -245,10 +245,8 @@ class Trainer(DetectionTrainer):
         init_seeds(self.args.seed + 1 + self.epoch, deterministic=self.args.deterministic)
         self.train_loader.generator.manual_seed(LOADER_SEED + self.args.seed + self.epoch)
         self.train_loader.reset()
-        dataset = self.train_loader.dataset
         if not self.args.cache:
-            dataset.ims = [None] * len(dataset.ims)
-            dataset.buffer.clear()
+            self.train_loader.dataset.start_anew()
 
     def save_metrics(self, metrics: dict[str, float]) -> None:
         """Write results.csv anew from all epochs, so that a resumed run has each of them once."""

@@ -1,0 +1,52 @@
+"""The dataset that classifiers read: ultralytics' class folders, which are only read, and pictures that may fail."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ultralytics.data.dataset import ClassificationDataset
+from ultralytics.utils import LOGGER
+
+from models.errors import UserError
+from utils.data.pictures import Unreadable, read_picture
+from utils.text import printable
+
+MAX_TRIES = 100  # pictures in a row that may fail to load
+
+
+class ClassFolders(ClassificationDataset):
+    """ultralytics' dataset of class folders, without a scan that would write beside them.
+
+    An item is {"img": (3, side, side) RGB in [0, 1], "cls": number of the class}.
+    """
+
+    rect = False  # what the trainers read of data sets
+
+    @property
+    def labels(self) -> list[dict[str, np.ndarray]]:
+        """The class of each picture, in the form of data sets for detection."""
+        return [{"cls": np.array([[sample[1]]])} for sample in self.samples]
+
+    def verify_images(self) -> list[Any]:
+        """Return all pictures: one that cannot be read is noticed when it is loaded."""
+        return self.samples
+
+    def start_anew(self) -> None:
+        """Forget what was loaded; nothing is kept here."""
+
+    @staticmethod
+    def imread(f: str) -> np.ndarray:
+        """Return a picture (H, W, 3) BGR."""
+        return read_picture(Path(f))
+
+    def __getitem__(self, i: int) -> dict[str, Any]:
+        """Return picture `i` and its class; the next one stands in for one that cannot be read."""
+        for step in range(min(len(self), MAX_TRIES)):
+            j = (i + step) % len(self)
+            try:
+                return super().__getitem__(j)
+            except Unreadable as error:
+                LOGGER.warning(f"{self.prefix}{printable(self.samples[j][0])} is left out: {error}")
+        raise UserError(f"the pictures of {self.root} cannot be read")
