@@ -25,6 +25,7 @@ from models.backbones.weights import (
     Dialect,
     WeightsReport,
     choose_dialect,
+    choose_row,
     copy_tensors,
     read_source,
 )
@@ -217,14 +218,14 @@ def load_weights(network: Any, source: str | Path, *, allow_partial: bool = Fals
 
     Args:
         network: a backbone or a classifier, whose `dialects` or whose backbone's say how publishers name its tensors.
-        source: a file, or `timm/NAME`.
+        source: a file, or `timm/NAME`; of a checkpoint of ours the row of this backbone is taken.
         allow_partial: load whatever fits.
 
     Raises:
         WeightsError: no such file, not one of tensors only, or less than 90 % of the tensors match.
     """
     backbone = _backbone_of(network)
-    tensors = read_source(source)
+    tensors = choose_row(read_source(source), backbone.state_dict())
     dialect = choose_dialect(tensors, backbone.dialects) or PLAIN
     adapted = network.adapt(dialect.translate(tensors), dialect)
     target = _target(network, adapted, dialect)

@@ -206,6 +206,23 @@ def read_tensors(file: str | Path) -> dict[str, Tensor]:
     return _without_prefixes(tensors)
 
 
+def choose_row(tensors: dict[str, Tensor], names: Iterable[str]) -> dict[str, Tensor]:
+    """Return of a model's tensors, as RepYOLO's checkpoints hold them, those of the row that has most of some names.
+
+    Args:
+        tensors: named `0.stage0.conv.weight` in row 0; those of other files stay as they are.
+        names: of the tensors of a backbone.
+    """
+    rows: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        row, _, inside = name.partition(".")
+        rows.setdefault(row, {})[inside] = tensor
+    if not all(row.isdecimal() for row in rows):
+        return tensors
+    wanted = set(names)
+    return max(rows.values(), key=lambda row: len(wanted & row.keys()))
+
+
 def has_usual_form(tensor: Tensor) -> bool:
     """Return whether a tensor has a form that networks here have: dense, with values, neither quantized nor complex."""
     return not (tensor.layout is not torch.strided or tensor.is_meta or tensor.is_quantized or tensor.is_complex())

@@ -13,13 +13,16 @@ import torch
 
 import train
 import val
+from models import create_model
 from models.errors import UserError
-from tests.helpers import tiny, write
+from models.spec import load_spec
+from tests.helpers import randomize_, save, tiny, write
 from tests.runs import stopped
 from utils.checkpoint import load_checkpoint, read_checkpoint
 from utils.data.description import CUT_OUTS, load_dataset
 from utils.data.files import check_images
 from utils.train.classify import mix, smooth
+from utils.train.transfer import transfer
 
 COLOURS = {"blue": (200, 60, 60), "green": (60, 200, 60), "red": (60, 60, 200)}  # BGR
 TINY = tiny(head=[[-1, 1, "Classify", ["nc"]]])
@@ -221,6 +224,35 @@ def test_the_built_in_set_has_the_shapes_cut_out():
     assert sorted(data["names"].values()) == ["circle", "square", "star", "triangle"]
     assert len(pictures["train"]) > 600
     assert len(pictures["val"]) > 150
+
+
+# In a detector --------------------------------------------------------------------------------------------------------
+FAMILIES = [
+    pytest.param(f, marks=[pytest.mark.slow] * (f == "repmlp")) for f in "repvgg riformer repmlpnet repmlp timm".split()
+]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_detector_takes_the_weights_of_a_classifier(family, tmp_path):
+    classifier = randomize_(create_model(f"{family}-cls.yaml", nc=3))
+    file = save(classifier, tmp_path / "best.pt")
+    spec = load_spec(f"{family}-yolo.yaml").with_option(0, "weights", str(file))
+    backbone = create_model(spec).model[0]
+    known, own = classifier.model[0].state_dict(), backbone.state_dict()
+    assert all(torch.equal(tensor, own[name]) for name, tensor in known.items())
+    report = backbone.weights_report
+    norms_of_other_levels = {"norm2.weight", "norm2.bias", "norm4.weight", "norm4.bias"}
+    assert set(report.missing) == (norms_of_other_levels if family == "riformer" else set())
+    assert report.matched == len(known)
+    assert not report.unexpected
+
+
+def test_a_detector_is_trained_from_a_classifier():
+    classifier, detector = randomize_(create_model(TINY)), create_model(tiny())
+    classifier.pt_path = "best.pt"
+    moved = transfer(classifier, detector)
+    assert [len(row.new) for row in moved.rows[:3]] == [0, 0, 0]
+    assert torch.equal(classifier.model[2].cv1.conv.weight, detector.model[2].cv1.conv.weight)
 
 
 @pytest.mark.slow
