@@ -31,6 +31,7 @@ from ultralytics.nn.modules import SPPF as UltralyticsSPPF
 
 from models.arguments import Kernels, Positive
 from models.blocks import frozen, ultralytics  # noqa: F401 - they register how modules fuse
+from models.blocks.large_kernels import RepLKBlock
 from models.blocks.yolov5 import C3SPP, SPPF, BottleneckCSP, C3x
 from models.errors import ConfigError
 from models.layers.site import LAYERS, Layer, Site, check_repeats, listed
@@ -67,6 +68,16 @@ def ghost_bottleneck(site: Site, c2: Positive, k: Positive = 3, s: Positive = 1)
     else:
         site.check_window(k, s)
     return site.layer(GhostBottleneck(site.input.channels, out, k, s), out, s)
+
+
+@LAYERS.register("RepLKBlock")
+def rep_lk_block(
+    site: Site, c2: Positive, k: Positive = 31, small: Positive = 5, shortcut: bool = True, e: float = 1.0
+) -> Layer:
+    """RepLKNet's: 1x1, depthwise k x k with a `small` kernel in parallel, 1x1, with a residual connection."""
+    out = site.width(c2)
+    site.inside(out * e)
+    return site.layer(RepLKBlock(site.input.channels, out, k, small, shortcut, e), out)
 
 
 @LAYERS.register("C1")

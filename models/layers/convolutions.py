@@ -17,6 +17,7 @@ from ultralytics.nn.modules import (
 from ultralytics.nn.modules.conv import autopad
 
 from models.arguments import Act, Kernels, Natural, Positive, activation
+from models.blocks.large_kernels import DilatedReparamBlock
 from models.blocks.repconv import RepConv, RepVGGBlock
 from models.blocks.yolov5 import CrossConv, MixConv2d
 from models.errors import ConfigError
@@ -58,8 +59,14 @@ def rep_conv(
     linear = RepConv(site.input.channels, out, k, s, g, d, identity=identity, style=style)
     if p not in (None, autopad(k, None, d)):
         raise ConfigError(f"RepConv pads by {autopad(k, None, d)}, which centres its kernels on each other, not by {p}")
-    default = Conv.default_act if act is True else nn.Identity()
-    return site.layer(RepVGGBlock(linear, activation(act) if isinstance(act, str) else default), out, s)
+    return site.layer(RepVGGBlock(linear, _act_module(act)), out, s)
+
+
+@LAYERS.register("DilatedReparamBlock")
+def dilated_reparam_block(site: Site, k: Positive = 13, act: Act = True) -> Layer:
+    """UniRepLKNet's depthwise k x k convolution with dilated smaller ones in parallel, activation; channels stay."""
+    channels = site.input.channels
+    return site.layer(DilatedReparamBlock(channels, k, _act_module(act)), channels)
 
 
 @LAYERS.register("DWConv")
@@ -218,3 +225,10 @@ def check_grows(site: Site, k: int, s: int, p: int, output_padding: int = 0, d: 
 def _act(act: Act) -> nn.Module | bool:
     """Return what ultralytics' convolutions take as `act`: the default or none, or a module."""
     return activation(act) if isinstance(act, str) else act
+
+
+def _act_module(act: Act) -> nn.Module:
+    """Return the activation that `act` means: the default, none, or one by its name."""
+    if isinstance(act, str):
+        return activation(act)
+    return Conv.default_act if act else nn.Identity()

@@ -33,6 +33,8 @@ EXAMPLES = {  # word: arguments that it takes
     "Channels": [[0, 8], [4, IN]],
     "Conv": [[32], [32, 3, 2], [32, 6, 2, 2], [32, 3, 1, 2, 2, 2], [32, 1, 1, None, 1, 1, "nn.ReLU()"]],
     "RepConv": [[32], [32, 3, 2], [KEEPS, 3, 1, 1, 2, {"identity": True}], [32, {"style": "qarep"}]],
+    "DilatedReparamBlock": [[], [5], [17, False], [9, "nn.ReLU()"]],
+    "RepLKBlock": [[KEEPS], [32, 13, 3, False, 2.0]],
     "DWConv": [[32], [24, 3, 2], [32, 3, 1, 2, "nn.ReLU()"]],
     "GhostConv": [[32], [32, 3, 2, 2], [32, 1, 1, 1, False]],
     "Focus": [[32], [32, 3, 1, 1, 2], [32, 3, 2]],
