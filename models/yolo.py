@@ -28,6 +28,7 @@ from models.errors import ConfigError
 from models.heads import AnchorDetect
 from models.loss import AnchorGains, AnchorLoss
 from models.parser import MAX_PARAMETERS, PICTURE, Slot, common_side, parse_model, with_forms
+from models.row_times import row_times_table, time_rows
 from models.spec import ModelSpec, load_spec
 from models.summary import model_table
 
@@ -105,9 +106,11 @@ class DetectionModel(tasks.DetectionModel):
         self.spec = self.spec.with_branches(style)
 
     def _predict_once(self, x: Tensor, profile: bool = False, embed: list[int] | None = None) -> Any:
-        """Run the rows in order; a slot is let go after its last reader. `profile` and `embed` are ultralytics'."""
-        if profile or embed:
-            raise NotImplementedError("RepYOLO's models neither profile their layers nor give embeddings")
+        """Run the rows in order; a slot is let go after its last reader. `profile` logs how long each row takes."""
+        if embed:
+            raise NotImplementedError("RepYOLO's models give no embeddings")
+        if profile:
+            return self._profile(x)
         slots: dict[Slot, Any] = {PICTURE: x}
         for module, node in zip(self.model, self.nodes, strict=True):
             inputs = [slots[slot] for slot in node.sources]
@@ -115,6 +118,14 @@ class DetectionModel(tasks.DetectionModel):
             slots.update(zip(node.slots, output if node.writes_list else (output,), strict=True))
             for slot in node.last_use:
                 del slots[slot]
+        return output
+
+    def _profile(self, x: Tensor) -> Any:
+        """Return what the rows give, and log how long each of them took; the first run is not counted in eval mode."""
+        if not self.training:
+            self._predict_once(x)
+        output, times = time_rows(self, lambda: self._predict_once(x))
+        LOGGER.info(row_times_table(self, times))
         return output
 
     def _predict_augment(self, x: Tensor) -> Any:

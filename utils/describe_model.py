@@ -14,19 +14,19 @@ from __future__ import annotations
 
 import argparse
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 from ultralytics.utils import LOGGER, TQDM
 
 from models import DetectionModel, create_model, switch_to_deploy
 from models.errors import UserError
 from models.parser import common_side
+from models.row_times import time_rows
 from models.spec import CONFIGS, load_spec
 from models.summary import DEFAULT_SIZE, count_gflops, count_parameters, head_card, model_table, row_gflops, slots_text
 from utils import cli
@@ -120,7 +120,7 @@ def describe(cfg: Path, args: argparse.Namespace) -> Description:
     forms = (model, deploy)
     try:
         gflops = tuple(count_gflops(form, size) for form in forms)
-        rows = time_rows(forms, size, args) if args.profile else []
+        rows = time_forms(forms, size, args) if args.profile else []
     except PICTURE_ERRORS as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(f"{model.spec.name} takes no picture of {size[0]}x{size[1]}: {reason}") from error
@@ -146,7 +146,7 @@ def picture_size(model: DetectionModel, imgsz: Sequence[int] | None) -> tuple[in
     return height, width
 
 
-def time_rows(forms: tuple[DetectionModel, DetectionModel], size: tuple[int, int], args: Any) -> list[RowTime]:
+def time_forms(forms: tuple[DetectionModel, DetectionModel], size: tuple[int, int], args: Any) -> list[RowTime]:
     """Return what each row of a model costs, unfused and fused."""
     x = torch.rand(args.batch_size, forms[0].spec.ch, *size, generator=torch.Generator().manual_seed(0))
     times: tuple[list[list[float]], list[list[float]]] = ([], [])
@@ -155,7 +155,7 @@ def time_rows(forms: tuple[DetectionModel, DetectionModel], size: tuple[int, int
             form(x)  # the first run of a form is slow
         for turn in range(args.rounds):
             for i in (0, 1) if turn % 2 == 0 else (1, 0):
-                times[i].append(row_milliseconds(forms[i], x))
+                times[i].append(time_rows(forms[i], partial(forms[i].forward, x))[1])
             bar.update()
     latencies = [[Latency(values) for values in zip(*rounds, strict=True)] for rounds in times]
     gflops = [row_gflops(form, size) for form in forms]
@@ -163,26 +163,6 @@ def time_rows(forms: tuple[DetectionModel, DetectionModel], size: tuple[int, int
         RowTime(slots_text(node), node.row.module, (work, less), (before, after))
         for node, work, less, before, after in zip(forms[0].nodes, *gflops, *latencies, strict=True)
     ]
-
-
-def row_milliseconds(model: DetectionModel, x: Tensor) -> list[float]:
-    """Run a model on the pictures x (B, C, H, W) and return how long each of its rows took, in milliseconds."""
-    starts: list[float] = []
-    ends: list[float] = []
-
-    def start(_module: nn.Module, _inputs: Any) -> None:
-        starts.append(time.perf_counter())
-
-    def end(_module: nn.Module, _inputs: Any, _output: Any) -> None:
-        ends.append(time.perf_counter())
-
-    hooks = [hook for m in model.model for hook in (m.register_forward_pre_hook(start), m.register_forward_hook(end))]
-    try:
-        model(x)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return [(last - first) * 1e3 for first, last in zip(starts, ends, strict=True)]
 
 
 # Texts ----------------------------------------------------------------------------------------------------------------

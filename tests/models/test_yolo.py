@@ -269,6 +269,25 @@ def test_ultralytics_channels_key_is_not_ignored():
     assert load_spec(tiny(channels=1)).ch == 1
 
 
+@pytest.mark.parametrize("training", [False, True])
+def test_a_profile_is_logged_and_changes_nothing(small, training, monkeypatch):
+    lines = []
+    monkeypatch.setattr(LOGGER, "info", lines.append)
+    model = copy.deepcopy(small).train(training)
+    twin = copy.deepcopy(model)
+    x = pictures(64, 64, dtype=torch.float32).to(next(model.parameters()))
+    got, want = tensors(model(x, profile=True)), tensors(twin(x))
+    assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), twin.state_dict().values(), strict=True))
+    header, *rows, total = lines[0].splitlines()
+    assert header.split() == ["slot", "module", "ms", "share"]
+    assert [row.split()[1] for row in rows] == [row.module for row in model.spec.rows]
+    spent = [float(row.split()[2]) for row in rows]
+    assert min(spent) >= 0
+    assert sum(spent) == pytest.approx(float(total.split()[2]), abs=0.01 * len(rows))
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.model)
+
+
 def test_the_table_is_logged_on_request(monkeypatch):
     lines = []
     monkeypatch.setattr(LOGGER, "info", lines.append)
