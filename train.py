@@ -56,11 +56,13 @@ from utils.checkpoint import load_checkpoint
 from utils.checkpoint.fields import described, why_wrong
 from utils.data.description import BUILT_IN, load_dataset, read_yaml
 from utils.data.files import check_images, sources_of
+from utils.distributed.group import is_first, process_group
 from utils.drawing.fonts import use_font
 from utils.paths import find_file, increment_path
 from utils.text import quote
 from utils.train.batches import check_batches
 from utils.train.classify import ClassTrainer
+from utils.train.distributed import shared_run
 from utils.train.run import (
     ANCHOR_FREE,
     CHECKED,
@@ -148,6 +150,7 @@ def make_parser() -> cli.Parser:
     branches = "train convolutions with branches, which fusing takes away; empty: as the YAML says"
     add("--overparameterize", choices=STYLES, help=branches)
     add("--qat", action="store_true", help="fine-tune --weights in their fused form, with the rounding of INT8")
+    add("--sync-bn", action="store_true", help="take the statistics of BatchNorm over all processes")
     add("--seed", type=cli.non_negative_int, default=0, help="of all random numbers")
     cli.add_font(parser)
     cli.add_consents(parser)
@@ -163,8 +166,7 @@ def add_foreign(parser: cli.Parser) -> None:
     parser.refuse("--image-weights", reason="pictures are drawn alike, whatever their classes")
     parser.refuse("--quad", reason="batches are not joined four to one; give a larger --imgsz or --batch-size")
     parser.refuse("--bucket", "--upload_dataset", reason="nothing is sent anywhere", values="?")
-    parser.ignore("--sync-bn", reason="each GPU keeps its own statistics of BatchNorm, and one GPU has all of them")
-    parser.ignore("--local_rank", "--local-rank", reason="name the GPUs with --device", values=1)
+    parser.ignore("--local_rank", "--local-rank", reason="torchrun gives it in the environment", values=1)
     loggers = "losses and accuracy go to results.csv in the folder of the run, and to no service"
     parser.ignore("--entity", "--bbox_interval", "--artifact_alias", reason=loggers, values=1)
     parser.ignore("--ndjson-console", "--ndjson-file", reason=loggers)
@@ -186,20 +188,31 @@ def main(args: argparse.Namespace) -> Path:
     cli.log_options("train", args)
     cli.take_consents(args)
     use_font(args.font)
-    run = resumed_run(find_last(args), beside_resume(args)) if args.resume else new_run(args)
-    if run.left == "nothing":
-        LOGGER.info(how_to_go_on(run))
-        return Path(run.options["save_dir"])
-    check_no_folders(Path(run.options["save_dir"]))
-    trainer = TRAINERS[run.options["task"]](run)
-    try:
-        trainer.train()
-    except KeyboardInterrupt:
-        if trainer.last.is_file():
-            LOGGER.info(f"\nstopped; continue with: python train.py --resume {quote(trainer.last)}")
-        raise
-    log_summary(trainer, time.time() - started)
+    with process_group(args.device) as device:
+        run = shared_run(lambda: start(args))
+        if run.left == "nothing":
+            LOGGER.info(how_to_go_on(run))
+            return Path(run.options["save_dir"])
+        trainer = TRAINERS[run.options["task"]](run, device)
+        try:
+            trainer.train()
+        except KeyboardInterrupt:
+            if trainer.last.is_file():
+                LOGGER.info(f"\nstopped; continue with: python train.py --resume {quote(trainer.last)}")
+            raise
+    if is_first():
+        log_summary(trainer, time.time() - started)
     return trainer.save_dir
+
+
+def start(args: argparse.Namespace) -> TrainingRun:
+    """Return the run that `args` ask for, new or resumed, in whose folder all can be written."""
+    run = resumed_run(find_last(args), beside_resume(args)) if args.resume else new_run(args)
+    if run.left != "nothing":
+        check_no_folders(Path(run.options["save_dir"]))
+        if not args.resume:
+            Path(run.options["save_dir"], "results.csv").unlink(missing_ok=True)  # of an earlier run in its folder
+    return run
 
 
 def run(**options: Any) -> Path:
@@ -280,6 +293,7 @@ def flag_options(args: argparse.Namespace) -> dict[str, Any]:
         "custom_l2": args.custom_l2,
         "autoanchor": not args.noautoanchor and not args.qat,
         "qat": args.qat,
+        "sync_bn": args.sync_bn,
         "seed": args.seed,
     }
 

@@ -71,6 +71,7 @@ def prepare_environment() -> None:
 def patch_ultralytics(
     *,
     open_backend: Callable[..., Any] | None = None,
+    own_device: Any = None,
     check_amp: Callable[..., bool] | None = None,
     save_yaml: Callable[..., None] | None = None,
     annotator: type | None = None,
@@ -87,6 +88,8 @@ def patch_ultralytics(
     Args:
         open_backend: takes the place of AutoBackend in its validator, which would open weights a second time, and our
             exports without their bytes, thresholds and precision (`utils.deploy.backends`).
+        own_device: takes the place of the CUDA module, which its validator asks for the device of a process among
+            several; that may as well be the CPU (`utils.deploy.backends`).
         check_amp: takes the place of its check of mixed precision, which downloads a network and compares boxes of
             that; ours compares the outputs of the network that is going to be trained (`utils.train.trainer`).
         save_yaml: takes the place of its writer of args.yaml, which writes over the old file (`utils.train.trainer`).
@@ -105,6 +108,7 @@ def patch_ultralytics(
         from ultralytics.engine import validator  # noqa: PLC0415
 
         validator.AutoBackend = open_backend
+        validator.get_torch_device_backend = lambda _: own_device
     if check_cls_dataset:
         from ultralytics.engine import validator  # noqa: PLC0415
 

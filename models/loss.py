@@ -19,6 +19,7 @@ from ultralytics.utils.metrics import bbox_iou
 from ultralytics.utils.ops import crop_mask, xywh2xyxy
 
 from models.errors import UserError
+from models.shared_loss import shared_factor
 
 OBJECTNESS = 4  # its place in a prediction, after x, y, w, h
 CLASSES = 5  # where the classes begin, after which come the mask coefficients
@@ -157,7 +158,8 @@ class AnchorLoss:
         wanted = objectness_targets(positives, iou.detach(), level.shape[:4])
         objectness = self.cross_entropy(in_full(level[..., OBJECTNESS]), wanted, self.gains.obj_pw)
         classes = self.class_loss(predicted, targets.label[positives.target])
-        losses = torch.stack([mean(1 - iou), balance * objectness, classes])
+        factor = shared_factor(iou.new_tensor(float(len(iou))), len(level))
+        losses = torch.stack([mean(1 - iou) * factor, balance * objectness, classes * factor])
         return losses, positives, predicted[:, CLASSES + self.nc :]
 
     def class_loss(self, predicted: Tensor, labels: Tensor) -> Tensor:

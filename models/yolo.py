@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from ultralytics.nn import tasks
 from ultralytics.utils import LOGGER
-from ultralytics.utils.loss import v8ClassificationLoss
+from ultralytics.utils.loss import E2ELoss
 from ultralytics.utils.torch_utils import scale_img
 
 from models.backbones.base import Backbone
@@ -29,6 +29,7 @@ from models.heads import AnchorDetect
 from models.loss import AnchorGains, AnchorLoss
 from models.parser import MAX_PARAMETERS, PICTURE, Slot, common_side, parse_model, with_forms
 from models.row_times import row_times_table, time_rows
+from models.shared_loss import SharedClassificationLoss, shared_loss
 from models.spec import ModelSpec, load_spec
 from models.summary import model_table
 
@@ -142,7 +143,7 @@ class DetectionModel(tasks.DetectionModel):
         """Return the loss of this head; `args`, which the trainer sets, holds its gains."""
         head = self.model[-1]
         if not isinstance(head, AnchorDetect):
-            return super().init_criterion()
+            return E2ELoss(self, shared_loss(head)) if self.end2end else shared_loss(head)(self)
         args = getattr(self, "args", None)
         gains = AnchorGains(**getattr(args, "anchor_gains", {}))
         scaled = gains.scaled(head.nl, head.nc, max(self.imgsz) if isinstance(self.imgsz, list) else self.imgsz)
@@ -223,7 +224,7 @@ class ClassificationModel(DetectionModel):
 
     def init_criterion(self) -> Any:
         """Return cross-entropy; the classes of a batch are numbers (B,) or parts of each (B, nc)."""
-        return v8ClassificationLoss()
+        return SharedClassificationLoss()
 
 
 MODELS = {kind.task: kind for kind in (DetectionModel, SegmentationModel, ClassificationModel)}

@@ -38,6 +38,7 @@ from models.plugins import load_plugins
 from models.secrets import without_secrets
 from models.stops import STOPS, end
 from utils.data.pictures import LIMIT, MOST_MEGAPIXELS, allow_megapixels
+from utils.distributed.group import LostProcessError
 from utils.drawing.fonts import font_file
 from utils.paths import MADE, remove_empty_runs
 from utils.sizes import MAX_IMGSZ
@@ -90,9 +91,9 @@ def _run(main: Callable[[argparse.Namespace], object], parser: Parser, argv: Seq
         with stop_signals():
             code = main(parser.parse_args(argv))
             return code if isinstance(code, int) else 0
-    except UserError as error:
+    except (UserError, LostProcessError) as error:
         remove_empty_runs()
-        return _fail(str(error), 2)
+        return _fail(str(error), 2 if isinstance(error, UserError) else 1)
     except Terminated:
         return _fail(STOPS[signal.SIGTERM], 128 + signal.SIGTERM)
     except KeyboardInterrupt:

@@ -25,6 +25,7 @@ from utils.deploy.ends import as_bytes, threshold_inputs
 from utils.deploy.metadata import KNOWN
 from utils.deploy.onnx_graph import with_threshold_inputs
 from utils.deploy.run import file_in, session_options
+from utils.distributed.group import OWN_DEVICE
 from utils.sizes import check_imgsz
 from utils.text import class_names
 
@@ -169,7 +170,17 @@ class Backend(AutoBackend):
 
 def open_backend(model: Any, **options: Any) -> Backend:
     """Return a network as `Backend`, as it is if it is one already; stands in for AutoBackend in the validator."""
-    return model if isinstance(model, Backend) else Backend(model, **options)
+    own = {"device": OWN_DEVICE[-1]} if OWN_DEVICE else {}
+    return model if isinstance(model, Backend) else Backend(model, **{**options, **own})
+
+
+class OwnDevice:
+    """The device of this process among several, as ultralytics' validator asks for it."""
+
+    @staticmethod
+    def current_device() -> int:
+        """Return its number."""
+        return OWN_DEVICE[-1].index or 0
 
 
 def share_options(network: Any, options: Any) -> None:
@@ -178,4 +189,4 @@ def share_options(network: Any, options: Any) -> None:
         network.backend.options = options
 
 
-patch_ultralytics(open_backend=open_backend)
+patch_ultralytics(open_backend=open_backend, own_device=OwnDevice)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import matplotlib
+from torch import Tensor
 from ultralytics.data.utils import check_det_dataset
 from ultralytics.models.yolo import segment
 from ultralytics.models.yolo.classify import ClassificationValidator
@@ -16,6 +17,8 @@ from models.errors import UserError
 from utils.data.classes import ClassFolders
 from utils.data.dataset import build_dataset
 from utils.deploy.backends import Backend, share_options
+from utils.distributed.gradients import mean_over_batches
+from utils.distributed.group import await_all, is_shared
 from utils.drawing.fonts import use_in_plots
 
 matplotlib.rcParams["text.parse_math"] = False  # the names of classes in its plots are no formulas
@@ -27,6 +30,9 @@ class OwnData:
 
     args: Any
     data: Any
+    dataloader: Any
+    training: bool
+    loss: dict[str, Tensor]  # sums over the batches
 
     def get_model(self, model: Any, trainer: Any = None) -> Any:
         """Return the network to validate; one that is open already is taken as it is, others are copied."""
@@ -47,6 +53,14 @@ class OwnData:
             use_in_plots("".join(self.data["names"].values()))
         super().init_metrics(model)  # type: ignore[misc]
         share_options(model, self.args)
+
+    def gather_stats(self) -> None:
+        """Bring together what the processes have found, each in its own pictures."""
+        await_all()
+        super().gather_stats()  # type: ignore[misc]
+        if self.training and is_shared():
+            means = mean_over_batches(self.loss, len(self.dataloader))
+            self.loss = {name: mean * len(self.dataloader) for name, mean in means.items()}  # by which it is divided
 
 
 class Validator(OwnData, DetectionValidator):

@@ -14,6 +14,8 @@ from ultralytics.cfg import get_cfg
 from models import DetectionModel
 from models.errors import UserError
 from models.summary import BATCH_NORMS, on_meta, run_on_meta
+from utils.distributed.group import group_size, is_shared
+from utils.distributed.shards import share_of_batch
 
 
 def check_batches(model: DetectionModel, options: dict[str, Any], pictures: int) -> None:
@@ -30,7 +32,10 @@ def check_batches(model: DetectionModel, options: dict[str, Any], pictures: int)
     options = {**vars(get_cfg()), **options}
     if model.only_size:
         check_only_size(model, options)
-    if min(pictures, options["batch"]) == 1:
+    if pictures < group_size():
+        raise UserError(f"{group_size()} processes cannot share {pictures} pictures to train on: start fewer")
+    share = min(pictures // group_size(), share_of_batch(options["batch"]))
+    if share == 1 and not (is_shared() and options["sync_bn"]):
         check_trains_on_one(model, options["imgsz"], options["multi_scale"])
 
 

@@ -46,6 +46,7 @@ OWN_OPTIONS: dict[str, Any] = {  # beside ultralytics' options, with their defau
     "qat": False,
     "overparameterize": None,
     "class_smoothing": 0.0,  # label_smoothing of classifiers, a word that ultralytics has dropped
+    "sync_bn": False,
 }
 PLACE = ("project", "name", "save_dir", "exist_ok", "resume", "mode")  # of a run; these follow from where its files are
 CHANGEABLE = ("epochs", "patience", "device", "workers", "plots", "save_period", "data")  # in a run that is resumed

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import inspect
 import itertools
-import math
 from copy import copy
 from dataclasses import replace
 from pathlib import Path
@@ -22,33 +21,47 @@ from ultralytics.data.build import build_dataloader
 from ultralytics.engine import trainer as engine
 from ultralytics.models.yolo.detect import DetectionTrainer
 from ultralytics.utils import LOGGER, RANK
-from ultralytics.utils.torch_utils import ModelEMA, autocast, init_seeds, torch_distributed_zero_first, unwrap_model
+from ultralytics.utils.torch_utils import ModelEMA, autocast, init_seeds, unwrap_model
 
 from models import DetectionModel, create_model
 from models.backbones import Backbone
 from models.blocks.repconv import RepConv
 from models.blocks.rounding import rounded_share
-from models.environment import cpu_cores, patch_ultralytics
+from models.environment import patch_ultralytics
 from models.errors import UserError, WeightsError
 from models.heads import AnchorDetect
 from models.loss import AnchorGains
 from models.spec import ModelSpec
 from models.summary import backbone_card, branches_text, head_card
-from utils.checkpoint import build_model, load_checkpoint, pack_model, plain, save_checkpoint
+from utils.checkpoint import build_model, pack_model, plain, read_checkpoint, save_checkpoint
 from utils.checkpoint.file import check_has_values, check_tensors
 from utils.data.dataset import build_dataset
 from utils.data.description import write_data_yaml
+from utils.distributed.gradients import add_gradients
+from utils.distributed.group import (
+    copy_from_first,
+    first_before_others,
+    from_first,
+    group_size,
+    is_first,
+    is_shared,
+    is_true_of_all,
+    threads_of_process,
+)
+from utils.distributed.shards import Shard, shard_loader
 from utils.drawing.fonts import use_in_plots
 from utils.evaluate.validator import VALIDATORS, ClassValidator, Validator
 from utils.paths import remove_run
 from utils.train.anchors import fit_anchors
 from utils.train.batches import check_trains_on_one, trains_on_one
+from utils.train.distributed import share, start_together
 from utils.train.qat import insert_rounding, observe
 from utils.train.run import OWN_OPTIONS, SPLITS, TrainingRun, log_other_counts, save_final
 from utils.train.transfer import transfer
 from utils.writing import remove_partials, write_text
 
 LOADER_SEED = 6148914691236517205  # ultralytics' own
+OTHER_PROCESS = 1_000_003  # between the seeds of processes that share batches
 BY_DEVICE = ("foreach", "fused", "capturable")  # settings of an optimizer that depend on the device
 OBSERVED = 8  # batches that ranges of INT8 are taken from before they are trained
 
@@ -71,7 +84,10 @@ class Trainer(DetectionTrainer):
     Of its options (`args`) these are ours: `custom_l2` puts RepVGG's penalty on the fused kernels in place of weight
     decay on their branches; `anchor_gains` are the hyper-parameters of the loss of heads with anchors, by YOLOv5's
     names; `autoanchor` fits their anchors to the data set; `qat` fine-tunes the first weights in their fused form, with
-    the rounding of INT8.
+    the rounding of INT8; `sync_bn` takes the statistics of BatchNorm over all processes.
+
+    Where several processes share each batch (`utils.distributed`), `device` is that of this one, and ultralytics, which
+    would wrap the model, is told of one process alone: gradients are summed in `optimizer_step`.
 
     Raises:
         UserError: a wrong YAML or checkpoint, or a loss that is not finite any more.
@@ -79,11 +95,13 @@ class Trainer(DetectionTrainer):
 
     model: Any  # the path of a YAML, then the model
 
-    def __init__(self, run: TrainingRun) -> None:
+    def __init__(self, run: TrainingRun, device: torch.device | None = None) -> None:
         self.run = run
         super().__init__({**OWN_OPTIONS, **vars(engine.get_cfg())}, {**run.options, "mode": "train"})
+        if device is not None:
+            self.device, self.world_size = device, 1  # the processes share batches by what `utils.distributed` does
         if self.device.type == "cpu":
-            torch.set_num_threads(cpu_cores())  # ultralytics leaves one for loading, which is done in between here
+            torch.set_num_threads(threads_of_process())  # ultralytics leaves one for loading, done in between here
         for folder in (self.save_dir, self.wdir):
             remove_partials(folder)
         self.history: list[dict[str, float]] = []
@@ -97,7 +115,7 @@ class Trainer(DetectionTrainer):
     def get_dataset(self) -> dict[str, Any]:
         """Return the data set, and keep a copy of its description in the run's folder."""
         data = of_classes(self.run.data, self.args.single_cls)
-        if RANK in (-1, 0):
+        if is_first():
             write_data_yaml(data, self.save_dir / "data.yaml")
         if self.args.plots:
             use_in_plots("".join(data["names"].values()))
@@ -117,25 +135,42 @@ class Trainer(DetectionTrainer):
             UserError: all batches are like that.
         """
         training = mode == "train"
-        with torch_distributed_zero_first(rank):
+        with first_before_others():
             dataset = self.build_dataset(dataset_path, mode, batch_size)
         in_order = dataset.rect and not bool((dataset.batch_shapes == dataset.batch_shapes[0]).all())
+        shuffle, workers = training and not in_order, self.args.workers if training else 2 * self.args.workers
+        if is_shared():
+            least = self.least_share(len(dataset), batch_size) if training else 0
+            return shard_loader(dataset, Shard(len(dataset), batch_size, shuffle, least), workers, self.device)
         return build_dataloader(
             dataset,
             batch=batch_size,
-            workers=self.args.workers if training else 2 * self.args.workers,
-            shuffle=training and not in_order,
+            workers=workers,
+            shuffle=shuffle,
             rank=rank,
-            drop_last=training and self.drops_last(math.ceil(len(dataset) / max(self.world_size, 1)), batch_size),
+            drop_last=training and self.drops_last(len(dataset), batch_size),
             device=self.device,
         )
+
+    def least_share(self, pictures: int, batch_size: int) -> int:
+        """Return how many pictures of a batch each process needs to train on them.
+
+        Raises:
+            UserError: it has fewer of every batch.
+        """
+        model, size = unwrap_model(self.model), (self.args.imgsz, self.args.multi_scale)
+        if self.args.sync_bn or trains_on_one(model, *size):
+            return 1
+        if min(pictures, batch_size) < 2 * group_size():
+            check_trains_on_one(model, *size)
+        return 2
 
     def drops_last(self, pictures: int, batch_size: int) -> bool:
         """Return whether the last batch is one picture on which the model does not train.
 
         Args:
-            pictures: of an epoch, on one GPU.
-            batch_size: pictures a step, on one GPU.
+            pictures: of an epoch.
+            batch_size: pictures a step.
 
         Raises:
             UserError: every batch is.
@@ -157,7 +192,7 @@ class Trainer(DetectionTrainer):
             return None
         self.model = self.first_model()
         self.model.names, self.model.imgsz = self.data["names"], self.args.imgsz
-        if RANK in (-1, 0):
+        if is_first():
             self.model.info()
             LOGGER.info(f"\n{backbone_card(self.model)}\n{head_card(self.model)}\n")
             if text := branches_text(self.model):
@@ -217,6 +252,7 @@ class Trainer(DetectionTrainer):
         if self.penalized:
             penalty = torch.stack([block.get_custom_l2() for block in self.penalized]).sum()
             self.scaler.scale(0.5 * self.decay * penalty).backward()
+        add_gradients(self.model)
         super().optimizer_step()
 
     def _setup_train(self) -> None:
@@ -239,14 +275,23 @@ class Trainer(DetectionTrainer):
         if self.args.qat and not self.resume:
             first = itertools.islice(self.train_loader, OBSERVED)
             observe(unwrap_model(self.model), (self.preprocess_batch(batch)["img"] for batch in first))
+        if is_shared():
+            share(self)
 
     def seed_epoch(self) -> None:
         """Start an epoch from a seed of its own, with nothing carried over, so that it can be run again alike."""
-        init_seeds(self.args.seed + 1 + self.epoch, deterministic=self.args.deterministic)
-        self.train_loader.generator.manual_seed(LOADER_SEED + self.args.seed + self.epoch)
+        start_together(self, LOADER_SEED + self.args.seed + self.epoch)
+        own = max(RANK, 0) * OTHER_PROCESS
+        init_seeds(self.args.seed + 1 + self.epoch + own, deterministic=self.args.deterministic)
+        self.train_loader.generator.manual_seed(LOADER_SEED + self.args.seed + self.epoch + own)
         self.train_loader.reset()
         if not self.args.cache:
             self.train_loader.dataset.start_anew()
+
+    def validate(self) -> tuple[dict[str, float] | None, float | None]:
+        """Validate the EMA, with the statistics of BatchNorm that the first process saves; it has the results alone."""
+        copy_from_first(self.ema.ema.buffers())
+        return super().validate()
 
     def save_metrics(self, metrics: dict[str, float]) -> None:
         """Write results.csv anew from all epochs, so that a resumed run has each of them once."""
@@ -327,8 +372,10 @@ class Trainer(DetectionTrainer):
 
     def _handle_nan_recovery(self, epoch: int) -> bool:
         """Stop at a loss that is not finite: what went wrong once goes wrong again, and last.pt is still sound."""
-        if self.loss is None or bool(self.loss.isfinite()):
+        if is_true_of_all(self.loss is None or bool(self.loss.isfinite())):
             return False
+        if not is_first():
+            raise SystemExit(2)  # the first process says why
         saved = f"{self.last} holds epoch {epoch}" if self.last.exists() else "nothing was saved yet"
         raise UserError(
             f"the loss is not finite in epoch {epoch + 1}: try a smaller lr0 (--hyp) or another --optimizer; {saved}"
@@ -342,17 +389,19 @@ class Trainer(DetectionTrainer):
         self._setup_train()
         self.epoch = self.start_epoch - 1
         self.final_eval()
-        if self.args.plots:
+        if self.args.plots and is_first():
             self.plot_metrics()
         self.run_callbacks("on_train_end")
 
     def final_eval(self) -> None:
         """Validate best.pt, fused, as it will be used; the run is finished then."""
-        if self.best.exists():
+        best = from_first(lambda: read_checkpoint(self.best) if self.best.exists() else {})
+        if best:
             LOGGER.info(f"\nValidating {self.best}...")
             self.validator.args.plots = self.args.plots
-            self.metrics = self.validator(model=load_checkpoint(self.best))
-        save_final(self.save_dir, self.epoch + 1, self.metrics)
+            self.metrics = self.validator(model=build_model(best, self.best))
+        if is_first():
+            save_final(self.save_dir, self.epoch + 1, self.metrics)
 
 
 def of_classes(data: dict[str, Any], single_cls: bool) -> dict[str, Any]:
@@ -378,7 +427,7 @@ def new_model(
     if options["qat"] and start is not None:
         model = fuse_for_training(start, data)
     else:
-        init_seeds(options["seed"] + 1 + RANK)
+        init_seeds(options["seed"])
         narrow = start is not None and not start.spec.overparameterize  # weights: branches come after them
         model = create_model(spec.with_branches(None) if narrow else spec, ch=data["channels"], nc=data["nc"])
         warn_of_deploy_form(model)

@@ -1,0 +1,21 @@
+"""How tests start processes that share their work."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node"]
+
+
+def run_by(processes: int, words: list[str], cwd: Path = ROOT) -> str:
+    """Return what so many processes of a script print, given as its path and options, or as -m and a module."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [*LAUNCH, str(processes), *words]
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "timeout": 100}
+    result = subprocess.run(command, check=False, cwd=cwd, env=environment, **options)
+    assert result.returncode == 0, result.stdout[-3000:]
+    return result.stdout

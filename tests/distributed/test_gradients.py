@@ -1,0 +1,27 @@
+"""Processes that share a batch give the gradients, statistics and losses of one process that has all of it."""
+
+import pytest
+import torch
+
+from tests.distributed.gradients import CFGS, PICTURES, gradients
+from tests.distributed.launching import run_by
+
+
+def flat(found, names):
+    return torch.cat([found[name].double().flatten() for name in names])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [2, 4])
+def test_processes_learn_what_one_learns(processes, tmp_path):
+    file = tmp_path / "shared.pt"
+    run_by(processes, ["-m", "tests.distributed.gradients", str(file)])
+    shared = torch.load(file, weights_only=True)
+    for name in CFGS if processes == 2 else CFGS.keys() - {"masks of all levels"}:  # a part of 4 has no positives
+        alone = gradients(name, (0, PICTURES))
+        assert shared[name].keys() == alone.keys()
+        weights = [key for key in alone if key.endswith(("weight", "bias"))]
+        got, want = flat(shared[name], weights), flat(alone, weights)
+        assert (got - want).norm() < 1e-6 * want.norm(), name
+        for key in alone.keys() - set(weights):
+            assert (shared[name][key] - alone[key]).abs().max() <= 1e-6 * alone[key].abs().max(), (name, key)
