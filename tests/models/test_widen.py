@@ -11,6 +11,7 @@ from models import create_backbone, create_model, switch_to_deploy
 from models.blocks.branches import STYLES, BranchedConv
 from models.blocks.widen import widen
 from models.errors import ConfigError
+from models.spec import load_spec
 from models.summary import count_gflops, count_parameters
 from tests.helpers import SHIPPED, pictures, pictures_for, randomize_, relative_error, save, tensors, tiny, worst_error
 from utils.checkpoint import load_checkpoint
@@ -19,12 +20,12 @@ from utils.deploy.fresh import calibrate_batch_norms
 SAME = 1e-9  # of a whole network in float64
 EXACT = 1e-12
 TIMM = """
-resnet18 resnet50 resnext50_32x4d seresnet50 resnetv2_50 resnest14d res2net50_26w_4s wide_resnet50_2 resnetrs50
-ecaresnet26t regnetx_002 regnety_002 densenet121 vgg11 vgg11_bn inception_v3 xception41 dla34 hrnet_w18_small
-selecsls42b mobilenetv2_100 mobilenetv3_small_100 mobilenetv4_conv_small efficientnet_b0 tf_efficientnet_b0
-mnasnet_100 ghostnet_100 lcnet_050 tinynet_e fbnetc_100 convnext_atto convnextv2_atto edgenext_xx_small mobilevit_xxs
-cspresnet50 cspdarknet53 darknet53 vovnet39a hardcorenas_a repvgg_a0 mobileone_s0 repvit_m0_9 fastvit_t8 nfnet_f0
-poolformer_s12 vit_tiny_patch16_224
+resnet18 resnet26t resnet50 resnext50_32x4d seresnet50 resnetv2_18 resnest14d res2net50_26w_4s ecaresnet26t skresnet18
+regnetx_002 regnety_002 regnetz_005 gernet_s densenet121 dla34 hrnet_w18_small selecsls42b cspresnet50
+ese_vovnet19b_dw hgnetv2_b0 mobilenetv2_100 mobilenetv3_small_100 mobilenetv4_conv_small efficientnet_b0
+tf_efficientnet_b0 mnasnet_100 spnasnet_100 ghostnet_100 lcnet_050 tinynet_e fbnetc_100 hardcorenas_a rexnet_100
+convnext_atto convnextv2_atto edgenext_xx_small mobilevit_xxs fastvit_t8 starnet_s1 mambaout_femto focalnet_tiny_srf
+poolformer_s12 efficientformer_l1 efficientvit_b0
 """.split()
 
 
@@ -48,9 +49,9 @@ def predictions(module):
     return (lambda x: module(x)[0]) if getattr(module, "end2end", False) else module
 
 
-def assert_fuses_like(wide, narrow, x, same=SAME):
-    """Check that a widened network fuses exactly, to what the narrow one fuses to: shapes, modules and report."""
-    deploy, plain = switch_to_deploy(wide, x), switch_to_deploy(narrow, x)
+def assert_fuses_to(plain, wide, x, same=SAME):
+    """Check that a widened network fuses exactly, to what the narrow one fused to: shapes, modules and report."""
+    deploy = switch_to_deploy(wide, x)
     assert not branched(deploy)
     assert shapes(deploy) == shapes(plain)
     assert count_parameters(deploy) == count_parameters(plain)
@@ -89,7 +90,7 @@ def test_only_what_the_rule_says_is_widened(style):
     norms = [m for m in wide.stem.modules() if isinstance(m, nn.BatchNorm2d)]
     assert {(m.eps, m.momentum, m.running_mean.dtype) for m in norms} == {(1e-3, 0.03, torch.float64)}
     assert worst_error(wide, narrow, x) <= EXACT
-    assert_fuses_like(randomize_(wide), narrow, x, EXACT)
+    assert_fuses_to(switch_to_deploy(narrow, x), randomize_(wide), x, EXACT)
 
 
 @pytest.mark.parametrize("style", STYLES)
@@ -143,9 +144,12 @@ def test_hooked_and_parametrized_convolutions_stay():
 
 
 # Models ---------------------------------------------------------------------------------------------------------------
+BRANCHED_ALL_OVER = ["repvgg-cls.yaml", "timm-cls.yaml"]  # in which no convolution is left without branches
+WIDENED = [name for name in SHIPPED if name not in BRANCHED_ALL_OVER]
+
+
 @pytest.mark.parametrize(
-    "name",
-    [pytest.param(name, marks=[] if name == "yolov5n.yaml" else pytest.mark.slow) for name in SHIPPED],
+    "name", [pytest.param(name, marks=[] if name == "yolov5n.yaml" else pytest.mark.slow) for name in WIDENED]
 )
 @pytest.mark.parametrize("style", STYLES)
 def test_every_yaml_fuses_to_the_narrow_network(name, style):
@@ -154,24 +158,30 @@ def test_every_yaml_fuses_to_the_narrow_network(name, style):
     wide = randomize_(create_model(cfg)).double()
     assert wide.spec == cfg
     calibrate_batch_norms(wide, pictures_for(wide, 4, 4))
-    narrow = narrow.double().eval()
-    assert_fuses_like(wide, narrow, pictures_for(wide, 3, 2))
-    deploy, plain = switch_to_deploy(wide), switch_to_deploy(narrow)
+    plain = switch_to_deploy(narrow.double())
+    assert_fuses_to(plain, wide, pictures_for(wide, 3, 2))
     side = 2 * int(wide.stride.max())
     size = wide.only_size or (side, side)
-    works = [count_gflops(m.float(), size) for m in (deploy, plain, wide)]
+    works = [count_gflops(m.float(), size) for m in (switch_to_deploy(wide), plain, wide)]
     assert works[0] == works[1] < works[2]
 
 
+@pytest.mark.parametrize("name", BRANCHED_ALL_OVER)
+def test_a_yaml_whose_convolutions_have_branches_all_over_is_refused(name):
+    with pytest.raises(ConfigError, match=f"{name}: no convolution can be given branches of the style acb"):
+        create_model(load_spec(name).with_branches("acb"))
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("style", STYLES)
 @pytest.mark.parametrize("arch", TIMM)
-def test_every_timm_backbone_fuses_to_the_narrow_one(arch, style):
+def test_every_timm_backbone_fuses_to_the_narrow_one(arch):
     narrow = randomize_(create_backbone("timm", arch)).eval()
-    wide = widened(narrow, style)
-    side = narrow.size or (128, 96)
-    calibrate_batch_norms(wide, pictures(*side))
-    assert_fuses_like(wide, narrow.double(), pictures(*side))
+    x = pictures(*(narrow.size or (64, 96)))
+    plain = switch_to_deploy(narrow)
+    for style in STYLES:
+        wide = widened(narrow, style)
+        calibrate_batch_norms(wide, x)
+        assert_fuses_to(plain, wide, x)
 
 
 def test_the_names_are_timms():
