@@ -35,7 +35,7 @@ from utils import cli
 from utils.data.labels import label_paths
 from utils.deploy.trust import trust_weights
 from utils.detect.ensemble import create_ensemble
-from utils.detect.feature_maps import FeatureMaps
+from utils.detect.feature_maps import OUTPUTS, FeatureMaps
 from utils.detect.frame import Found
 from utils.detect.loop import Speed, predict
 from utils.detect.sources import AnySource, Files, has_pictures, open_source
@@ -90,7 +90,14 @@ def make_parser() -> cli.Parser:
     add("--agnostic-nms", **flag, help="boxes of different classes suppress each other too")
     add("--augment", **flag, help="run at several scales and mirrored as well")
     add("--track", choices=TRACKERS, help="follow objects through videos and streams, and number them")
-    add("--visualize", **flag, help="write features/<name>/P3.png and so on, the maps of the backbone's levels")
+    add(
+        "--visualize",
+        nargs="?",
+        const="levels",
+        choices=tuple(OUTPUTS),
+        help="write features/<name>/P3.png and so on, the maps of the backbone's levels, or of all rows",
+    )
+    add("--save-npy", **flag, help="write the maps of --visualize as features/<name>/P3.npy and so on as well")
     add("--project", default="runs/detect", help="results go to project/name")
     add("--name", default="exp", help="results go to project/name")
     add("--exist-ok", **flag, help="use project/name again instead of counting up")
@@ -159,6 +166,8 @@ def detect(args: argparse.Namespace, kept: list[Results] | None = None) -> AnySo
         return None
     if args.port:
         raise UserError("--port goes with --web")
+    if args.save_npy and not args.visualize:
+        raise UserError("--save-npy writes the maps of --visualize: give that as well")
     source = open_source(args.source or default_source(), args.vid_stride, args.reconnect)
     tracking = Tracking(args.track, args.conf_thres) if args.track else None
     finder = create_ensemble(
@@ -176,7 +185,7 @@ def detect(args: argparse.Namespace, kept: list[Results] | None = None) -> AnySo
         retina_masks=args.retina_masks,
         many=not source.live,
     )
-    features = FeatureMaps(finder) if args.visualize else None
+    features = FeatureMaps(finder, args.visualize, args.save_npy) if args.visualize else None
     wanted = wanted_files(args)
     labels = label_paths(list(map(str, source.files))) if args.exist_ok else []
     sources = [*args.source, *source.files, *labels]
@@ -232,7 +241,7 @@ def wanted_files(args: argparse.Namespace) -> Wanted:
         line_width=args.line_thickness,
         draw_names=not args.hide_labels,
         draw_confidence=not args.hide_conf,
-        features=args.visualize,
+        features=bool(args.visualize),
     )
 
 

@@ -11,8 +11,9 @@ import torch
 from models import DetectionModel
 from models.errors import UserError
 from tests.detecting import files_below, picture, video
+from tests.helpers import tiny_backbone
 from tests.networks import NAMES, Disc, write_export
-from utils.checkpoint import pack_model, save_checkpoint
+from utils.checkpoint import load_checkpoint, pack_model, save_checkpoint
 from utils.detect import ensemble, feature_maps, predictor, tracking
 from utils.detect.frame import Found, Frame
 from utils.detect.predictor import create_predictor
@@ -191,6 +192,32 @@ def test_feature_maps_are_those_of_the_backbone(weights, tmp_path):
     strides = {name: found.shape[2] / kept.shape[2] for name, kept in maps._maps.items()}
     assert strides == {"P1": 2, "P2": 4, "P3": 8, "P4": 16, "P5": 32}
     assert maps._maps["P5"].shape[1] == 256  # of SPPF, the backbone's last row
+
+
+def test_p5_is_the_list_backbones_and_not_that_of_a_row_behind_it():
+    options = {"num_blocks": [1, 1, 1, 1], "width_multiplier": [0.25, 0.25, 0.25, 0.25]}
+    rows = [[-1, 1, "RepVGG", ["A0", options]], [-1, 1, "SPPF", [64, 5]]]
+    model = DetectionModel(tiny_backbone("RepVGG", backbone=rows))
+    assert feature_maps.level_outputs(model) == {"P3": (0, 0), "P4": (0, 1), "P5": (0, 2)}
+    assert list(feature_maps.row_outputs(model)) == ["02_RepVGG", "03_RepVGG", "04_RepVGG", "05_SPPF"]
+
+
+def test_every_row_is_drawn_and_kept_as_an_array(run, weights, tmp_path):
+    picture(tmp_path / "in/a.jpg", 64, 96)
+    assert run(source="in", visualize="all", save_npy=True, nosave=True) == 0
+    model = load_checkpoint(weights)
+    names = sorted(f"{row.index:02d}_{row.module}" for row in model.spec.rows[:-1])
+    files = [f"features/a/{name}.{end}" for name in names for end in ("npy", "png")]
+    assert files_below("runs/detect/exp") == files
+    maps = np.load("runs/detect/exp/features/a/05_SPPF.npy")
+    assert (maps.dtype, maps.shape) == (np.float32, (256, 2, 2))
+    drawn = cv2.imread("runs/detect/exp/features/a/05_SPPF.png")
+    assert np.array_equal(drawn, feature_maps.draw_maps(maps))
+
+
+def test_arrays_are_those_of_feature_maps(run, tmp_path):
+    with pytest.raises(UserError, match="--save-npy writes the maps of --visualize: give that as well"):
+        run(source=picture(tmp_path / "a.jpg"), save_npy=True)
 
 
 def test_a_constant_map_is_drawn():
