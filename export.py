@@ -64,6 +64,7 @@ from utils.sizes import check_imgsz
 from utils.text import printable, quote
 
 FEW = 2  # pictures of one's own that take the place of the photographs in the proof of every size
+THINGS = {"detect": "boxes", "segment": "boxes", "classify": "classes"}  # what networks find, by task
 MANY = 128  # pictures that --data and --source take by default
 
 
@@ -203,6 +204,9 @@ def check_surroundings(args: argparse.Namespace, model: DetectionModel, formats:
         raise UserError("--int8 quantizes the network alone: leave out --nms and --preprocess")
     if args.half and args.exporter == "dynamo" and "onnx" in formats:
         raise UserError("--half cannot convert what --exporter dynamo writes: leave out one of them")
+    if model.task == "classify" and (args.nms or args.int8):
+        reason = "has no boxes" if args.nms else "has no mAP, by which --int8 is judged"
+        raise UserError(f"a classifier {reason}: leave out {'--nms' if args.nms else '--int8'}")
     if args.nms and model.end2end:
         raise UserError("the model gives each object once and needs no NMS: leave out --nms")
     if args.preprocess and model.spec.ch != 3:
@@ -235,10 +239,10 @@ def gather(
     files = list(Files(*args.source).pictures) if args.source else []
     if args.source and not files:
         raise UserError(f"there is no picture in the source {source}")
-    data = load_dataset(args.data) if args.data else None
+    data = load_dataset(args.data, task=model.task) if args.data else None
     pictures = [Path(image) for image in list_images(data["val"], data["path"])] if data else []
     few = readable(pictures + files, name)
-    if data and not args.cfg and is_labelled(data):  # fresh weights have no accuracy
+    if data and not args.cfg and model.task != "classify" and is_labelled(data):  # fresh weights have no accuracy
         check_classes(data, model)
         return few, ProofPictures(data, tuple(files), args.pictures, name), ()  # Options.sources lists those of `data`
     listed = tuple(files_of(data)) if data else ()
@@ -325,7 +329,12 @@ def written_lines(report: Report) -> list[str]:
 def proof_lines(report: Report) -> list[str]:
     """Return the table of the proof, and that of the proof on many pictures if there was one."""
     allowed = ", with the tolerance of float16" if report.options.half else ""
-    lines = ["", f"Compared with the unfused model in float32{allowed}:", proof_table(report.proofs), ""]
+    lines = [
+        "",
+        f"Compared with the unfused model in float32{allowed}:",
+        proof_table(report.proofs, THINGS[report.model.task]),
+        "",
+    ]
     if report.scale_proofs and report.options.proof_pictures:
         lines += [scale_table(report.scale_proofs, report.options.proof_pictures, report.options.size), ""]
     return lines

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from models.errors import UserError, WeightsError
+from models.spec import TASKS
 from utils.deploy.ends import ORDERS
 from utils.deploy.run import RUN_ERRORS, read_metadata
 from utils.sizes import check_imgsz
 from utils.text import class_names
 
 MAX_METADATA = 1_000_000  # characters of one entry
-TASKS = ("detect", "segment")
 LITERALS = ("imgsz", "names", "args", "end2end", "nms")  # metadata that ultralytics reads as Python literals
 KNOWN = {*LITERALS, *"stride batch channels task preprocess free kpt_shape kpt_names".split()}  # entries that are read
 

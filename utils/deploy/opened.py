@@ -33,7 +33,7 @@ class OpenedWeights:
 
     Attributes:
         path: of the checkpoint or the exported file.
-        task: "detect" or "segment".
+        task: one of TASKS of models/spec.py.
         network: runs them: (B, 3, H, W) RGB in [0, 1] to raw outputs. A checkpoint is fused.
         model: the unfused model of a checkpoint; None for an exported file.
         size: that they were trained or exported at, one side or [height, width] in pixels; None where it is not known.
@@ -102,6 +102,8 @@ class OpenedWeights:
 
     def _needed(self, given: Sequence[OutputShape], size: Sequence[int]) -> list[OutputShape]:
         """Return the shapes that the outputs must have, where these were given for a picture of `size`."""
+        if self.task == "classify":
+            return [(1, len(self.names) if self.is_named else "classes")]
         if self.task == "detect":
             return [self._boxes_needed()]
         masks = given[1][1] if len(given) == 2 and len(given[1]) == 4 else "masks"
@@ -182,7 +184,7 @@ def check_augment(weights: OpenedWeights) -> None:
     if weights.model is None:
         raise UserError(f"--augment needs PyTorch weights (.pt), not {weights.path.name}")
     if weights.task != "detect" or weights.model.end2end:
-        what = "needs no NMS" if weights.model.end2end else "finds masks as well"
+        what = {"segment": "finds masks as well", "classify": "finds no boxes"}.get(weights.task, "needs no NMS")
         raise UserError(f"--augment joins boxes of several scales by NMS, but {weights.path.name} {what}: leave it out")
 
 

@@ -105,8 +105,9 @@ class OnnxExporter(Exporter):
         raise NotImplementedError
 
     def free_of(self, output: str) -> dict[int, str]:
-        """Return which sides of an output stay free, and their names; a head without NMS gives a number of boxes."""
-        fixed = len(self.free) < 2 or (output == "output0" and self.model.end2end)
+        """Return which sides of an output stay free, and their names; some heads give as much whatever the picture."""
+        as_much = self.model.task == "classify" or self.model.end2end
+        fixed = len(self.free) < 2 or (output == "output0" and as_much)
         return {axis: name for axis, name in self.free.items() if axis == 0} if fixed else SIDES[output]
 
 

@@ -191,6 +191,8 @@ def leave_evidence(reference: Reference, report: Report, folder: Path, stem: str
         write_bytes(summary, to_json(report).encode())
         made.append(summary)
     shown = [(case.excess, name, case) for name, case in cases if case and case.evidence]
+    if reference.model.task == "classify":  # nothing is drawn into its pictures
+        shown = []
     if shown:
         _, name, worst = max(shown, key=lambda entry: entry[0])
         write_image(picture, draw_side_by_side(reference, worst, name_of(worst, name)))

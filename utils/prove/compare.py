@@ -106,8 +106,8 @@ def measure_errors(
         end2end: the models do without NMS.
         tolerance: what may be lacking in the score of a detection that counts as the same.
     """
-    if problem := _problem(expected, got):
-        return Difference(problem=problem), Errors(*[torch.empty(0)] * 3)
+    if problem := why_not_compared(expected, got):
+        return Difference(problem=problem), no_errors()
     boxes = (expected[0], got[0])
     errors = _ranked_errors(*boxes, tolerance) if end2end else _box_errors(*boxes, nc)
     protos = (relative_errors(*pair) for pair in zip(expected[1:], got[1:], strict=True))
@@ -139,7 +139,7 @@ def detections(output: Tensor, nc: int, end2end: bool, conf: float = CONF, **opt
     return non_max_suppression(output, conf, **{"iou_thres": IOU, "nc": nc, **options})
 
 
-def _problem(expected: Outputs, got: Outputs) -> str:
+def why_not_compared(expected: Outputs, got: Outputs) -> str:
     """Return why two outputs cannot be compared, if so."""
     shapes = [[tuple(tensor.shape) for tensor in outputs] for outputs in (expected, got)]
     if shapes[0] != shapes[1]:
@@ -149,6 +149,11 @@ def _problem(expected: Outputs, got: Outputs) -> str:
         if not all(tensor.isfinite().all() for tensor in outputs):
             return f"{what} puts out NaN or infinite numbers"
     return ""
+
+
+def no_errors() -> Errors:
+    """Return the errors of nothing."""
+    return Errors(*[torch.empty(0)] * 3)
 
 
 def relative_errors(expected: Tensor, got: Tensor) -> Tensor:
@@ -203,10 +208,10 @@ def measure_nms(
     due = (len(candidates), nms.max_det, candidates.shape[1] - nc + 2)
     form = candidates.new_zeros(due)  # of which the outputs that may be compared are
     found = [rows[rows[:, 4] > 0] for rows in boxes]
-    if problem := _problem((form, *expected[1:]), got) or next(
+    if problem := why_not_compared((form, *expected[1:]), got) or next(
         filter(None, (_misfit(rows, nms, tolerance) for rows in found)), ""
     ):
-        return Difference(problem=problem), Errors(*[torch.empty(0)] * 3)
+        return Difference(problem=problem), no_errors()
     options = {"iou_thres": nms.iou_thres, "agnostic": nms.agnostic_nms, "max_det": nms.max_det}
     reference = detections(candidates, nc, end2end=False, conf=nms.conf_thres, **options)
     nearest = [_candidate_errors(*each, nc, tolerance) for each in zip(candidates, found, strict=True)]

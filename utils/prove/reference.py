@@ -7,10 +7,10 @@ What is proven, for each format:
   for the second shape, run, compared and thrown away.
 
 Compared are the raw outputs, all boxes in pixels and all scores, and what is left of them after NMS; of a segmenter the
-mask coefficients and prototypes as well (`compare.py`). Both sides compute in float32, so the errors hold the
-rounding of both. Some networks, untrained ones above all, blow rounding up: where a file exceeds the tolerance, the
-unfused model runs in float64 as well, and the file may be as far off as `ROUNDING` times the distance between the
-unfused model's own float32 and float64. The report says where that was needed.
+mask coefficients and prototypes as well (`compare.py`), of a classifier the probabilities (`classes.py`). Both sides
+compute in float32, so the errors hold the rounding of both. Some networks, untrained ones above all, blow rounding up:
+where a file exceeds the tolerance, the unfused model runs in float64 as well, and the file may be as far off as
+`ROUNDING` times the distance between the unfused model's own float32 and float64. The report says where that was so.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from models import DetectionModel
 from utils.data.samples import PHOTOS, make_pictures
 from utils.deploy.ends import Nms, nms_of, threshold_inputs
 from utils.deploy.run import RUN_ERRORS, Outputs, load_runner, read_metadata
+from utils.prove.classes import measure_classes
 from utils.prove.compare import (
     EXACT,
     Difference,
@@ -140,6 +141,8 @@ class Reference:
 
     def compare(self, expected: Outputs, got: Outputs, tolerance: Tolerance) -> Difference:
         """Compare the outputs of two models of this one's kind."""
+        if self.model.task == "classify":
+            return measure_classes(expected, got, tolerance)[0]
         return compare(expected, got, self.model.nc, self.model.end2end, tolerance)
 
     def batches(self, size: tuple[int, int], batch: int) -> list[tuple[str, Tensor, Outputs]]:
@@ -211,12 +214,17 @@ class Reference:
 
     def _largest_score(self, output: Tensor) -> float:
         """Return the largest score in an output of this model; 1 where it is not a number."""
-        scores = output[..., 4] if self.model.end2end else output[:, 4 : 4 + self.model.nc]
+        if self.model.task == "classify":
+            scores = output
+        else:
+            scores = output[..., 4] if self.model.end2end else output[:, 4 : 4 + self.model.nc]
         largest = scores.max().item()
         return largest if math.isfinite(largest) else 1.0
 
     def _measure(self, evidence: Evidence, tolerance: Tolerance, least: Slack = EXACT) -> tuple[Difference, Errors]:
         """Return how far a file is from this model, by what the file gives; `least` is that of `measure_nms`."""
+        if self.model.task == "classify":
+            return measure_classes(evidence.expected, evidence.got, tolerance)
         outputs = evidence.expected, evidence.got, self.model.nc
         if evidence.nms:
             return measure_nms(*outputs, evidence.nms, tolerance, least)

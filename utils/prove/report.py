@@ -54,13 +54,16 @@ def summarize(cases: Sequence[Case]) -> dict[str, Any]:
 
 
 # Output ---------------------------------------------------------------------------------------------------------------
-def proof_table(proofs: dict[str, Proof]) -> str:
-    """Return the proofs as text: a line for each file and input, and one for each comparison to remark on."""
+def proof_table(proofs: dict[str, Proof], things: str = "boxes") -> str:
+    """Return the proofs as text: a line for each file and input, and one for each comparison to remark on.
+
+    `things` are what the networks find in pictures.
+    """
     width = max((len(case.file) for proof in proofs.values() for case in proof.cases), default=0) + 2
     width = max(width, len(TEMPORARY) + len(max(proofs, key=len)) + 3)
     lines = [
         f"{'file':<{width}}{'input':<14}{'pictures':>8}{'box error':>13}{'score error':>13}"
-        f"{'same boxes':>14}{'least IoU':>11}"
+        f"{'same ' + things:>14}{'least IoU':>11}"
     ]
     for name, proof in proofs.items():
         if proof.not_run:
