@@ -47,7 +47,7 @@ from utils.data.shapes import ensure_shapes, shapes_folder
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-SCRIPTS = "train val detect export benchmark".split()
+SCRIPTS = "train val detect export benchmark compare".split()
 ENTRIES = {  # module that is run → the one with its options
     "models.yolo": "utils.describe_model",
     "tests.attacks": "tests.attacks.__main__",

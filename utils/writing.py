@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import threading
@@ -62,6 +63,22 @@ def remove_partials(folder: Path) -> None:
         number = partial.name.removesuffix(PARTIAL).rpartition(".")[2]
         if number.isdecimal() and not is_running(int(number)):
             partial.unlink(missing_ok=True)
+
+
+def lock_folder(folder: Path, wait: bool = True) -> int:
+    """Lock a folder against other processes until the descriptor that this returns is closed, or the process ends.
+
+    Raises:
+        OSError: another process holds the lock, and `wait` is false; or the folder is not there.
+    """
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        if not wait:
+            os.close(descriptor)
+            raise
+    return descriptor
 
 
 def is_running(process: int) -> bool:

@@ -6,7 +6,6 @@ by the next one, after what it was replacing has been put back.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 import shutil
@@ -16,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from models.errors import UserError
-from utils.writing import sync
+from utils.writing import lock_folder, sync
 
 TEMPORARY_PREFIX, REPLACED = ".export-", "replaced"  # of the folder to write in; in it, of what was there before
 
@@ -33,7 +32,7 @@ def temporary_folder(folder: Path) -> Iterator[Path]:
         with _locked(folder):
             _remove_left_over(folder)
             temporary = tempfile.TemporaryDirectory(dir=folder, prefix=TEMPORARY_PREFIX)
-            lock = _lock(Path(temporary.name))
+            lock = lock_folder(Path(temporary.name))
     except OSError as error:
         raise UserError(f"the folder {folder} cannot be written to: {error.strerror}") from error
     try:
@@ -47,7 +46,7 @@ def _remove_left_over(folder: Path) -> None:
     """Remove what exports that were killed have left in `folder`, after putting back what they were replacing."""
     for path in folder.glob(f"{TEMPORARY_PREFIX}*"):
         try:
-            lock = _lock(path, wait=False)
+            lock = lock_folder(path, wait=False)
         except OSError:  # it is still at work, or the file system knows no locks
             continue
         for former in (path / REPLACED).glob("*"):
@@ -59,23 +58,11 @@ def _remove_left_over(folder: Path) -> None:
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    lock = _lock(folder)
+    lock = lock_folder(folder)
     try:
         yield
     finally:
         os.close(lock)
-
-
-def _lock(folder: Path, wait: bool = True) -> int:
-    """Lock a folder against other exports until the descriptor that this returns is closed, or the process ends."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        if not wait:
-            os.close(descriptor)
-            raise
-    return descriptor
 
 
 def reserve(folder: Path, count: int) -> None:

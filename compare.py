@@ -1,0 +1,321 @@
+"""Which backbone wins on my data? Train several networks alike, write and prove the files, time them, and say it.
+
+    python compare.py --cfg yolov5n.yaml repvgg-slim-yolo.yaml timm:resnet18 --data my-data.yaml --epochs 50
+    python compare.py --cfg yolov5n.yaml ultralytics:yolo11n --data my-data.yaml --budget-minutes 30 --seeds 3
+    python compare.py --cfg yolov5n.yaml timm:mobileone_s0 --dry-run        # what would be done, and for how long
+    python compare.py --resume runs/compare/exp                            # after a stop or a kill
+
+Entries are model YAMLs, timm:NAME for a backbone of timm under the neck and head of timm-yolo.yaml, and
+ultralytics:NAME. Each is trained with every seed, for the same number of epochs or for about the same time, by train.py
+with its recipe; the best weights are written as a file, which is proven, measured on the val split, and timed in turns
+with those of the other entries. An entry that fails does not stop the others. Trainings run side by side on several
+--device, or as many as --jobs says; the same --resume on another machine that shares the folder takes a part of them.
+
+Written to runs/compare/exp, exp2, …: compare.html, a page that needs no network; compare.png and compare.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import dataclasses
+import datetime
+import itertools
+import os
+import sys
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from models import switch_to_deploy
+from models.errors import UserError
+from models.summary import count_parameters
+from utils import cli
+from utils.benchmark.report import processor
+from utils.checkpoint import load_checkpoint
+from utils.comparison.detections import Detections, find_objects
+from utils.comparison.disagreement import draw_disagreements
+from utils.comparison.entries import find_entries
+from utils.comparison.estimate import Work, epoch_seconds
+from utils.comparison.plan import Job, Plan, load_plan
+from utils.comparison.report import PAGE, Compared, cells, save, text_table, verdict
+from utils.comparison.statistics import Sample, average_precisions
+from utils.comparison.work import work_off
+from utils.data.description import load_dataset, read_yaml
+from utils.data.files import check_images
+from utils.data.samples import make_pictures
+from utils.deploy.formats import FORMATS
+from utils.deploy.run import load_runner
+from utils.export.report import versions
+from utils.latency import Latency, measure, torch_threads
+
+# isort: split
+import numpy as np
+from ultralytics.utils import LOGGER, TQDM
+
+from utils.paths import find_file, increment_path
+from utils.sizes import check_imgsz
+
+TIMED_PICTURE = "bus.jpg"
+OWN_DATA, OWN_HYP = "shapes.yaml", "hyp.shapes.yaml"  # the built-in data set and its recipe
+RECIPE = {"epochs": 100, "imgsz": 640, "batch": 16}  # where neither the command line nor the recipe says another number
+BESIDE_RESUME = ("device", "jobs", "rounds", "threads")  # options that may be others when a comparison goes on
+NOT_PLANNED = (*BESIDE_RESUME, "dry_run", "resume", "only", "project", "name", "plugins", "download", "megapixels")
+
+
+def make_parser() -> cli.Parser:
+    """Return the options."""
+    parser = cli.Parser(prog="compare.py", description=__doc__)
+    add = parser.add_argument
+    add("--cfg", nargs="+", default=[], metavar="ENTRY", help="model YAMLs, timm:NAME, ultralytics:NAME")
+    add("--data", default="", help="data set YAML; default: the built-in shapes")
+    add("--epochs", type=cli.positive_int, help="of each training; of the recipe when not given")
+    add(
+        "--budget-minutes",
+        type=cli.positive_float,
+        help="for each training, instead: each entry gets the epochs that fit",
+    )
+    add("--seeds", type=cli.positive_int, default=3, help="trainings of each entry")
+    add("--imgsz", "--img", "--img-size", type=cli.image_side, help="side of the pictures in pixels; of the recipe")
+    add("--batch-size", type=cli.positive_int, help="pictures a step; of the recipe when not given")
+    add("--hyp", default="", help="recipe of all trainings")
+    add("--runtime", default="onnx", choices=sorted(FORMATS), help="the files that are written, proven and timed")
+    add("--int8", action="store_true", help="quantize as well, and time those files too")
+    add("--threads", type=cli.positive_int, default=1, help="CPU threads of the timed runtime")
+    add("--rounds", type=cli.positive_int, default=30, help="how many times each file is timed")
+    add(
+        "--device", nargs="+", type=cli.device, default=[""], help="one training at a time on each; cpu, or GPUs: 0 1 2"
+    )
+    add("--jobs", type=cli.positive_int, default=1, help="trainings side by side on each device")
+    add("--dry-run", action="store_true", help="say what would be done and for how long, and do nothing")
+    add("--resume", default="", metavar="FOLDER", help="go on with a comparison, or take a part of one that runs")
+    add("--only", default="", metavar="TRAINING", help="beside --resume: one training, by the name of its folder")
+    add("--project", default="runs/compare", help="results go to project/name")
+    add("--name", default="exp", help="results go to project/name")
+    cli.add_consents(parser)
+    return parser
+
+
+def run(**options: object) -> list[Compared]:
+    """Compare from Python: `compare.run(cfg=["yolov5n", "timm:resnet18"], epochs=5)`. Returns the lines of the table.
+
+    Raises:
+        UserError: an option is wrong.
+    """
+    return compare(make_parser().from_keywords(**options))
+
+
+def main(args: argparse.Namespace) -> int:
+    """Compare, or do one training of a comparison; return 1 when no entry could be trained."""
+    if args.only:
+        cli.take_consents(args)
+        plan = read_plan(Path(args.resume))
+        return finish(plan, plan.job(args.only))
+    rows = compare(args)
+    return 0 if args.dry_run or any(row.accuracy for row in rows) else 1
+
+
+def compare(args: argparse.Namespace) -> list[Compared]:
+    """Plan, train whatever is not trained yet, measure and report."""
+    cli.log_options("compare", args)
+    cli.take_consents(args)
+    plan = resumed_plan(args) if args.resume else new_plan(args)
+    if args.dry_run:
+        return []
+    work_off(plan, args)
+    return report(plan, args)
+
+
+# Planning -------------------------------------------------------------------------------------------------------------
+def resumed_plan(args: argparse.Namespace) -> Plan:
+    """Return the plan of the folder that `--resume` names; what failed there is tried again.
+
+    Raises:
+        UserError: there is none, or other options are given that would make it another comparison.
+    """
+    plan = read_plan(Path(args.resume))
+    given = [name for name in args.given if name in plan.options]
+    if given:
+        flag = f"--{given[0].replace('_', '-')}"
+        raise UserError(f"{flag} cannot be changed in a comparison that goes on: leave it out, or start another one")
+    vars(args).update(plan.options)
+    for job in plan.jobs():
+        lock = job.take()
+        if lock is not None:
+            if "problem" in (job.result() or {}):
+                job.forget()
+            os.close(lock)
+    return plan
+
+
+def read_plan(folder: Path) -> Plan:
+    """Return the plan that a folder holds, its options checked as those of a command line are.
+
+    Raises:
+        UserError: it holds none, or a wrong one.
+    """
+    plan = load_plan(folder)
+    return dataclasses.replace(plan, options=planned(make_parser().from_keywords(**plan.options)))
+
+
+def planned(args: argparse.Namespace) -> dict[str, Any]:
+    """Return the options that a comparison keeps until its end."""
+    return {name: value for name, value in vars(args).items() if name not in NOT_PLANNED}
+
+
+def new_plan(args: argparse.Namespace) -> Plan:
+    """Check everything, say how long it will take, and write the plan into a new folder, except for `--dry-run`.
+
+    Raises:
+        UserError: an option, a model YAML, a recipe or the data set is wrong.
+    """
+    if not args.cfg:
+        raise UserError("compare.py needs entries, for instance --cfg yolov5n.yaml timm:resnet18")
+    if args.epochs and args.budget_minutes:
+        raise UserError("give --epochs or --budget-minutes, not both")
+    if FORMATS[args.runtime].not_run:
+        raise UserError(f"--runtime {args.runtime} cannot be timed here: {FORMATS[args.runtime].not_run}")
+    own = args.data in ("", OWN_DATA)
+    args.data = str(find_file(args.data or OWN_DATA, "data").resolve())
+    args.hyp = str(find_file(args.hyp or OWN_HYP, "data/hyps").resolve()) if args.hyp or own else ""
+    recipe = {**RECIPE, **(read_yaml(Path(args.hyp)) if args.hyp else {})}
+    args.imgsz, args.batch_size = args.imgsz or recipe["imgsz"], args.batch_size or recipe["batch"]
+    data = load_dataset(args.data)
+    pictures = check_images(data, training=True)
+    entries = find_entries(args.cfg)
+    work = Work(
+        train=len(pictures["train"]),
+        val=len(pictures["val"]),
+        batch=args.batch_size,
+        side=args.imgsz,
+        channels=data["channels"],
+        classes=data["nc"],
+        device=args.device[0],
+    )
+    seconds = {entry.name: epoch_seconds(entry.cfg, work) for entry in TQDM(entries, desc="estimating")}
+    epochs = {
+        name: max(1, int(60 * args.budget_minutes / each)) if args.budget_minutes else args.epochs or recipe["epochs"]
+        for name, each in seconds.items()
+    }
+    plan = Plan(Path(args.project), planned(args), entries, epochs)
+    log_plan(plan, seconds, len(args.device) * args.jobs)
+    if args.dry_run:
+        return plan
+    plan = dataclasses.replace(plan, folder=increment_path(args.project, args.name).resolve())
+    plan.save()
+    return plan
+
+
+def log_plan(plan: Plan, seconds: Mapping[str, float], at_once: int) -> None:
+    """Say what will be done.
+
+    Args:
+        plan: of the comparison.
+        seconds: entry → those of one epoch.
+        at_once: trainings side by side.
+    """
+    minutes = {name: each * plan.epochs[name] / 60 for name, each in seconds.items()}
+    for entry in plan.entries:
+        LOGGER.info(f"{entry.name}: {plan.epochs[entry.name]} epochs, about {minutes[entry.name]:.1f} minutes")
+    total = sum(minutes.values()) * plan.options["seeds"] / min(at_once, len(plan.jobs()))
+    LOGGER.info(f"{len(plan.jobs())} trainings, {at_once} at a time: about {total:.0f} minutes")
+
+
+# Results --------------------------------------------------------------------------------------------------------------
+def finish(plan: Plan, job: Job) -> int:
+    """Measure the files of a job that was trained and exported, and keep the result."""
+    model = load_checkpoint(job.weights)
+    size = check_imgsz(model.imgsz, int(model.stride.max()))
+    kind, int8 = FORMATS[plan.options["runtime"]], plan.options["int8"]
+    names = {kind.name: job.weights.stem, **({f"{kind.name}-int8": f"{job.weights.stem}-int8"} if int8 else {})}
+    files = {form: job.weights.with_name(f"{stem}{kind.ending}") for form, stem in names.items()}
+    found = {
+        form: find_objects(path, plan.options["data"], max(size), job.folder / form) for form, path in files.items()
+    }
+    found[kind.name][1].save(job.found)
+    job.end(
+        minutes=trained_minutes(job.run / "results.csv"),
+        params=count_parameters(switch_to_deploy(model)),
+        maps={form: accuracy for form, (accuracy, _) in found.items()},
+        files={form: str(path) for form, path in files.items()},
+        input=[model.spec.ch, *size],
+    )
+    return 0
+
+
+def trained_minutes(results: Path) -> float:
+    """Return how long a run trained, whose clock starts anew when it is resumed."""
+    with results.open(encoding="utf-8") as file:
+        times = [float(row["time"]) for row in csv.DictReader(file)]
+    return sum(now - before if now > before else now for before, now in itertools.pairwise([0.0, *times])) / 60
+
+
+# Report ---------------------------------------------------------------------------------------------------------------
+def report(plan: Plan, args: argparse.Namespace) -> list[Compared]:
+    """Time the files in turns, say which network wins, and write the page."""
+    form = plan.options["runtime"]
+    results = {job: job.result() or {} for job in plan.jobs()}
+    rows = [Compared(entry.name, plan.epochs[entry.name]) for entry in plan.entries]
+    good: dict[str, list[Job]] = {}
+    for row in rows:
+        mine = [job for job in results if job.entry.name == row.name]
+        row.problem = "; ".join(dict.fromkeys(results[job]["problem"] for job in mine if "problem" in results[job]))
+        if not row.problem:
+            good[row.name] = mine
+    if not good:
+        LOGGER.error(f"nothing could be trained, see {plan.folder}/jobs/*/log.txt")
+        return rows
+    found = {name: [Detections.load(job.found) for job in jobs] for name, jobs in good.items()}
+    sample = Sample(found)
+    latency = time_files({name: results[jobs[0]] for name, jobs in good.items()}, args)
+    classes = load_dataset(plan.options["data"])["names"]
+    for row in (row for row in rows if row.name in good):
+        outcomes = [results[job] for job in good[row.name]]
+        row.params, row.minutes = outcomes[0]["params"], float(np.mean([one["minutes"] for one in outcomes]))
+        row.maps = {name: float(np.mean([one["maps"][name] for one in outcomes])) for name in outcomes[0]["maps"]}
+        row.accuracy, row.seeds = sample.accuracy(row.name), sample.scores[row.name].tolist()
+        row.behind = sample.difference(sample.best(), row.name) if row.name != sample.best() else None
+        each = [average_precisions(one.sorted()) for one in found[row.name]]
+        row.classes = {classes[key]: float(np.mean([one[key] for one in each])) for key in each[0]}
+        row.latency = latency[row.name]
+    sentence = verdict(sample, rows, form)
+    pictures = {}
+    if len(good) > 1:
+        first, second = sorted(good, key=lambda name: -sample.scores[name].mean())[:2]
+        files = {name: Path(results[good[name][0]]["files"][form]) for name in (first, second)}
+        first_seed = {name: found[name][0] for name in files}
+        pictures = {f"Where {first} and {second} disagree most": draw_disagreements(files, first_seed, plan.folder)}
+    save(plan.folder, rows, sentence, form, about(plan, args), pictures)
+    LOGGER.info(f"\n{text_table(cells(rows))}\n\n{sentence}\nResults saved to {plan.folder}, the page is {PAGE} in it")
+    return rows
+
+
+def time_files(results: Mapping[str, Mapping[str, Any]], args: argparse.Namespace) -> dict[str, dict[str, Latency]]:
+    """Return entry → form → latency of a file on one picture, all of them timed in turns."""
+    runs = {}
+    for name, result in results.items():
+        channels, height, width = result["input"]
+        images = make_pictures((height, width), channels)[TIMED_PICTURE][None]
+        for form, path in result["files"].items():
+            runs[name, form] = partial(load_runner(Path(path), args.threads), images)
+    with TQDM(total=args.rounds, desc="timing") as bar, torch_threads(args.threads):
+        latency = measure(runs, args.rounds, after_round=bar.update)
+    return {name: {form: latency[name, form] for form in result["files"]} for name, result in results.items()}
+
+
+def about(plan: Plan, args: argparse.Namespace) -> dict[str, Any]:
+    """Return what was run, where and with what."""
+    return {
+        "date": datetime.date.today().isoformat(),
+        **plan.options,
+        "data": Path(plan.options["data"]).name,
+        "threads": args.threads,
+        "rounds": args.rounds,
+        "machine": {"processor": processor(), "cores": os.cpu_count()},
+        "versions": versions([plan.options["runtime"]]),
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run_script(main, make_parser()))

@@ -1,0 +1,1 @@
+"""Tests of utils/comparison and compare.py."""

@@ -1,0 +1,284 @@
+"""compare.py: what it plans, that a kill loses nothing, and that one failure stops nothing."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+import compare
+from models.errors import UserError
+from tests.helpers import tiny, write
+from utils.checkpoint import load_checkpoint
+from utils.comparison.detections import Detections
+from utils.comparison.entries import Entry, find_entries
+from utils.comparison.plan import Job, Plan, load_plan
+from utils.comparison.report import Compared, cells, frontier, text_table, verdict
+from utils.comparison.statistics import Estimate
+from utils.data.shapes import NAMES, Recipe, ensure_shapes
+from utils.latency import Latency
+
+ROOT = Path(__file__).parents[2]
+BREAKS = """
+from torch import nn
+
+from models import BACKBONES, Backbone
+
+
+@BACKBONES.register("Breaks")
+class Breaks(Backbone):
+    archs = ("small",)
+
+    def __init__(self, arch="small", in_channels=3, out_strides=None):
+        super().__init__()
+        self.in_channels, self.strides, self.channels = in_channels, (4, 8), (16, 32)
+        self.layers = nn.ModuleList([nn.Conv2d(in_channels, 16, 4, 4), nn.Conv2d(16, 32, 2, 2)])
+        self.calls = 0
+
+    def forward(self, x):
+        self.calls += self.training
+        if self.calls > 8:
+            raise RuntimeError("it broke on purpose")
+        first = self.layers[0](x)
+        return [first, self.layers[1](first)]
+"""
+
+
+# Entries --------------------------------------------------------------------------------------------------------------
+def test_entries_are_yamls_and_backbones_of_timm_and_models_of_ultralytics():
+    entries = find_entries(["yolov5n", "timm:resnet18", "ultralytics:yolo11n", "ultralytics:yolov8s"])
+    assert [entry.name for entry in entries] == [
+        "yolov5n",
+        "timm-resnet18",
+        "ultralytics-yolo11n",
+        "ultralytics-yolov8s",
+    ]
+    assert entries[1].cfg["backbone"][0][3][0] == "resnet18"
+    assert [entry.cfg["width_multiple"] for entry in entries[2:]] == [0.25, 0.5]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["yolov5n", "yolov5n.yaml"], "--cfg names yolov5n twice"),
+        (["yolov5n", "repvgg-cls"], "repvgg-cls is for the task classify"),
+        (["yolov5n", "yolov5n-seg"], "networks of one task can be compared"),
+        (["yolov5m5"], "no model YAML .yolov5m5"),
+        (["ultralytics:yolo99n"], "ultralytics has no such model"),
+    ],
+)
+def test_wrong_entries_are_told(words, said):
+    with pytest.raises(UserError, match=said):
+        find_entries(words)
+
+
+# Plans ----------------------------------------------------------------------------------------------------------------
+def make_plan(folder: Path, **options) -> Plan:
+    plan = Plan(
+        folder, {"seeds": 2, "runtime": "onnx", **options}, [Entry("a", tiny()), Entry("b", tiny())], {"a": 3, "b": 4}
+    )
+    plan.save()
+    return plan
+
+
+def test_a_plan_is_read_as_it_was_written(tmp_path):
+    plan = make_plan(tmp_path)
+    assert load_plan(tmp_path) == plan
+    assert [job.name for job in plan.jobs()] == ["a-0", "b-0", "a-1", "b-1"]
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"options": {}, "entries": [{}], "epochs": {}}'])
+def test_a_damaged_plan_is_told(tmp_path, content):
+    (tmp_path / "plan.json").write_text(content)
+    with pytest.raises(UserError, match="is damaged"):
+        load_plan(tmp_path)
+
+
+def test_options_of_a_plan_are_checked_as_those_of_a_command_line(tmp_path):
+    make_plan(tmp_path, imgsz="wide")
+    with pytest.raises(UserError, match="--imgsz"):
+        compare.read_plan(tmp_path)
+
+
+def test_another_folder_is_told(tmp_path):
+    with pytest.raises(UserError, match="is not the folder of a comparison"):
+        load_plan(tmp_path)
+
+
+def test_a_job_is_taken_once_and_free_after_a_kill(tmp_path):
+    job = make_plan(tmp_path).jobs()[0]
+    code = (
+        "import sys, time; from pathlib import Path; from utils.comparison.plan import load_plan\n"
+        f"print(load_plan(Path({str(tmp_path)!r})).jobs()[0].take() is not None, flush=True); time.sleep(60)"
+    )
+    holder = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    try:
+        assert holder.stdout.readline() == "True\n"
+        assert job.take() is None
+    finally:
+        holder.kill()
+        holder.wait()
+    assert job.take() is not None
+
+
+def test_only_what_changes_no_result_may_change_when_it_goes_on(tmp_path):
+    make_plan(tmp_path)
+    parser = compare.make_parser()
+    with pytest.raises(UserError, match="--seeds cannot be changed in a comparison that goes on"):
+        compare.resumed_plan(parser.parse_args(["--resume", str(tmp_path), "--seeds", "5"]))
+    args = parser.parse_args(["--resume", str(tmp_path), "--jobs", "2"])
+    assert compare.resumed_plan(args).options["seeds"] == args.seeds == 2
+
+
+def test_what_failed_is_tried_again(tmp_path):
+    done, failed, *_ = make_plan(tmp_path).jobs()
+    for job in (done, failed):
+        job.folder.mkdir(parents=True)
+    done.end(minutes=1.0)
+    failed.end(problem="no memory")
+    compare.resumed_plan(compare.make_parser().parse_args(["--resume", str(tmp_path)]))
+    assert done.result() == {"minutes": 1.0}
+    assert failed.result() is None
+
+
+def test_the_time_of_a_run_that_was_resumed_adds_up(tmp_path):
+    (tmp_path / "results.csv").write_text("epoch,time\n1,60\n2,120\n3,30\n4,90\n")
+    assert compare.trained_minutes(tmp_path / "results.csv") == 3.5
+
+
+# What is said ---------------------------------------------------------------------------------------------------------
+class Fixed:
+    """A sample with these accuracies, of which some may be equal to the best one."""
+
+    def __init__(self, scores, equals):
+        self.scores = {name: np.array([score]) for name, score in scores.items()}
+        self.best, self.equals = lambda: next(iter(scores)), lambda: equals
+        self.accuracy = lambda name: Estimate(scores[name], 0.01)
+        self.difference = lambda a, b: Estimate(scores[a] - scores[b], 0.02)
+
+
+@pytest.mark.parametrize(
+    ("equals", "said"),
+    [
+        (["a"], "a is the best on this data: mAP50-95 50.0 ± 1.0. The next is b, 1.0 ± 2.0 points behind."),
+        (["a", "b"], "The data cannot tell b from a, .* Of these b is the fastest, 2.0 ms a picture."),
+    ],
+)
+def test_the_winner_is_named_or_that_there_is_none(equals, said):
+    rows = [Compared(name, 3, latency={"onnx": Latency((ms,))}) for name, ms in (("a", 9.0), ("b", 2.0), ("c", 1.0))]
+    assert re.match(said, verdict(Fixed({"a": 0.5, "b": 0.49, "c": 0.1}, equals), rows, "onnx"))
+
+
+def test_the_table_has_the_best_first_and_failures_last():
+    rows = [
+        Compared("broken", 3, problem="no memory"),
+        Compared("b", 3, accuracy=Estimate(0.4, 0.01), latency={"onnx": Latency((2.0,))}),
+        Compared("a", 3, accuracy=Estimate(0.5, 0.01), latency={"onnx": Latency((9.0,))}),
+        Compared("c", 3, accuracy=Estimate(0.3, 0.01), latency={"onnx": Latency((5.0,))}),
+    ]
+    lines = cells(rows)
+    assert [line[0] for line in lines] == ["", "a", "b", "c", "broken"]
+    assert lines[-1][-1] == "no memory"
+    assert len({len(line) for line in text_table(lines).splitlines()}) == 1
+    assert frontier(rows, "onnx") == [(2.0, 40.0), (9.0, 50.0)]
+
+
+# As users run it ------------------------------------------------------------------------------------------------------
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("shapes")
+    ensure_shapes(folder, Recipe(side=64, train=16, val=8, test=2, film_side=64, film_frames=2))
+    splits = {split: f"images/{split}" for split in ("train", "val")}
+    (folder / "data.yaml").write_text(yaml.safe_dump({"path": str(folder), **splits, "names": list(NAMES)}))
+    return folder / "data.yaml"
+
+
+def words(data, *entries):
+    options = ["--data", data, "--imgsz", 64, "--batch-size", 4, "--seeds", 1, "--rounds", 2, "--device", "cpu"]
+    return [*map(str, ["--cfg", *entries, *options])]
+
+
+def script(*args):
+    return [sys.executable, str(ROOT / "compare.py"), *map(str, args)]
+
+
+def test_a_dry_run_writes_nothing(data, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path, tiny(), "one.yaml")
+    args = words(data, "one.yaml")
+    assert compare.main(compare.make_parser().parse_args([*args, "--epochs", "2", "--dry-run"])) == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["one.yaml"]
+
+
+def test_a_budget_gives_the_faster_network_more_epochs(data, tmp_path, monkeypatch):
+    seconds = iter([2.0, 6.0])
+    monkeypatch.setattr(compare, "epoch_seconds", lambda *_: next(seconds))
+    for name in ("fast", "slow"):
+        write(tmp_path, tiny(), f"{name}.yaml")
+    args = words(data, tmp_path / "fast.yaml", tmp_path / "slow.yaml")
+    plan = compare.new_plan(compare.make_parser().parse_args([*args, "--budget-minutes", "1", "--dry-run"]))
+    assert plan.epochs == {"fast": 30, "slow": 10}
+
+
+@pytest.mark.slow
+def test_a_comparison_that_is_killed_ends_with_the_same_numbers(data, tmp_path):
+    write(tmp_path, tiny(nc=4), "one.yaml")
+    (tmp_path / "breaks.py").write_text(BREAKS)
+    rows = [[-1, 1, "Breaks", ["small"]]], [[["P2", "P3"], 1, "Detect", ["nc"]]]
+    write(tmp_path, {"nc": 4, "backbone": rows[0], "head": rows[1]}, "broken.yaml")
+    args = [*words(data, "one.yaml", "broken.yaml"), "--epochs", "3", "--plugins", "breaks.py"]
+    for name in ("whole", "killed"):
+        process = start(script(*args, "--project", ".", "--name", name), tmp_path)
+        if name == "killed":
+            wait_for(tmp_path / "killed/jobs/one-0/train/weights/last.pt", process)
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            again = script("--resume", "killed", "--plugins", "breaks.py", "--device", "cpu", "--rounds", 2)
+            process = start(again, tmp_path)
+        assert process.wait(timeout=200) == 0
+    jobs = [tmp_path / name / "jobs/one-0" for name in ("whole", "killed")]
+    whole, killed = (load_checkpoint(job / "train/weights/best.pt").state_dict() for job in jobs)
+    assert all(torch.equal(killed[key], value) for key, value in whole.items())
+    whole, killed = (vars(Detections.load(job / "found.npz")) for job in jobs)
+    assert all(np.array_equal(killed[key], value) for key, value in whole.items())
+    found = json.loads((tmp_path / "killed/compare.json").read_text())
+    assert [entry["name"] for entry in found["entries"]] == ["one", "broken"]
+    assert "it broke on purpose" in found["entries"][1]["problem"]
+    assert found["verdict"]
+    page = (tmp_path / "killed/compare.html").read_text()
+    assert "it broke on purpose" in page
+    assert 'src="http' not in page
+    assert page.count("data:image/") == 1
+
+
+def start(command, folder: Path):
+    """Start a process in a group of its own, which says nothing here."""
+    return subprocess.Popen(
+        command, cwd=folder, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT
+    )
+
+
+def wait_for(path: Path, process):
+    """Wait until a file is there, while a process runs."""
+    while not path.is_file():
+        assert process.poll() is None
+        time.sleep(0.02)
+
+
+@pytest.mark.slow
+def test_a_stop_reaches_the_training(data, tmp_path):
+    write(tmp_path, tiny(nc=4), "one.yaml")
+    args = [*words(data, "one.yaml"), "--epochs", "200", "--project", ".", "--name", "exp"]
+    process = start(script(*args), tmp_path)
+    wait_for(tmp_path / "exp/jobs/one-0/train/weights/last.pt", process)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=60) == 143
+    assert Job(Entry("one", {}), 0, tmp_path / "exp/jobs/one-0").take() is not None

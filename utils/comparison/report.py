@@ -1,0 +1,220 @@
+"""What a comparison found: a sentence, a table, a picture, a page and JSON."""
+
+from __future__ import annotations
+
+import base64
+import html
+import itertools
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from utils.comparison.statistics import Estimate, Sample
+from utils.latency import Latency
+from utils.writing import write_text
+
+PICTURE, PAGE, DATA = "compare.png", "compare.html", "compare.json"
+STYLE = """body { font: 15px/1.5 system-ui, sans-serif; margin: 2em auto; max-width: 72em; padding: 0 1em }
+table { border-collapse: collapse; margin: 1em 0 } td, th { padding: .3em .8em; text-align: right }
+tr:nth-child(even) { background: #f3f4f6 } td:first-child, th:first-child { text-align: left } img { max-width: 100% }
+pre { white-space: pre-wrap }"""
+
+
+@dataclass
+class Compared:
+    """One network of a comparison; None is what is not known.
+
+    Attributes:
+        name: of the entry.
+        epochs: of each training.
+        minutes: that one training took, mean over the seeds.
+        params: of the fused network.
+        accuracy: mAP50-95 in [0, 1], mean over the seeds.
+        seeds: that of each seed.
+        behind: the best one's accuracy less this one's.
+        classes: class → its AP50-95 in [0, 1], mean over the seeds.
+        maps: form → mAP50-95 in [0, 1] of the files that were written, mean over the seeds.
+        latency: form → that of one of these files.
+        problem: why something is missing.
+    """
+
+    name: str
+    epochs: int
+    minutes: float | None = None
+    params: int | None = None
+    accuracy: Estimate | None = None
+    seeds: list[float] = field(default_factory=list)
+    behind: Estimate | None = None
+    classes: dict[str, float] = field(default_factory=dict)
+    maps: dict[str, float] = field(default_factory=dict)
+    latency: dict[str, Latency] = field(default_factory=dict)
+    problem: str = ""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return it as JSON takes it."""
+        times = {form: {"median_ms": one.median, "minimum_ms": one.minimum} for form, one in self.latency.items()}
+        return {**{key: value for key, value in asdict(self).items() if key != "latency"}, "latency": times}
+
+
+def verdict(sample: Sample, rows: Sequence[Compared], form: str) -> str:
+    """Return in a sentence or two which network is the best, or that the data cannot tell.
+
+    Args:
+        sample: the accuracies.
+        rows: the networks.
+        form: the one whose latency counts.
+    """
+    if len(sample.scores) == 1:
+        return f"Only {sample.best()} could be trained: there is nothing to compare it with."
+    best, *others = sample.equals()
+    text = f"{best} is the best on this data: mAP50-95 {shown(sample.accuracy(best))}."
+    if not others:
+        second = max((n for n in sample.scores if n != best), key=lambda n: float(sample.scores[n].mean()))
+        return f"{text} The next is {second}, {shown(sample.difference(best, second))} points behind."
+    times = {row.name: row.latency[form].median for row in rows if form in row.latency}
+    timed = [name for name in (best, *others) if name in times]
+    text = (
+        f"The data cannot tell {', '.join(others)} from {best}, which has the highest mAP50-95, "
+        f"{shown(sample.accuracy(best))}: all differences between them are within their intervals."
+    )
+    if not timed:
+        return text
+    fast = min(timed, key=times.__getitem__)
+    return f"{text} Of these {fast} is the fastest, {times[fast]:.1f} ms a picture."
+
+
+def shown(estimate: Estimate) -> str:
+    """Return an accuracy in percent with its interval."""
+    return f"{100 * estimate.value:.1f} ± {100 * estimate.margin:.1f}"
+
+
+def cells(rows: Sequence[Compared]) -> list[list[str]]:
+    """Return the table as text: its head, and a line for each network, the best first."""
+    forms = list(dict.fromkeys(form for row in rows for form in row.latency))
+    others = forms[1:]
+    head = ["", "mAP50-95", "behind", *(f"{form} mAP" for form in others), *(f"{form} ms" for form in forms)]
+    head += ["params M", "epochs", "minutes", ""]
+    lines = [head]
+    for row in sorted(rows, key=lambda row: -row.accuracy.value if row.accuracy else 1.0):
+        times = [f"{row.latency[form].median:.1f}" if form in row.latency else "" for form in forms]
+        lines.append(
+            [
+                row.name,
+                shown(row.accuracy) if row.accuracy else "",
+                shown(row.behind) if row.behind else "",
+                *(f"{100 * row.maps[form]:.1f}" if form in row.maps else "" for form in others),
+                *times,
+                f"{row.params / 1e6:.2f}" if row.params else "",
+                str(row.epochs),
+                f"{row.minutes:.1f}" if row.minutes is not None else "",
+                row.problem,
+            ]
+        )
+    kept = [i for i in range(len(head)) if any(line[i] for line in lines[1:])]
+    return [[line[i] for i in kept] for line in lines]
+
+
+def text_table(lines: Sequence[Sequence[str]]) -> str:
+    """Return a table in columns."""
+    wide = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(w) if i in (0, len(wide)) else cell.rjust(w)
+            for i, (cell, w) in enumerate(zip(line, wide, strict=True))
+        )
+        for line in lines
+    )
+
+
+def draw(rows: Sequence[Compared], form: str, path: Path) -> None:
+    """Draw accuracy with its intervals against latency; without latencies, side by side."""
+    import matplotlib as mpl  # noqa: PLC0415 (slow)
+    from matplotlib.figure import Figure  # noqa: PLC0415
+
+    with mpl.rc_context({"text.parse_math": False}):
+        figure = Figure(figsize=(8, 5), layout="constrained")
+        axes = figure.add_subplot()
+        timed = all(form in row.latency for row in rows if row.accuracy)
+        for number, row in enumerate(row for row in rows if row.accuracy):
+            assert row.accuracy is not None
+            x = row.latency[form].median if timed else number
+            y = 100 * row.accuracy.value
+            axes.errorbar(x, y, 100 * row.accuracy.margin, fmt="o", capsize=4)
+            axes.annotate(row.name, (x, y), xytext=(7, 5), textcoords="offset points")
+        if timed:
+            axes.plot(*zip(*frontier(rows, form), strict=True), "k--", alpha=0.4, drawstyle="steps-post", zorder=0)
+        axes.set_xlabel(f"median ms a picture, {form}" if timed else "in the order of the command line")
+        axes.set_ylabel("mAP50-95, 95 % interval")
+        axes.margins(0.15)
+        axes.set_ylim(bottom=max(0, axes.get_ylim()[0]))
+        axes.grid(alpha=0.3)
+        figure.savefig(path, dpi=130)
+
+
+def frontier(rows: Sequence[Compared], form: str) -> list[tuple[float, float]]:
+    """Return (ms, mAP in percent) of the networks that no other one beats in both, the fastest first."""
+    points = sorted((row.latency[form].median, -100 * row.accuracy.value) for row in rows if row.accuracy)
+    best = itertools.accumulate((y for _, y in points), min)
+    return [(x, -y) for (x, y), least in zip(points, best, strict=True) if y == least]
+
+
+def save(
+    folder: Path,
+    rows: Sequence[Compared],
+    sentence: str,
+    form: str,
+    about: Mapping[str, Any],
+    pictures: Mapping[str, Path],
+) -> None:
+    """Write the JSON, the picture and a page that loads nothing from anywhere.
+
+    Args:
+        folder: where to.
+        rows: the networks.
+        sentence: the verdict.
+        form: the one whose latency the picture shows.
+        about: what was run, and with what.
+        pictures: title → a picture for the page.
+    """
+    draw(rows, form, folder / PICTURE)
+    content = {"verdict": sentence, **about, "entries": [row.as_dict() for row in rows]}
+    write_text(folder / DATA, json.dumps(content, indent=1))
+    parts = [
+        f"<h1>Which backbone wins on {html.escape(str(about['data']))}?</h1>",
+        f"<p><b>{html.escape(sentence)}</b></p>",
+        _image(folder / PICTURE),
+        _html_table(cells(rows)),
+        "<p>Intervals are of 95 %, from the seeds and from draws of the val pictures. ‘behind’: the best one's "
+        "accuracy less this one's, with the interval of the difference.</p>",
+        "<h2>AP50-95 of each class</h2>",
+        _html_table(class_cells(rows)),
+        *(f"<h2>{html.escape(title)}</h2>{_image(path)}" for title, path in pictures.items()),
+        f"<h2>What was run</h2><pre>{html.escape(json.dumps(about, indent=1))}</pre>",
+    ]
+    head = f"<!doctype html><meta charset=utf-8><title>{html.escape(folder.name)}</title><style>{STYLE}</style>"
+    write_text(folder / PAGE, head + "\n".join(parts))
+
+
+def class_cells(rows: Sequence[Compared]) -> list[list[str]]:
+    """Return the accuracy of each class of each network as text, with a head."""
+    names = list(dict.fromkeys(name for row in rows for name in row.classes))
+    found = [row for row in rows if row.classes]
+    lines = [
+        [name, *(f"{100 * row.classes[name]:.1f}" if name in row.classes else "" for row in found)] for name in names
+    ]
+    return [["", *(row.name for row in found)], *lines]
+
+
+def _html_table(lines: Sequence[Sequence[str]]) -> str:
+    rows = [
+        "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in line) + "</tr>"
+        for tag, line in zip(("th", *("td" for _ in lines[1:])), lines, strict=True)
+    ]
+    return f"<table>{''.join(rows)}</table>"
+
+
+def _image(path: Path) -> str:
+    kind = path.suffix.removeprefix(".").replace("jpg", "jpeg")
+    return f'<img src="data:image/{kind};base64,{base64.b64encode(path.read_bytes()).decode()}" alt="">'

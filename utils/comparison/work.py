@@ -1,0 +1,142 @@
+"""The trainings of a comparison, side by side in processes, each step a script that users run as well."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+
+import yaml
+from ultralytics.utils import LOGGER, TQDM
+
+from utils.comparison.plan import Job, Plan
+from utils.paths import ROOT
+from utils.text import decode, printable
+from utils.writing import write_text
+
+POLL = 0.5  # seconds between two looks at the trainings
+
+
+@dataclass
+class Running:
+    """A job that this process has taken.
+
+    Attributes:
+        job: what is done.
+        device: that it is done on.
+        lock: of the job; the processes inherit it.
+        steps: the command lines that are left.
+        process: the step that runs.
+    """
+
+    job: Job
+    device: str
+    lock: int
+    steps: list[list[str]]
+    process: subprocess.Popen[bytes]
+
+
+def work_off(plan: Plan, args: argparse.Namespace) -> None:
+    """Have every training done that is not done yet, each in processes, and wait for those that others work on."""
+    free = list(args.device) * args.jobs
+    running: list[Running] = []
+    jobs = plan.jobs()
+    with TQDM(total=sum(plan.epochs[job.entry.name] for job in jobs), desc="training epochs") as bar:
+        try:
+            while left := [job for job in jobs if not job.result()]:
+                for one in [one for one in running if one.process.poll() is not None]:
+                    if not go_on(one, args):
+                        running.remove(one)
+                        free.append(one.device)
+                taken = [one.job for one in running]
+                for job in left:
+                    if free and job not in taken and (started := begin(plan, job, free[0], args)):
+                        running.append(started)
+                        free.pop(0)
+                if more := sum(epochs_done(plan, job) for job in jobs) - bar.n:
+                    bar.update(more)
+                time.sleep(POLL)
+        finally:
+            for one in running:
+                one.process.terminate()
+            for one in running:
+                one.process.wait()
+                os.close(one.lock)
+
+
+def begin(plan: Plan, job: Job, device: str, args: argparse.Namespace) -> Running | None:
+    """Take a job and start its first step; None where somebody has it, or has just ended it."""
+    lock = job.take()
+    if lock is None:
+        return None
+    if job.result():
+        os.close(lock)
+        return None
+    first, *steps = command_lines(plan, job, device, args)
+    return Running(job, device, lock, steps, start(first, job, lock, args))
+
+
+def go_on(one: Running, args: argparse.Namespace) -> bool:
+    """Start the next step of a job whose step has ended; return False where none is left, or it has failed."""
+    if one.process.returncode == 0 and one.steps:
+        one.process = start(one.steps.pop(0), one.job, one.lock, args)
+        return True
+    if not one.job.result():
+        note_failure(one.job, one.process.returncode)
+    os.close(one.lock)
+    return False
+
+
+def command_lines(plan: Plan, job: Job, device: str, args: argparse.Namespace) -> list[list[str]]:
+    """Return what is run for a job: train, or go on with the training; write and prove the files; measure them."""
+    options, last = plan.options, job.run / "weights/last.pt"
+    on = ["--device", device] if device else []
+    consents = ["--megapixels", str(args.megapixels), *(["--download"] if args.download else [])]
+    consents += ["--plugins", *args.plugins] if args.plugins else []
+    if last.is_file():
+        training = ["train.py", "--resume", str(last), *on]
+    else:
+        write_text(job.cfg, yaml.safe_dump(job.entry.cfg, default_flow_style=None, sort_keys=False))
+        training = ["train.py", "--cfg", str(job.cfg), "--data", options["data"], "--exist-ok", "--patience", "0", *on]
+        training += ["--hyp", options["hyp"]] if options["hyp"] else []
+        training += ["--imgsz", str(options["imgsz"]), "--batch-size", str(options["batch_size"])]
+        training += ["--epochs", str(plan.epochs[job.entry.name]), "--seed", str(job.seed)]
+        training += ["--project", str(job.folder), "--name", job.run.name]
+    export = ["export.py", "--weights", str(job.weights), "--include", options["runtime"]]
+    export += ["--int8", "--data", options["data"], "--max-drop", "100"] if options["int8"] else []
+    measure = ["compare.py", "--resume", str(plan.folder), "--only", job.name]
+    return [[*words, *consents] for words in (training, export, measure)]
+
+
+def start(words: list[str], job: Job, lock: int, args: argparse.Namespace) -> subprocess.Popen[bytes]:
+    """Start a script of ours, which inherits the lock; what it says goes to the log of the job."""
+    share = max(1, (os.cpu_count() or 1) // (args.jobs * len(args.device)))
+    with job.log.open("ab") as log:
+        return subprocess.Popen(
+            [sys.executable, str(ROOT / words[0]), *words[1:]],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env={"OMP_NUM_THREADS": str(share), **os.environ},
+            pass_fds=(lock,),
+        )
+
+
+def note_failure(job: Job, code: int) -> None:
+    """Keep why a process ended without a result, so that the others go on."""
+    said = decode(job.log.read_bytes(), "replace").replace("\r", "\n").strip().splitlines()
+    reason = said[-1] if code > 0 and said else f"its process was ended by {signal.Signals(-code).name}"
+    LOGGER.error(printable(f"{job.name} failed: {reason} (see {job.log})"))
+    job.end(problem=reason)
+
+
+def epochs_done(plan: Plan, job: Job) -> int:
+    """Return how many epochs of a training are behind it; all of them where it is over."""
+    results = job.run / "results.csv"
+    if job.result():
+        return plan.epochs[job.entry.name]
+    return max(0, len(results.read_text(encoding="utf-8").splitlines()) - 1) if results.is_file() else 0
