@@ -602,6 +602,18 @@ def test_a_checkpoint_of_the_fused_form(deploy, tmp_path):
     assert loaded.fuse().ranges == loaded.ranges
 
 
+def test_layers_that_saw_nothing_have_no_range(deploy, tmp_path):
+    """Such as one whose weights are read by another module: 0 to 0 would leave nothing of its input."""
+    learner = copy.deepcopy(deploy)
+    insert_rounding(learner)
+    observe(learner, photographs())
+    learner.get_submodule(OUTLIER).input_low.zero_()
+    learner.get_submodule(OUTLIER).input_high.zero_()
+    save_checkpoint({**pack_model(learner), "ema": learner.state_dict()}, tmp_path / "best.pt")
+    rounding = {n for n, m in learner.named_modules() if isinstance(m, Rounding)}
+    assert set(load_checkpoint(tmp_path / "best.pt").ranges) == rounding - {OUTLIER}
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

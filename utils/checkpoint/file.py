@@ -120,7 +120,7 @@ def build_model(content: Mapping[str, Any], path: str | Path) -> DetectionModel:
         check_tensors(content["ema"], model, "ema")
         model.load_state_dict({name: tensor.float() for name, tensor in content["ema"].items()})
         learnt = {layer: stop_rounding(layer) for layer in dict.fromkeys(rounding.values())}
-        model.ranges = {name: learnt[layer] for name, layer in rounding.items()}
+        model.ranges = {name: learnt[layer] for name, layer in rounding.items() if any(learnt[layer])}
     except MissingPlugin as e:
         raise WeightsError(f"{path}: {e}") from e
     except (LookupError, TypeError, AttributeError, ValueError, OverflowError, RuntimeError) as e:

@@ -19,7 +19,7 @@ from models.blocks.rounding import KINDS, start_rounding
 def insert_rounding(deploy: DetectionModel) -> None:
     """Let the layers of a fused model round, in place. Those whose range is in `deploy.ranges` start with it."""
     head = deploy.model[-1]
-    ends = {m for m in head.modules() if isinstance(m, nn.Conv2d)}
+    ends = {m for m in head.modules() if type(m) in KINDS}
     ends -= {child for m in head.modules() if isinstance(m, Conv) for child in m.modules()}
     for name, module in list(deploy.named_modules()):
         if type(module) in KINDS and module not in ends:
