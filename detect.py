@@ -19,7 +19,8 @@
 Weights are .pt (ours) or exports. Written to runs/detect/exp, exp2, …: pictures as .jpg, videos as .mp4,
 labels/<name>.txt, crops/<class>/<name>.jpg, predictions.csv. In Python: detect.run(source="photo.jpg").
 A stream that is lost is connected to again (--reconnect); one with an end, such as a video's address, ends there.
-Weights that segment have masks drawn and polygons for labels.
+Weights that segment have masks drawn and polygons for labels. Those of a classifier have the five most probable classes
+drawn and printed; --save-txt and --save-csv write them.
 The exit code is 1 when a file could not be read (the others are done), 2 when the input was wrong.
 """
 
@@ -34,10 +35,11 @@ from models.errors import UserError
 from utils import cli
 from utils.data.labels import label_paths
 from utils.deploy.trust import trust_weights
-from utils.detect.ensemble import create_ensemble
+from utils.detect.ensemble import Ensemble, create_ensemble
 from utils.detect.feature_maps import OUTPUTS, FeatureMaps
 from utils.detect.frame import Found
 from utils.detect.loop import Speed, predict
+from utils.detect.predictor import Predictor
 from utils.detect.sources import AnySource, Files, has_pictures, open_source
 from utils.detect.tracking import LOW_CONF, TRACKERS, Tracking
 from utils.detect.writers import Wanted, Writers
@@ -185,6 +187,7 @@ def detect(args: argparse.Namespace, kept: list[Results] | None = None) -> AnySo
         retina_masks=args.retina_masks,
         many=not source.live,
     )
+    check_finds_boxes(args, finder)
     features = FeatureMaps(finder, args.visualize, args.save_npy) if args.visualize else None
     wanted = wanted_files(args)
     labels = label_paths(list(map(str, source.files))) if args.exist_ok else []
@@ -197,6 +200,16 @@ def detect(args: argparse.Namespace, kept: list[Results] | None = None) -> AnySo
     speed = predict(finder, source, outputs, args.view_img and check_imshow(warn=True), steps)
     log_report(speed, source, outputs)
     return source
+
+
+def check_finds_boxes(args: argparse.Namespace, finder: Predictor | Ensemble) -> None:
+    """Raise UserError for an option that needs boxes where the weights are a classifier's."""
+    if isinstance(finder, Ensemble) or finder.weights.task != "classify":
+        return
+    for name in ("track", "save_crop"):
+        if getattr(args, name):
+            flag = f"--{name.replace('_', '-')}"
+            raise UserError(f"{flag} needs boxes, but {finder.weights.path.name} is a classifier: leave it out")
 
 
 def keep(results: list[Results], found: Found) -> Found:

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 import torch
 
+import detect
 import train
 import val
-from models import create_model
+from models import create_model, load
 from models.errors import UserError
 from models.spec import load_spec
 from tests.helpers import randomize_, save, tiny, write
@@ -261,3 +262,42 @@ def test_a_family_learns_the_built_in_set(family, tmp_path):
     run = train.run(cfg=f"{family}-cls.yaml", project=tmp_path, noplots=True)
     metrics = val.run(weights=run / "weights/best.pt", project=tmp_path / "val")
     assert metrics["metrics/accuracy_top1"] >= 0.95
+
+
+# detect.py ------------------------------------------------------------------------------------------------------------
+def test_detect_says_what_a_picture_shows(finished, folder, caplog):
+    picture = folder / "colours/val/green/0.png"
+    options = {"weights": [finished / "weights/best.pt"], "source": [picture], "project": folder / "detect"}
+    with caplog.at_level("INFO", logger="ultralytics"):
+        (result,) = detect.run(**options, name="all", save_txt=True, save_csv=True)
+    assert result.names[result.probs.top1] == "green"
+    assert f"32x32 green {float(result.probs.top1conf):.2f}, " in caplog.text
+    lines = (folder / "detect/all/labels/0.txt").read_text().splitlines()
+    assert len(lines) == 3
+    assert lines[0] == f"{float(result.probs.top1conf):.2f} green"
+    with (folder / "detect/all/predictions.csv").open() as f:
+        rows = list(csv.DictReader(f))
+    assert [row["class"] for row in rows] == [line.split()[1] for line in lines]
+    assert float(rows[0]["confidence"]) == pytest.approx(float(result.probs.top1conf), rel=1e-4)
+    assert (folder / "detect/all/0.jpg").is_file()
+
+
+def test_load_gives_probabilities(finished, folder):
+    found = load(finished / "weights/best.pt")([folder / f"colours/val/{name}/1.png" for name in COLOURS])
+    assert [result.names[result.probs.top1] for result in found] == list(COLOURS)
+    assert all(isinstance(result.probs.data, torch.Tensor) for result in found)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"track": "bytetrack"}, "--track needs boxes, but best.pt is a classifier"),
+        ({"save_crop": True}, "--save-crop needs boxes, but best.pt is a classifier"),
+        ({"augment": True}, "best.pt finds no boxes"),
+    ],
+    ids=str,
+)
+def test_what_needs_boxes_is_refused(finished, folder, changes, said):
+    options = {"weights": [finished / "weights/best.pt"], "source": [folder / "colours/val/red"], "nosave": True}
+    with pytest.raises(UserError, match=said):
+        detect.run(**options, **changes)

@@ -27,6 +27,9 @@ UNNAMED = 999  # classes that ultralytics gives to weights without names
 LOAD_ERRORS = (*RUN_ERRORS, TypeError, ValueError, LookupError, AttributeError, OSError, SystemError)
 
 
+OTHERS = {"segment": "finds masks as well", "classify": "finds no boxes"}  # what others than detectors do, by task
+
+
 @dataclass(frozen=True)
 class OpenedWeights:
     """Weights that are open; `Predictor` and the validators take them.
@@ -184,7 +187,7 @@ def check_augment(weights: OpenedWeights) -> None:
     if weights.model is None:
         raise UserError(f"--augment needs PyTorch weights (.pt), not {weights.path.name}")
     if weights.task != "detect" or weights.model.end2end:
-        what = {"segment": "finds masks as well", "classify": "finds no boxes"}.get(weights.task, "needs no NMS")
+        what = OTHERS.get(weights.task, "needs no NMS")
         raise UserError(f"--augment joins boxes of several scales by NMS, but {weights.path.name} {what}: leave it out")
 
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from models.errors import UserError
+from utils.deploy.opened import OTHERS
 from utils.detect.frame import Found, Frame
 from utils.detect.predictor import Predictor, create_predictor
 
@@ -36,7 +37,7 @@ class Ensemble:
         self.workers = min(member.workers for member in members)
         for member, file in zip(members, files, strict=True):
             if member.weights.task != "detect" or member.model.end2end:
-                what = "needs no NMS" if member.weights.task == "detect" else "finds masks as well"
+                what = OTHERS.get(member.weights.task, "needs no NMS")
                 raise UserError(f"several --weights are joined by NMS, but {file.name} {what}: use it alone")
             if dict(member.names) != dict(self.names):
                 known = [", ".join(list(names.values())[:5]) for names in (self.names, member.names)]

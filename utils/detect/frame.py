@@ -43,7 +43,7 @@ class Found:
     def as_tensors(self, with_image: bool) -> Results:
         """Return the result with tensors on the CPU in place of arrays, and with the frame if that is wanted."""
         result = copy.copy(self.result)
-        for name in ("boxes", "masks"):
+        for name in ("boxes", "masks", "probs"):
             part = getattr(result, name)
             if part is not None:
                 setattr(result, name, type(part)(torch.as_tensor(part.data), part.orig_shape))

@@ -9,9 +9,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from ultralytics.data.augment import classify_transforms
 from ultralytics.data.loaders import SourceTypes
 from ultralytics.engine.results import Results
 from ultralytics.models.yolo import segment
+from ultralytics.models.yolo.classify import ClassificationPredictor
 from ultralytics.models.yolo.detect import DetectionPredictor
 from ultralytics.utils import LOGGER, ops
 
@@ -143,7 +145,19 @@ class SegmentationPredictor(Predictor, segment.SegmentationPredictor):
     """Finds boxes and masks; a `Predictor` in all else."""
 
 
-PREDICTORS = {"detect": Predictor, "segment": SegmentationPredictor}
+class ClassPredictor(Predictor):
+    """Says what the middle of a frame shows, as `result.probs`; a `Predictor` in all else."""
+
+    postprocess = ClassificationPredictor.postprocess
+    preprocess = ClassificationPredictor.preprocess
+
+    def __init__(self, weights: OpenedWeights, options: PredictorOptions) -> None:
+        super().__init__(weights, options)
+        self.transforms = classify_transforms(self.imgsz)
+        self.device_transform = None  # of ultralytics, for sources that it opens
+
+
+PREDICTORS = {"detect": Predictor, "segment": SegmentationPredictor, "classify": ClassPredictor}
 
 
 def create_predictor(weights: Path, **options: Any) -> Predictor:
@@ -176,7 +190,7 @@ def check_options(weights: OpenedWeights, options: PredictorOptions) -> None:
     if options.augment:
         check_augment(weights)
     if options.retina_masks and weights.task != "segment":
-        LOGGER.warning(f"--retina-masks is of no use: {name} finds boxes, not masks")
+        LOGGER.warning(f"--retina-masks is of no use: {name} finds no masks")
     if options.half and not weights.network.fp16:
         LOGGER.warning("--half needs a GPU; computing in float32")
 

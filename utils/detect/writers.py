@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import errno
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -162,7 +162,7 @@ class Video:
 
 
 class Table:
-    """predictions.csv: a row for each box.
+    """predictions.csv: a row for each box, or for each of the five most probable classes, without corners.
 
     Its columns are the file, relative to the current folder where it lies below that, the number of the frame (empty
     for a picture), the class, the confidence, the corners in pixels and the number of an object that is followed.
@@ -178,18 +178,26 @@ class Table:
 
     def add(self, frame: Frame, result: Results) -> None:
         """Append the boxes of one picture."""
-        boxes = result.boxes
         start = (safe_cell(frame.path.name if frame.live else relative_path(frame.path)), frame.number)
-        ends = zip(boxes.cls, boxes.conf, boxes.xyxy, track_numbers(result), strict=True)
         with naming(self.path):
-            for label, confidence, corners, track in ends:
-                kind = safe_cell(printable(result.names[int(label)]))
-                self.rows.writerow((*start, kind, f"{confidence:g}", *(f"{x:.2f}" for x in corners), track))
+            for label, confidence, corners, track in table_rows(result):
+                kind = safe_cell(printable(result.names[label]))
+                self.rows.writerow((*start, kind, f"{confidence:g}", *corners, track))
 
     def close(self) -> None:
         """Write what is left."""
         with naming(self.path):
             self.file.close()
+
+
+def table_rows(result: Results) -> Iterator[tuple[int, float, Sequence[str], int | str]]:
+    """Yield class, confidence, corners and number in the row of a table, of each thing that was found."""
+    if result.probs is not None:
+        yield from ((kind, confidence, [""] * 4, "") for kind, confidence in most_probable(result))
+        return
+    boxes = result.boxes
+    for kind, confidence, corners, track in zip(boxes.cls, boxes.conf, boxes.xyxy, track_numbers(result), strict=True):
+        yield int(kind), confidence, [f"{x:.2f}" for x in corners], track
 
 
 def draw(result: Results, wanted: Wanted) -> np.ndarray:
@@ -206,8 +214,11 @@ def label_lines(result: Results, confidence: bool = False, corners: bool = False
     """Return a line for each object, as fractions of the picture.
 
     `class cx cy w h [confidence]`, with `corners` `class x1 y1 x2 y2 [confidence]`; for masks their outlines,
-    `class x1 y1 x2 y2 x3 y3 … [confidence]`. Objects that are followed have their number at the end.
+    `class x1 y1 x2 y2 x3 y3 … [confidence]`. Objects that are followed have their number at the end. Of a classifier
+    each of the five most probable classes has a line, `probability name`, as ultralytics writes them.
     """
+    if result.probs is not None:
+        return [f"{confidence:.2f} {printable(result.names[kind])}" for kind, confidence in most_probable(result)]
     boxes = result.boxes
     places = boxes.xyxyn if corners else outlines(result) if result.masks is not None else boxes.xywhn
     ends = boxes.conf[:, None] if confidence else np.empty((len(boxes), 0))
@@ -215,6 +226,11 @@ def label_lines(result: Results, confidence: bool = False, corners: bool = False
         ends = np.concatenate([ends, boxes.id[:, None]], 1)
     rows = ((kind, *place, *end) for kind, place, end in zip(boxes.cls, places, ends, strict=True))
     return [" ".join(f"{x:g}" for x in row) for row in rows]
+
+
+def most_probable(result: Results) -> list[tuple[int, float]]:
+    """Return the five most probable classes of a picture, by number, with their probabilities."""
+    return [(kind, float(result.probs.data[kind])) for kind in result.probs.top5]
 
 
 def track_numbers(result: Results) -> list[int | str]:

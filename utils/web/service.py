@@ -70,7 +70,10 @@ class DetectionService:
         if name not in self.weights:
             raise UserError(f"{name} is not on the list of weights")
         if name not in self.predictors:
-            self.predictors[name] = create_predictor(self.weights[name], **self.options)
+            made = create_predictor(self.weights[name], **self.options)
+            if made.weights.task == "classify":
+                raise UserError(f"{name} is a classifier, and this page shows boxes")
+            self.predictors[name] = made
         predictor = self.predictors[name]
         predictor.args.conf, predictor.args.iou = float(conf), float(iou)
         return predictor
