@@ -190,7 +190,8 @@ def check_options(weights: OpenedWeights, options: PredictorOptions) -> None:
     if options.augment:
         check_augment(weights)
     if options.retina_masks and weights.task != "segment":
-        LOGGER.warning(f"--retina-masks is of no use: {name} finds no masks")
+        found = "classes" if weights.task == "classify" else "boxes"
+        LOGGER.warning(f"--retina-masks is of no use: {name} finds {found}, not masks")
     if options.half and not weights.network.fp16:
         LOGGER.warning("--half needs a GPU; computing in float32")
 

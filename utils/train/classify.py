@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torchvision.transforms import v2
 from ultralytics.engine.trainer import BaseTrainer
 from ultralytics.models.yolo.classify import ClassificationTrainer
 from ultralytics.utils import colorstr
@@ -62,6 +61,8 @@ def mix(images: Tensor, classes: Tensor, nc: int, mixup: float, cutmix: float) -
         mixup: probability that pictures are blended, two by two (https://arxiv.org/abs/1710.09412).
         cutmix: probability that each gets a rectangle of another one (https://arxiv.org/abs/1905.04899).
     """
+    from torchvision.transforms import v2  # noqa: PLC0415 (slow, and only classifiers need it)
+
     drawn = torch.rand(()).item()
     if drawn < cutmix:
         return v2.CutMix(alpha=CUTMIX_ALPHA, num_classes=nc)(images, classes)
