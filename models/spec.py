@@ -49,8 +49,8 @@ PRETRAINED = (  # options that say where first weights come from; a checkpoint b
     "pretrained_cfg_overlay",
     "cache_dir",
 )
-
 WEIGHTS_AT = {"TorchVision": 2}  # the argument of a word that names weights without a mapping
+WEIGHTS_FILE = re.compile(r"timm/.+|.+\.(pth|pt|bin|tar|safetensors)", re.IGNORECASE | re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,8 @@ class Row:
                 return None
             return False if position == 0 and arg is True else arg
 
-        return dataclasses.replace(self, args=tuple(map(strip, range(len(self.args)), self.args)))
+        kept = [arg for arg in self.args if not is_weights(arg)]
+        return dataclasses.replace(self, args=tuple(map(strip, range(len(kept)), kept)))
 
 
 @dataclass(frozen=True)
@@ -190,6 +191,11 @@ def load_spec(cfg: str | Path | Mapping[str, Any] | ModelSpec) -> ModelSpec:
     if not isinstance(content, Mapping):
         raise ConfigError(f"{path} must be a mapping with the keys {', '.join(KEYS)}, but is a {_kind(content)}")
     return _check(content, name=path.name, file=path.name)
+
+
+def is_weights(value: Any) -> bool:
+    """Return whether an argument is text that names weights, a file or `timm/NAME`."""
+    return isinstance(value, str) and WEIGHTS_FILE.fullmatch(value) is not None
 
 
 def find_config(cfg: str | Path) -> Path:

@@ -166,7 +166,7 @@ def create_backbone(
 
     Args:
         name: a word of `BACKBONES`, for instance "RIFormer" or "timm".
-        arch: the architecture; the class's first one by default.
+        arch: the architecture, with the family before it or not: A0, RepVGG-A0; the class's first one by default.
         in_channels: channels of the input picture.
         out_strides: the strides whose maps are wanted, all by default. What only serves others is not built.
         num_classes: build the classification network with so many logits instead, (B, C, H, W) to (B, num_classes).
@@ -188,6 +188,8 @@ def create_backbone(
         if not kind.archs:
             raise UserError(f"{name} needs an architecture, for instance create_backbone('{name}', arch=...)")
         arch = kind.archs[0]
+    if kind.archs and isinstance(arch, str):
+        arch = arch.removeprefix(f"{name}-")
     if kind.archs and arch not in kind.archs:
         hint = did_you_mean(str(arch), kind.archs)
         raise UserError(f"{name} has no architecture {arch!r}{hint}, expected one of {', '.join(kind.archs)}")

@@ -11,13 +11,16 @@ building the layers for the grid of 640 instead would give each of them eighty t
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import ClassVar, NamedTuple
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from models.backbones import options
 from models.backbones.base import BACKBONES, Backbone, select_strides
 from models.backbones.weights import Dialect
 from models.blocks.repconv import ConvNorm
@@ -27,16 +30,27 @@ from models.errors import UserError
 STRIDES = (4, 8, 16, 32)
 DEPTHS, WIDTHS = (3, 4, 6, 3), (256, 512, 1024, 2048)
 TILE = (7, 7)
+MAX_KERNEL = 13  # which covers a tile from any of its pixels
 STAGES = {1: 8, 2: 16}  # indices of the stages with RepMLP, and their strides
 
 
 class Arch(NamedTuple):
-    """The block around a RepMLP, its groups, the side of the picture, and how much narrower a stage's RepMLP is."""
+    """The block around a RepMLP, its groups, the side of the picture, and how much narrower a stage's RepMLP is.
+
+    Then the convolutions beside its layers, and how many times fewer neurons its perceptrons have inside.
+    """
 
     block: str
     groups: int
     img_size: int
     narrower: dict[int, int]
+    kernels: tuple[int, ...] = (1, 3, 5)
+    reduction: int = 1
+
+    def repmlp(self, channels: int, stage: int) -> RepMLP:
+        """Return the RepMLP of a stage."""
+        side = self.img_size // STAGES[stage] // TILE[0]
+        return RepMLP(channels, TILE, (side, side), self.groups, self.kernels, self.reduction)
 
 
 ARCHS = {
@@ -96,11 +110,11 @@ class Bottleneck(nn.Module):
 class LightBlock(nn.Module):
     """1x1 convolution, RepMLP, 1x1 convolution beside the identity; (B, channels, H, W) to the same."""
 
-    def __init__(self, channels: int, grid: tuple[int, int], groups: int) -> None:
+    def __init__(self, channels: int, make: Callable[[int], RepMLP]) -> None:
         super().__init__()
         hidden = channels // 8
         self.light_conv1 = _conv_bn(channels, hidden, 1)
-        self.light_repmlp = RepMLP(hidden, TILE, grid, groups)
+        self.light_repmlp = make(hidden)
         self.light_conv3 = _conv_bn(hidden, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -111,13 +125,13 @@ class LightBlock(nn.Module):
 class BottleneckBlock(nn.Module):
     """1x1 and 3x3 convolution, RepMLP, 3x3 and 1x1 convolution beside the identity; (B, channels, H, W) to the same."""
 
-    def __init__(self, channels: int, grid: tuple[int, int], groups: int, narrower: int) -> None:
+    def __init__(self, channels: int, narrower: int, make: Callable[[int], RepMLP]) -> None:
         super().__init__()
         hidden = channels // 4
         narrow = hidden // narrower
         self.btnk_conv1 = _conv_bn(channels, hidden, 1)
         self.btnk_conv2 = _conv_bn(hidden, narrow, 3)
-        self.btnk_repmlp = RepMLP(narrow, TILE, grid, groups)
+        self.btnk_repmlp = make(narrow)
         self.btnk_conv4 = _conv_bn(narrow, hidden, 3)
         self.btnk_conv5 = _conv_bn(hidden, channels, 1)
 
@@ -136,6 +150,12 @@ class RepMLPResNet(Backbone):
         in_channels: channels of the input picture.
         out_strides: the strides whose maps are wanted, all by default; stages behind the last one are not built.
         img_size: another side of pictures, a multiple of 112, whose grid of tiles the perceptrons are made for.
+        groups: of channels in the layers over tiles, instead of the architecture's.
+        kernels: sides of the convolutions beside these layers, [1, 3, 5] as in the published networks.
+        reduction: how many times fewer neurons the perceptrons over all tiles have inside.
+
+    Raises:
+        UserError: a value that an option does not take.
     """
 
     archs: ClassVar[tuple[str, ...]] = tuple(ARCHS)
@@ -147,9 +167,18 @@ class RepMLPResNet(Backbone):
         in_channels: int = 3,
         out_strides: Sequence[int] | None = None,
         img_size: int | None = None,
+        groups: int | None = None,
+        kernels: Sequence[int] | None = None,
+        reduction: int = 1,
     ) -> None:
         super().__init__()
-        self.plan = ARCHS[arch]._replace(img_size=_img_size(img_size, ARCHS[arch].img_size))
+        plan = ARCHS[arch]
+        self.plan = plan._replace(
+            img_size=_img_size(img_size, plan.img_size),
+            groups=_groups(groups, plan),
+            kernels=options.kernels("RepMLPResNet's kernels", kernels, plan.kernels, MAX_KERNEL),
+            reduction=options.whole("RepMLPResNet's reduction", reduction, 1, min(_repmlp_widths(plan))),
+        )
         self.in_channels = in_channels
         self.strides = select_strides(out_strides, STRIDES, f"RepMLPResNet {arch}")
         self.channels = tuple(WIDTHS[STRIDES.index(stride)] for stride in self.strides)
@@ -168,10 +197,10 @@ class RepMLPResNet(Backbone):
         channels = WIDTHS[stage]
         if stage not in STAGES:
             return Bottleneck(channels, channels)
-        side = self.plan.img_size // STAGES[stage] // TILE[0]
+        make = partial(self.plan.repmlp, stage=stage)
         if self.plan.block == "light":
-            return LightBlock(channels, (side, side), self.plan.groups)
-        return BottleneckBlock(channels, (side, side), self.plan.groups, self.plan.narrower[stage])
+            return LightBlock(channels, make)
+        return BottleneckBlock(channels, self.plan.narrower[stage], make)
 
     def forward(self, x: Tensor) -> list[Tensor]:
         x = self.stage0(x)
@@ -186,6 +215,26 @@ class RepMLPResNet(Backbone):
         """Return the published head: global average pooling and a linear layer."""
         pool, fc = nn.AdaptiveAvgPool2d(1), nn.Linear(self.channels[-1], num_classes)
         return nn.Sequential(OrderedDict(pool=pool, flat=nn.Flatten(), fc=fc))
+
+
+def _repmlp_widths(plan: Arch) -> list[int]:
+    """Return the channels of the RepMLP of each stage that has one."""
+    return [
+        WIDTHS[stage] // 8 if plan.block == "light" else WIDTHS[stage] // 4 // plan.narrower[stage] for stage in STAGES
+    ]
+
+
+def _groups(value: object, plan: Arch) -> int:
+    """Return the groups of the layers over tiles; UserError unless they divide the channels of every RepMLP."""
+    if value is None:
+        return plan.groups
+    widths = _repmlp_widths(plan)
+    most = math.gcd(*widths)
+    if type(value) is not int or value < 1 or most % value:
+        raise UserError(
+            f"RepMLPResNet's groups must divide its channels, {most} and multiples of it, got {value!r:.80}"
+        )
+    return value
 
 
 def _img_size(value: object, default: int) -> int:

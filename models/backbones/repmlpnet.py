@@ -19,23 +19,27 @@ from typing import Any, ClassVar, NamedTuple
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from models.backbones import options
 from models.backbones.base import BACKBONES, Backbone, select_strides
 from models.backbones.weights import Adapted, Dialect
+from models.blocks.recompute import run_blocks
 from models.blocks.repconv import ConvNorm
 from models.blocks.repmlp import RepMLPBlock
 from models.errors import UserError, WeightsError
 
-STRIDES = (4, 8, 16, 32)
+PATCHES = (2, 4, 8, 16)  # pixels a side of what the first convolution reads at once, which are the first stride
+KERNELS, REDUCTION = (1, 3), 4  # of the convolutions beside the layers, and of the global perceptrons
 MAX_TILE = 256  # pixels a side
+MAX_KERNEL = 31
 
 
 class Arch(NamedTuple):
     """Channels, units and sharesets of the four stages, and the sides of their tiles."""
 
-    channels: tuple[int, int, int, int]
-    depths: tuple[int, int, int, int]
-    sharesets: tuple[int, int, int, int]
-    tiles: tuple[int, int, int, int]
+    channels: tuple[int, ...]
+    depths: tuple[int, ...]
+    sharesets: tuple[int, ...]
+    tiles: tuple[int, ...]
 
 
 T, B, D = (64, 128, 256, 512), (96, 192, 384, 768), (80, 160, 320, 640)
@@ -96,10 +100,18 @@ class FeedForward(nn.Module):
 class RepMLPNetUnit(nn.Module):
     """A RepMLP block and a feed-forward, each behind a BatchNorm and beside the identity: (B, C, H, W) to the same."""
 
-    def __init__(self, channels: int, h: int, w: int, sharesets: int) -> None:
+    def __init__(
+        self,
+        channels: int,
+        h: int,
+        w: int,
+        sharesets: int,
+        kernels: Sequence[int] = KERNELS,
+        reduction: int = REDUCTION,
+    ) -> None:
         super().__init__()
         self.prebn1 = nn.BatchNorm2d(channels)
-        self.repmlp_block = RepMLPBlock(channels, h, w, sharesets)
+        self.repmlp_block = RepMLPBlock(channels, h, w, sharesets, kernels, reduction)
         self.prebn2 = nn.BatchNorm2d(channels)
         self.ffn_block = FeedForward(channels)
 
@@ -118,6 +130,16 @@ class RepMLPNet(Backbone):
         out_strides: the strides whose maps are wanted, all by default; stages behind the last one are not built.
         hs: heights of the tiles of the four stages, those of the architecture by default.
         ws: their widths, the heights by default.
+        num_blocks: units of the four stages instead of the architecture's.
+        channels: their channels.
+        sharesets_nums: how many different layers a unit of each has.
+        reparam_conv_k: sides of the convolutions beside the layers, [1, 3] as in the published networks.
+        globalperceptron_reduce: how many times fewer channels the global perceptrons have inside.
+        patch_size: side of what the first convolution reads at once, which is the first of the four strides.
+        use_checkpoint: compute the inside of units again in the backward pass rather than keep it.
+
+    Raises:
+        UserError: a value that an option does not take.
     """
 
     archs: ClassVar[tuple[str, ...]] = tuple(ARCHS)
@@ -130,30 +152,42 @@ class RepMLPNet(Backbone):
         out_strides: Sequence[int] | None = None,
         hs: Sequence[int] | None = None,
         ws: Sequence[int] | None = None,
+        num_blocks: Sequence[int] | None = None,
+        channels: Sequence[int] | None = None,
+        sharesets_nums: Sequence[int] | None = None,
+        reparam_conv_k: Sequence[int] | None = None,
+        globalperceptron_reduce: int = REDUCTION,
+        patch_size: int = 4,
+        use_checkpoint: bool = False,
     ) -> None:
         super().__init__()
-        plan = ARCHS[arch]
+        plan = customized(arch, num_blocks, channels, sharesets_nums)
+        kernels = options.kernels("RepMLPNet's reparam_conv_k", reparam_conv_k, KERNELS, MAX_KERNEL)
+        reduction = options.whole("RepMLPNet's globalperceptron_reduce", globalperceptron_reduce, 1, min(plan.channels))
+        self.use_checkpoint = options.flag("RepMLPNet's use_checkpoint", use_checkpoint)
+        patch = _patch(patch_size)
+        self.all_strides = tuple(patch * 2**stage for stage in range(options.STAGES))
         self.hs = _tiles(hs, plan.tiles, "hs")
         self.ws = _tiles(ws, self.hs, "ws")
         self.in_channels = in_channels
-        self.strides = select_strides(out_strides, STRIDES, f"RepMLPNet {arch}")
-        self.channels = tuple(plan.channels[STRIDES.index(stride)] for stride in self.strides)
-        built = STRIDES.index(self.strides[-1]) + 1
-        self.conv_embedding = _conv_bn(in_channels, plan.channels[0], 4)
+        self.strides = select_strides(out_strides, self.all_strides, f"RepMLPNet {arch}")
+        self.channels = tuple(plan.channels[self.all_strides.index(stride)] for stride in self.strides)
+        built = self.all_strides.index(self.strides[-1]) + 1
+        self.conv_embedding = _conv_bn(in_channels, plan.channels[0], patch)
         self.stages, self.embeds = nn.ModuleList(), nn.ModuleList()
         for stage in range(built):
-            channels, h, w, sharesets = plan.channels[stage], self.hs[stage], self.ws[stage], plan.sharesets[stage]
-            units = (RepMLPNetUnit(channels, h, w, sharesets) for _ in range(plan.depths[stage]))
+            width, h, w, sharesets = plan.channels[stage], self.hs[stage], self.ws[stage], plan.sharesets[stage]
+            units = (RepMLPNetUnit(width, h, w, sharesets, kernels, reduction) for _ in range(plan.depths[stage]))
             self.stages.append(nn.Sequential(*units))
             if stage + 1 < built:
-                self.embeds.append(_conv_bn(channels, plan.channels[stage + 1], 2))
+                self.embeds.append(_conv_bn(width, plan.channels[stage + 1], 2))
 
     def forward(self, x: Tensor) -> list[Tensor]:
         x = F.relu(self.conv_embedding(x))
         maps = []
         for i, stage in enumerate(self.stages):
-            x = stage(x if i == 0 else F.relu(self.embeds[i - 1](x)))
-            if STRIDES[i] in self.strides:
+            x = run_blocks(stage, x if i == 0 else F.relu(self.embeds[i - 1](x)), self.use_checkpoint)
+            if self.all_strides[i] in self.strides:
                 maps.append(x)
         return maps
 
@@ -191,6 +225,36 @@ class RepMLPNet(Backbone):
         return Adapted({**tensors, **fitted}, notes=(note,))
 
 
+def customized(arch: str, num_blocks: Any, channels: Any, sharesets_nums: Any) -> Arch:
+    """Return an architecture with other depths, widths and sharesets, where they are given.
+
+    Raises:
+        UserError: not four numbers each, or sharesets that do not divide the channels.
+    """
+    plan = ARCHS[arch]
+    plan = Arch(
+        options.wholes("RepMLPNet's channels", channels, plan.channels, options.MAX_CHANNELS),
+        options.wholes("RepMLPNet's num_blocks", num_blocks, plan.depths, options.MAX_BLOCKS),
+        options.wholes("RepMLPNet's sharesets_nums", sharesets_nums, plan.sharesets, options.MAX_CHANNELS),
+        plan.tiles,
+    )
+    for width, sharesets in zip(plan.channels, plan.sharesets, strict=True):
+        if width % sharesets:
+            raise UserError(
+                f"RepMLPNet's sharesets_nums {list(plan.sharesets)} must divide its channels {list(plan.channels)}, "
+                f"but {sharesets} does not divide {width}"
+            )
+    return plan
+
+
+def _patch(value: Any) -> int:
+    """Return the side of a patch, which the published networks give as [4, 4]; UserError unless it is a stride."""
+    side = value[0] if isinstance(value, list | tuple) and len(value) == 2 and value[0] == value[1] else value
+    if type(side) is not int or side not in PATCHES:
+        raise UserError(f"RepMLPNet's patch_size is one of {', '.join(map(str, PATCHES))}, got {options.listed(value)}")
+    return side
+
+
 def resample_fc(weight: Tensor, came: tuple[int, int], wanted: tuple[int, int]) -> Tensor:
     """Return the weights of a fully connected layer between tiles of another size.
 
@@ -223,15 +287,8 @@ def _tiles(values: Any, default: Sequence[int], what: str) -> tuple[int, ...]:
     Raises:
         UserError: not four whole numbers from 1.
     """
-    if values is None:
-        return tuple(default)
-    listed = values if isinstance(values, list | tuple) else ()
-    if len(listed) != len(STRIDES) or not all(type(v) is int and 0 < v <= MAX_TILE for v in listed):
-        raise UserError(
-            f"RepMLPNet's {what} are 4 whole numbers from 1 to {MAX_TILE}, the sides of the tiles of its stages in "
-            f"pixels of their maps, such as {list(default)}, got {values!r:.80}"
-        )
-    return tuple(listed)
+    each = "the sides of the tiles of its stages in pixels of their maps"
+    return options.wholes(f"RepMLPNet's {what}", values, default, MAX_TILE, each)
 
 
 def _conv_bn(c1: int, c2: int, patch: int) -> ConvNorm:

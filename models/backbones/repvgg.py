@@ -9,30 +9,46 @@ Style `qarep` is that of QARepVGG (https://arxiv.org/abs/2212.01593): the same n
 
 from __future__ import annotations
 
-import reprlib
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor, nn
 
+from models.backbones import options
 from models.backbones.base import BACKBONES, Backbone, select_strides
 from models.backbones.weights import Adapted, Dialect
+from models.blocks.recompute import run_blocks
 from models.blocks.repconv import RepConv, RepVGGBlock
 from models.errors import UserError, WeightsError
 
 STRIDES = (2, 4, 8, 16, 32)
 BASE_WIDTHS = (64, 128, 256, 512)  # of stages 1 to 4 at a multiplier of 1
-MAX_BLOCKS, MAX_MULTIPLIER = 100, 16
+EACH = "one for each stage behind the stem"  # what num_blocks and width_multiplier are
+MAX_GROUPS = 8192  # of a block
 
 
 class Arch(NamedTuple):
-    """Blocks and width multipliers of stages 1 to 4, groups of every second block, and whether blocks have SE."""
+    """Blocks and width multipliers of stages 1 to 4, groups of every second block, and whether blocks have SE.
+
+    With `groups_map` it is the groups of some blocks by their number, counted from 1 behind the stem.
+    """
 
     num_blocks: tuple[int, ...]
     width_multiplier: tuple[float, ...]
     groups: int = 1
     squeeze: bool = False
+    groups_map: Mapping[int, int] | None = None
+
+    def groups_of(self, block: int) -> int:
+        """Return the groups of a block, counted from 1 behind the stem."""
+        if self.groups_map is not None:
+            return self.groups_map.get(block, 1)
+        return 1 if block % 2 else self.groups
+
+    def stage_of(self, block: int) -> int:
+        """Return the stage, from 1, of a block, counted from 1 behind the stem."""
+        return next(stage for stage in range(1, 5) if block <= sum(self.num_blocks[:stage]))
 
     @property
     def widths(self) -> tuple[int, ...]:
@@ -129,6 +145,13 @@ class RepVGG(Backbone):
         num_blocks: blocks of stages 1 to 4 instead of the architecture's.
         width_multiplier: their channels as multiples of 64, 128, 256 and 512 instead of the architecture's, whose last
             stage is wider than detection needs.
+        use_se: whether blocks have squeeze-excite; the architecture says so by default.
+        override_groups_map: groups of blocks by their number, counted from 1 behind the stem, instead of the
+            architecture's; other blocks have one.
+        use_checkpoint: compute the inside of blocks again in the backward pass rather than keep it.
+
+    Raises:
+        UserError: a value that an option does not take.
     """
 
     archs: ClassVar[tuple[str, ...]] = tuple(ARCHS)
@@ -142,10 +165,14 @@ class RepVGG(Backbone):
         style: str = "repvgg",
         num_blocks: Sequence[int] | None = None,
         width_multiplier: Sequence[float] | None = None,
+        use_se: bool | None = None,
+        override_groups_map: Mapping[int | str, int] | None = None,
+        use_checkpoint: bool = False,
     ) -> None:
         super().__init__()
         self.arch, self.style = arch, style
-        self.plan = customized(arch, num_blocks, width_multiplier)
+        self.plan = customized(arch, num_blocks, width_multiplier, use_se, override_groups_map)
+        self.use_checkpoint = options.flag("RepVGG's use_checkpoint", use_checkpoint)
         self.in_channels = in_channels
         self.strides = select_strides(out_strides, STRIDES, f"RepVGG {arch}")
         self.channels = tuple(self.plan.widths[STRIDES.index(stride)] for stride in self.strides)
@@ -155,11 +182,11 @@ class RepVGG(Backbone):
             self.add_module(f"stage{stage}", self._stage(stage))
 
     def _stage(self, stage: int) -> nn.Sequential:
-        """Return the blocks of a stage from 1; every second block of all, counted from 1 behind stage 0, has groups."""
+        """Return the blocks of a stage from 1."""
         c1, c2 = self.plan.widths[stage - 1 : stage + 1]
         first = 1 + sum(self.plan.num_blocks[: stage - 1])
         number = range(first, first + self.plan.num_blocks[stage - 1])
-        groups = [1 if i % 2 else self.plan.groups for i in number]
+        groups = [self.plan.groups_of(i) for i in number]
         return nn.Sequential(self._block(c1, c2, s=2, g=groups[0]), *(self._block(c2, c2, g=g) for g in groups[1:]))
 
     def _block(self, c1: int, c2: int, s: int = 1, g: int = 1) -> RepVGGBlock:
@@ -169,7 +196,7 @@ class RepVGG(Backbone):
     def forward(self, x: Tensor) -> list[Tensor]:
         maps = []
         for i, stride in enumerate(self.built):
-            x = self.get_submodule(f"stage{i}")(x)
+            x = run_blocks(self.get_submodule(f"stage{i}"), x, self.use_checkpoint)
             if stride in self.strides:
                 maps.append(x)
         return maps
@@ -218,44 +245,57 @@ class RepVGG(Backbone):
         )
 
 
-def customized(arch: str, num_blocks: Any, width_multiplier: Any) -> Arch:
-    """Return an architecture with other depths and widths, if they are given.
+def customized(arch: str, num_blocks: Any, width_multiplier: Any, use_se: Any, groups_map: Any) -> Arch:
+    """Return an architecture with other depths, widths, squeeze-excite and groups, where they are given.
 
     Raises:
-        UserError: not four numbers each, or widths that the architecture's groups do not divide.
+        UserError: not four numbers each, not true or false, or groups of no block or that do not divide its widths.
     """
     plan = ARCHS[arch]
-    if num_blocks is not None:
-        if not _are_four(num_blocks, int, MAX_BLOCKS):
-            raise UserError(
-                f"RepVGG's num_blocks are 4 whole numbers from 1 to {MAX_BLOCKS}, one for each stage behind the stem, "
-                f"such as {list(plan.num_blocks)}, got {_listed(num_blocks)}"
-            )
-        plan = plan._replace(num_blocks=tuple(num_blocks))
-    if width_multiplier is not None:
-        if not _are_four(width_multiplier, int | float, MAX_MULTIPLIER):
-            raise UserError(
-                f"RepVGG's width_multiplier are 4 numbers above 0 to {MAX_MULTIPLIER}, one for each stage behind the "
-                f"stem, such as {list(plan.width_multiplier)}, got {_listed(width_multiplier)}"
-            )
-        plan = plan._replace(width_multiplier=tuple(width_multiplier))
-    for stage, width in enumerate(plan.widths[1:], start=1):
-        if width < 1 or width % plan.groups:
-            raise UserError(
-                f"RepVGG {arch} needs a multiple of {plan.groups} channels in each stage, but the width_multiplier "
-                f"{plan.width_multiplier[stage - 1]:g} gives stage {stage} {width} of them"
-            )
+    plan = Arch(
+        options.wholes("RepVGG's num_blocks", num_blocks, plan.num_blocks, options.MAX_BLOCKS, EACH),
+        options.factors("RepVGG's width_multiplier", width_multiplier, plan.width_multiplier, EACH),
+        plan.groups,
+        plan.squeeze if use_se is None else options.flag("RepVGG's use_se", use_se),
+        None if groups_map is None else _groups_map(groups_map),
+    )
+    _check_widths(arch, plan)
     return plan
 
 
-def _are_four(values: Any, kind: Any, high: float) -> bool:
-    """Return whether `values` are four numbers of a kind, above 0 and at most `high`."""
-    return (
-        isinstance(values, list | tuple)
-        and len(values) == len(BASE_WIDTHS)
-        and all(isinstance(v, kind) and not isinstance(v, bool) and 0 < v <= high for v in values)
-    )
+def _groups_map(value: Any) -> dict[int, int]:
+    """Return the groups of blocks by their number, which a YAML holds as text."""
+    if not isinstance(value, Mapping):
+        raise UserError(
+            f"RepVGG's override_groups_map names blocks and their groups, such as {{2: 4, 4: 4}}, got {value!r:.80}"
+        )
+    found = {}
+    for block, groups in value.items():
+        if not str(block).isdecimal() or len(str(block)) > 3:
+            raise UserError(f"RepVGG's override_groups_map names blocks by their number from 1, got {block!r:.80}")
+        found[int(block)] = options.whole(f"RepVGG's override_groups_map of block {block}", groups, 1, MAX_GROUPS)
+    return found
 
 
-def _listed(values: Any) -> str:
-    return reprlib.repr(list(values) if isinstance(values, tuple) else values)
+def _check_widths(arch: str, plan: Arch) -> None:
+    """Raise UserError unless every stage has channels, and every block as many as its groups divide."""
+    for stage, width in enumerate(plan.widths[1:], start=1):
+        groups = plan.groups if plan.groups_map is None else 1
+        if width < 1 or width % groups:
+            raise UserError(
+                f"RepVGG {arch} needs a multiple of {groups} channels in each stage, but the width_multiplier "
+                f"{plan.width_multiplier[stage - 1]:g} gives stage {stage} {width} of them"
+            )
+    for block, groups in (plan.groups_map or {}).items():
+        if not 1 <= block <= sum(plan.num_blocks):
+            raise UserError(
+                f"RepVGG's override_groups_map names block {block}, but there are 1 to {sum(plan.num_blocks)}"
+            )
+        stage = plan.stage_of(block)
+        first = block == 1 + sum(plan.num_blocks[: stage - 1])
+        for width in plan.widths[stage - 1 if first else stage : stage + 1]:
+            if width % groups:
+                raise UserError(
+                    f"RepVGG's override_groups_map gives block {block} {groups} groups, which do not divide its "
+                    f"{width} channels"
+                )

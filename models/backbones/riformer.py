@@ -18,6 +18,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from models.backbones import options
 from models.backbones.base import BACKBONES, Backbone, select_strides
 from models.backbones.weights import Adapted, Dialect
 from models.blocks.riformer import RIFormerBlock
@@ -27,11 +28,12 @@ STRIDES = (4, 8, 16, 32)
 
 
 class Arch(NamedTuple):
-    """Blocks and channels of the four stages, and where the layer scales start."""
+    """Blocks and channels of the four stages, where the layer scales start, and how much wider perceptrons are."""
 
-    depths: tuple[int, int, int, int]
-    dims: tuple[int, int, int, int]
+    depths: tuple[int, ...]
+    dims: tuple[int, ...]
     layer_scale_init: float
+    mlp_ratios: tuple[float, ...] = (4.0, 4.0, 4.0, 4.0)
 
 
 SMALL, MEDIUM = (64, 128, 320, 512), (96, 192, 384, 768)
@@ -87,7 +89,16 @@ class RIFormer(Backbone):
         in_channels: channels of the input picture.
         out_strides: the strides whose maps are wanted, all by default; stages behind the last one are not built.
         drop_path: stochastic depth rate of the last block; it rises linearly from 0.
-        frozen_stages: how many stages, from the first, are not trained; the stem goes with the first.
+        frozen_stages: how many stages, from the first, are not trained; the stem goes with the first. -1 or 0: none.
+        layers: blocks of the four stages instead of the architecture's.
+        embed_dims: their channels.
+        mlp_ratios: channels inside of their perceptrons, as multiples of these.
+        layer_scale_init_value: where the layer scales start.
+        drop_rate: dropout rate of the perceptrons.
+        drop_path_rate: another name of drop_path.
+
+    Raises:
+        UserError: a value that an option does not take.
     """
 
     archs: ClassVar[tuple[str, ...]] = tuple(ARCHS)
@@ -100,14 +111,23 @@ class RIFormer(Backbone):
         out_strides: Sequence[int] | None = None,
         drop_path: float = 0.0,
         frozen_stages: int = 0,
+        layers: Sequence[int] | None = None,
+        embed_dims: Sequence[int] | None = None,
+        mlp_ratios: Sequence[float] | None = None,
+        layer_scale_init_value: float | None = None,
+        drop_rate: float = 0.0,
+        drop_path_rate: float | None = None,
     ) -> None:
         super().__init__()
-        depths, dims, layer_scale_init = ARCHS[arch]
+        plan = customized(arch, layers, embed_dims, mlp_ratios, layer_scale_init_value)
+        depths, dims = plan.depths, plan.dims
+        drop_path = _drop_path(drop_path, drop_path_rate)
+        options.rate("RIFormer's drop_rate", drop_rate)
+        options.whole("RIFormer's frozen_stages", frozen_stages, -1, len(STRIDES))
         self.in_channels = in_channels
         self.strides = select_strides(out_strides, STRIDES, f"RIFormer {arch}")
         self.channels = tuple(dims[STRIDES.index(stride)] for stride in self.strides)
         self.taps = tuple(2 * STRIDES.index(stride) for stride in self.strides)  # indices into network
-        _check_options(drop_path, frozen_stages)
 
         blocks_before = [sum(depths[:stage]) for stage in range(len(depths))]
         rate_step = drop_path / (sum(depths) - 1)
@@ -117,13 +137,13 @@ class RIFormer(Backbone):
             if stage > 0:
                 self.network.append(PatchEmbed(dims[stage - 1], dim, kernel=3, stride=2, padding=1))
             rates = (rate_step * block for block in range(first, first + depth))
-            blocks = (RIFormerBlock(dim, layer_scale_init=layer_scale_init, drop_path=rate) for rate in rates)
-            self.network.append(nn.Sequential(*blocks))
+            ratio, scale = plan.mlp_ratios[stage], plan.layer_scale_init
+            self.network.append(nn.Sequential(*(RIFormerBlock(dim, ratio, scale, rate, drop_rate) for rate in rates)))
         del self.network[self.taps[-1] + 1 :]
         for tap, dim in zip(self.taps, self.channels, strict=True):
             self.add_module(f"norm{tap}", nn.GroupNorm(1, dim))
         frozen = [f"network.{i}" for i in range(min(2 * frozen_stages - 1, len(self.network)))]
-        self.frozen = ("patch_embed", *frozen) if frozen_stages else ()
+        self.frozen = ("patch_embed", *frozen) if frozen_stages > 0 else ()
         self.apply(_init_weights)
 
     def forward(self, x: Tensor) -> list[Tensor]:
@@ -171,12 +191,35 @@ class RIFormer(Backbone):
         )
 
 
-def _check_options(drop_path: Any, frozen_stages: Any) -> None:
-    """Raise UserError for values that RIFormer's options do not take."""
-    if isinstance(drop_path, bool) or not isinstance(drop_path, int | float) or not 0 <= drop_path < 1:
-        raise UserError(f"RIFormer's drop_path must be a number from 0 to below 1, got {drop_path!r}")
-    if isinstance(frozen_stages, bool) or frozen_stages not in range(len(STRIDES) + 1):
-        raise UserError(f"RIFormer's frozen_stages must be a number from 0 to {len(STRIDES)}, got {frozen_stages!r}")
+def customized(arch: str, layers: Any, embed_dims: Any, mlp_ratios: Any, layer_scale_init: Any) -> Arch:
+    """Return an architecture with other depths, widths and layer scales, where they are given.
+
+    Raises:
+        UserError: not four numbers each, a perceptron without channels, or no scale above 0.
+    """
+    plan = ARCHS[arch]
+    plan = Arch(
+        options.wholes("RIFormer's layers", layers, plan.depths, options.MAX_BLOCKS),
+        options.wholes("RIFormer's embed_dims", embed_dims, plan.dims, options.MAX_CHANNELS),
+        plan.layer_scale_init if layer_scale_init is None else layer_scale_init,
+        options.factors("RIFormer's mlp_ratios", mlp_ratios, plan.mlp_ratios),
+    )
+    scale = plan.layer_scale_init
+    if isinstance(scale, bool) or not isinstance(scale, int | float) or not 0 < scale <= 1:
+        raise UserError(f"RIFormer's layer_scale_init_value must be a number above 0 to 1, got {scale!r:.80}")
+    for dim, ratio in zip(plan.dims, plan.mlp_ratios, strict=True):
+        if int(dim * ratio) < 1:
+            raise UserError(f"RIFormer's mlp_ratios give {ratio:g} times {dim} channels, which is less than one")
+    return plan
+
+
+def _drop_path(drop_path: Any, drop_path_rate: Any) -> float:
+    """Return the stochastic depth rate by either of its names; UserError for both, or for anything else than a rate."""
+    if drop_path_rate is None:
+        return options.rate("RIFormer's drop_path", drop_path)
+    if drop_path:
+        raise UserError("RIFormer's drop_path and drop_path_rate are one option, give one of them")
+    return options.rate("RIFormer's drop_path_rate", drop_path_rate)
 
 
 def _init_weights(module: nn.Module) -> None:

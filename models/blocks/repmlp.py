@@ -248,6 +248,7 @@ class RepMLP(nn.Module):
         grid: rows and columns of tiles that the partition perceptron is made for; one tile needs none.
         groups: of channels in the fully connected layer.
         kernels: sides of the convolutions beside it.
+        reduction: how many times fewer neurons the partition perceptron has inside.
     """
 
     def __init__(
@@ -257,10 +258,11 @@ class RepMLP(nn.Module):
         grid: tuple[int, int],
         groups: int,
         kernels: Sequence[int] = (1, 3, 5),
+        reduction: int = 1,
     ) -> None:
         super().__init__()
         self.tile = tile
-        self.perceptron = PartitionPerceptron(channels, grid) if grid != (1, 1) else None
+        self.perceptron = PartitionPerceptron(channels, grid, reduction) if grid != (1, 1) else None
         self.local = RepTileFC(channels, channels, *tile, groups, kernels, norm_pixels=True)
 
     def forward(self, x: Tensor) -> Tensor:

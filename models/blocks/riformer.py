@@ -31,16 +31,17 @@ class Affine(nn.Module):
 
 
 class Mlp(nn.Module):
-    """Two 1x1 convolutions around a GELU, (B, C, H, W) to (B, C, H, W)."""
+    """Two 1x1 convolutions around a GELU, with dropout behind both, (B, C, H, W) to (B, C, H, W)."""
 
-    def __init__(self, dim: int, hidden: int) -> None:
+    def __init__(self, dim: int, hidden: int, drop: float = 0.0) -> None:
         super().__init__()
         self.fc1 = nn.Conv2d(dim, hidden, kernel_size=1)
         self.act = nn.GELU()
         self.fc2 = nn.Conv2d(hidden, dim, kernel_size=1)
+        self.drop = nn.Dropout(drop)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(self.act(self.fc1(x)))
+        return self.drop(self.fc2(self.drop(self.act(self.fc1(x)))))
 
 
 class DropPath(nn.Module):
@@ -61,13 +62,18 @@ class RIFormerBlock(Reparameterizable):
     """A RIFormer block in its training form, (B, C, H, W) to (B, C, H, W)."""
 
     def __init__(
-        self, dim: int, mlp_ratio: float = 4.0, layer_scale_init: float = 1e-5, drop_path: float = 0.0
+        self,
+        dim: int,
+        mlp_ratio: float = 4.0,
+        layer_scale_init: float = 1e-5,
+        drop_path: float = 0.0,
+        drop: float = 0.0,
     ) -> None:
         super().__init__()
         self.norm1 = nn.GroupNorm(1, dim)
         self.token_mixer = Affine(dim)
         self.norm2 = nn.GroupNorm(1, dim)
-        self.mlp = Mlp(dim, int(dim * mlp_ratio))
+        self.mlp = Mlp(dim, int(dim * mlp_ratio), drop)
         self.layer_scale_1 = nn.Parameter(torch.full((dim,), layer_scale_init))
         self.layer_scale_2 = nn.Parameter(torch.full((dim,), layer_scale_init))
         self.drop_path = DropPath(drop_path)

@@ -18,7 +18,7 @@ from models.backbones.weights import SOURCES
 from models.downloads import check_download
 from models.errors import ConfigError, did_you_mean
 from models.layers.site import LAYERS, Feature, Layer, Site, check_repeats
-from models.spec import HEADS, ModelSpec, Row
+from models.spec import HEADS, ModelSpec, Row, is_weights
 
 READS_LIST = {"CBFuse", "Concat", *HEADS} - {"Classify"}  # words whose module takes a list of maps, however many
 STANDS_ONCE = {"CBLinear", "Index", "TorchVision", *READS_LIST, *HEADS}  # words that do not read what they give
@@ -31,8 +31,16 @@ DEFAULT_ACTS = (Conv.default_act, ConvTranspose.default_act, UltralyticsRepConv.
 
 
 def is_backbone(word: str) -> bool:
-    """Return whether `word` builds a list backbone: a registered one, or the bare name of a timm model."""
-    return word in BACKBONES or (word not in LAYERS and is_timm_model(word))
+    """Return whether `word` builds a list backbone: a registered one, RepVGG-A0, or the bare name of a timm model."""
+    return _family(word) is not None or (word not in LAYERS and is_timm_model(word))
+
+
+def _family(word: str) -> tuple[str, str | None] | None:
+    """Return the registered word, and the architecture if it stands behind it as in RepVGG-A0; None for other words."""
+    name, _, arch = word.partition("-")
+    if word in BACKBONES:
+        return word, None
+    return (name, arch) if name in BACKBONES and arch in BACKBONES[name].archs else None
 
 
 def check_word(word: str) -> None:
@@ -79,7 +87,8 @@ def build_backbone(row: Row, source: Feature, out_strides: Sequence[int]) -> Lay
     """Build a list backbone row that reads `source`, with the maps at `out_strides`, which count from there.
 
     Its arguments are an architecture and a trailing mapping of options. The published forks wrote `[False]` or `[True]`
-    for "the default architecture, pretrained or not", which still means that; a bare timm name is its own architecture.
+    for "the default architecture, pretrained or not", and a file of weights behind the architecture, which still mean
+    that; a bare timm name is its own architecture, and so is that in RepVGG-A0.
 
     Raises:
         ConfigError: the arguments are anything else, or ask for a download that was not allowed.
@@ -103,8 +112,12 @@ def _backbone_arguments(row: Row) -> tuple[str, str | None, dict[str, Any]]:
     reserved = {"name", "in_channels", "out_strides"} & options.keys()
     if reserved:
         raise ConfigError(f"{row.module}: {reserved.pop()} follows from the rest of the YAML and is not an option")
-    name = row.module if row.module in BACKBONES else "timm"
-    archs = args if row.module in BACKBONES else [row.module, *args]
+    if args and is_weights(args[-1]):  # as the published forks write it
+        if "weights" in options:
+            raise ConfigError(f"{row.module} is given weights twice, {args[-1]} and {options['weights']}")
+        options["weights"] = args.pop()
+    name, own = _family(row.module) or ("timm", row.module)
+    archs = args if own is None else [own, *args]
     arch = _architecture(row.module, [*archs, options.pop("arch")] if "arch" in options else archs)
     if legacy and name == "timm":
         options.setdefault("pretrained", True)

@@ -86,7 +86,7 @@ def assert_declared(model, size):
 
         module.register_forward_hook(note)
     model.eval()(torch.rand(1, model.spec.ch, *size))
-    for slot, (channels, stride, _) in model.features.items():
+    for slot, (channels, stride, *_) in model.features.items():
         if slot != PICTURE:
             assert tuple(seen[slot].shape) == (1, channels, size[0] / stride, size[1] / stride), slot
 

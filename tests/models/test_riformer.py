@@ -72,7 +72,7 @@ def test_names_are_the_published_ones():
 # Sizes ----------------------------------------------------------------------------------------------------------------
 def expected_parameters(arch, in_channels=3):
     """Count by hand: stem, convolutions between stages, blocks, one norm of weight and bias per level."""
-    depths, dims, _ = ARCHS[arch]
+    depths, dims, *_ = ARCHS[arch]
     stem = in_channels * dims[0] * 49 + dims[0]
     between = sum(a * b * 9 + b for a, b in itertools.pairwise(dims))
     blocks = sum(depth * (8 * dim * dim + 4 * dim + dim + 8 * dim) for depth, dim in zip(depths, dims, strict=True))

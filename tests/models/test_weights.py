@@ -196,14 +196,14 @@ def test_a_report_quotes_a_few_names():
 
 
 # Freezing -------------------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize(("stages", "frozen"), [(0, []), (1, ["0.patch_embed", "0.network.0"])])
+@pytest.mark.parametrize(("stages", "frozen"), [(-1, []), (0, []), (1, ["0.patch_embed", "0.network.0"])])
 def test_frozen_stages_are_not_trained(stages, frozen):
     model = DetectionModel(tiny_backbone("RIFormer", "s12", {"frozen_stages": stages}))
     assert frozen_modules(model, None) == frozen
     assert frozen_modules(model, [5] if len(model.nodes) > 2 else None) == frozen
 
 
-@pytest.mark.parametrize("stages", [-1, 5, 1.5, True, "2"])
+@pytest.mark.parametrize("stages", [-2, 5, 1.5, True, "2"])
 def test_frozen_stages_are_counted(stages):
-    with pytest.raises(UserError, match="frozen_stages must be a number from 0 to 4"):
+    with pytest.raises(UserError, match="frozen_stages must be a whole number from -1 to 4"):
         create_backbone("RIFormer", frozen_stages=stages)
