@@ -17,7 +17,7 @@ import models
 ROOT = Path(__file__).parents[1]
 SOURCES = sorted([*ROOT.glob("*.py"), *ROOT.glob("models/**/*.py"), *ROOT.glob("utils/**/*.py")])
 ORDER = [  # a module imports from its own row and the rows above
-    ["models.secrets"],
+    ["models.secrets", "models.absent"],
     ["models.versions", "models.stops", "models.environment", "models.errors", "models.files"],
     [
         "models.registry",
@@ -32,7 +32,9 @@ ORDER = [  # a module imports from its own row and the rows above
     ["models.blocks"],
     ["models.backbones"],
     ["models.heads", "models.shared_loss", "models.loss", "models.layers.site"],
-    ["models.layers.convolutions", "models.layers.shapes", "models.layers.blocks", "models.layers.heads"],
+    ["models.layers.torchvision"],
+    ["models.layers.convolutions", "models.layers.shapes", "models.layers.blocks", "models.layers.heads"]
+    + ["models.layers.stages", "models.layers.several"],
     ["models.layers.rows"],
     ["models.layers"],
     ["models.parser"],
