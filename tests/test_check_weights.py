@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from models import create_backbone
+from models import create_backbone, switch_to_deploy
 from models.blocks.reparam import fuse_blocks
 from models.blocks.riformer import RIFormerBlock, fuse_norm_affine
 from tests.helpers import randomize_
@@ -130,6 +130,13 @@ def test_the_deploy_form_is_saved_and_read_by_its_mode(files, data, file, mode, 
     again = check_weights.run(**options(files, data, weights=saved, mode="deploy"))
     assert again.scores["deploy"].top1 == first.scores["deploy"].top1
     assert "0 missing; 0 unexpected; deploy form" in again.weights
+
+
+def test_our_own_fused_tensors_are_read_in_their_mode(files, data, network, tmp_path):
+    torch.save(switch_to_deploy(network).state_dict(), tmp_path / "own.pth")
+    result = check_weights.run(**options(files, data, weights=tmp_path / "own.pth", mode="deploy"))
+    assert result.scores["deploy"].top1 == expected(network, data)
+    assert "90 of 90 tensors from own.pth; 0 missing; 0 unexpected" in result.weights
 
 
 def test_what_fails_the_check_is_not_saved(files, data, tmp_path, monkeypatch, caplog):

@@ -33,8 +33,14 @@ ORDER = [  # a module imports from its own row and the rows above
     ["models.backbones"],
     ["models.heads", "models.shared_loss", "models.loss", "models.layers.site"],
     ["models.layers.torchvision"],
-    ["models.layers.convolutions", "models.layers.shapes", "models.layers.blocks", "models.layers.heads"]
-    + ["models.layers.stages", "models.layers.several"],
+    [
+        "models.layers.convolutions",
+        "models.layers.shapes",
+        "models.layers.blocks",
+        "models.layers.heads",
+        "models.layers.stages",
+        "models.layers.several",
+    ],
     ["models.layers.rows"],
     ["models.layers"],
     ["models.parser"],
