@@ -149,6 +149,7 @@ def make_parser() -> cli.Parser:
     add("--custom-l2", action="store_true", help="RepVGG's L2 on fused kernels instead of weight decay; for SGD")
     branches = "train convolutions with branches, which fusing takes away; empty: as the YAML says"
     add("--overparameterize", choices=STYLES, help=branches)
+    add("--rep-optimizer", action="store_true", help="learn as with RepVGG's branches, without any; SGD or AdamW")
     add("--qat", action="store_true", help="fine-tune --weights in their fused form, with the rounding of INT8")
     add("--sync-bn", action="store_true", help="take the statistics of BatchNorm over all processes")
     add("--seed", type=cli.non_negative_int, default=0, help="of all random numbers")
@@ -291,6 +292,7 @@ def flag_options(args: argparse.Namespace) -> dict[str, Any]:
         "patience": args.patience,
         "save_period": args.save_period,
         "custom_l2": args.custom_l2,
+        "rep_optimizer": args.rep_optimizer,
         "autoanchor": not args.noautoanchor and not args.qat,
         "qat": args.qat,
         "sync_bn": args.sync_bn,

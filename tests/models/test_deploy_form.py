@@ -145,7 +145,7 @@ def test_other_values_are_explained(value):
 def test_a_converted_network_is_trained_on_and_what_is_lost_is_said(tmp_path, caplog):
     torch.save(FORMS["blocks"](small("RepVGG")).state_dict(), tmp_path / "a.pth")
     cfg = write(tmp_path, row("RepVGG", weights=str(tmp_path / "a.pth")), "mine.yaml")
-    options = {"seed": 0, "single_cls": False, "qat": False, "freeze": None, "custom_l2": False}
+    options = {"seed": 0, "single_cls": False, "qat": False, "freeze": None, "custom_l2": False, "rep_optimizer": False}
     with caplog.at_level(logging.WARNING):
         model = new_model(load_spec(cfg), None, {"channels": 3, "nc": 2}, options)
     assert "RepVGG is in deploy form, in which it is fine-tuned without its branches" in caplog.text

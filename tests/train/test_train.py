@@ -24,6 +24,7 @@ from utils.data.files import list_images
 from utils.data.shapes import NAMES, Recipe, ensure_shapes
 from utils.train import trainer
 from utils.train.batches import fewest_values
+from utils.train.gradients import OPTIMIZERS
 from utils.train.trainer import Trainer, frozen_modules
 from utils.train.transfer import transfer
 
@@ -178,6 +179,24 @@ def test_every_head_trains_and_resumes_to_the_last_bit(head, folder, monkeypatch
     for key in ("model", "ema"):
         want, got = (weights_of(run / "weights/last.pt", key) for run in (whole, resumed))
         assert all(torch.equal(want[name], got[name]) for name in want)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_scaled_steps_train_and_resume_to_the_last_bit(optimizer, folder, monkeypatch):
+    scaled = {"optimizer": optimizer, "rep_optimizer": True}
+    plain, whole = (
+        train.run(**options(folder, f"{name}-{optimizer}", **{**scaled, "rep_optimizer": on}))
+        for name, on in (("plain", False), ("scaled", True))
+    )
+    with stopped(monkeypatch, "on_train_batch_end", 1):
+        train.run(**options(folder, f"stopped-{optimizer}", **scaled))
+    resumed = train.run(resume=folder / "runs" / f"stopped-{optimizer}" / "weights/last.pt")
+    without, want, got = (weights_of(run / "weights/last.pt", "model") for run in (plain, whole, resumed))
+    assert without.keys() == want.keys()
+    assert all(torch.equal(want[name], got[name]) for name in want)
+    learnt = [name for name in want if name.endswith("conv.weight") and ".dfl." not in name]
+    assert not any(torch.equal(want[name], without[name]) for name in learnt)
 
 
 def test_anchors_are_fitted_to_the_objects_and_kept_with_the_weights(folder):
@@ -403,6 +422,8 @@ WRONG = {
     "two sides": ({"imgsz": [64, 96]}, "--imgsz takes one side, as pictures are square here, not 64 96"),
     "one picture a step": ({"batch_size": 1, "imgsz": 32}, r"tiny\.yaml does not train on one picture of 32x32 pixels"),
     "one picture, varied": ({"batch_size": 1, "multi_scale": True}, r"32x32 pixels \(--multi-scale\) at a time"),
+    "steps of Adam": ({"rep_optimizer": True, "optimizer": "Adam"}, "scales the steps of SGD or AdamW, not of Adam"),
+    "steps of nothing": ({"rep_optimizer": True, "overparameterize": "acb"}, r"of which tiny\.yaml has none"),
     "no such branches": ({"overparameterize": "bdd"}, "--overparameterize"),
     "branches that fusing took": (
         {"overparameterize": "dbb", "qat": True, "cfg": "", "weights": "x.pt"},

@@ -45,6 +45,7 @@ OWN_OPTIONS: dict[str, Any] = {  # beside ultralytics' options, with their defau
     "autoanchor": True,
     "qat": False,
     "overparameterize": None,
+    "rep_optimizer": False,
     "class_smoothing": 0.0,  # label_smoothing of classifiers, a word that ultralytics has dropped
     "sync_bn": False,
 }
@@ -257,7 +258,9 @@ CHECKED: dict[str, tuple[str, Callable[[Any], bool]]] = {  # of which ultralytic
     "freeze": ("backbone, a number of slots, or a list of slots", is_freeze),
     "overparameterize": (f"one of {', '.join(STYLES)}", lambda value: value in (None, *STYLES)),
     "anchor_gains": ("numbers by name", lambda value: is_mapping(value, is_finite)),
-    **dict.fromkeys(("custom_l2", "autoanchor", "qat"), ("true or false", lambda value: isinstance(value, bool))),
+    **dict.fromkeys(
+        ("custom_l2", "autoanchor", "qat", "rep_optimizer"), ("true or false", lambda value: isinstance(value, bool))
+    ),
 }
 FLAGS = "pretrained mask_ratio overlap_mask rect save val multi_scale single_cls seed".split()  # others that flags set
 

@@ -55,6 +55,7 @@ from utils.paths import remove_run
 from utils.train.anchors import fit_anchors
 from utils.train.batches import check_trains_on_one, trains_on_one
 from utils.train.distributed import share, start_together
+from utils.train.gradients import check_scales_steps, scale_steps, start_as_sum
 from utils.train.qat import insert_rounding, observe
 from utils.train.run import OWN_OPTIONS, SPLITS, TrainingRun, log_other_counts, save_final
 from utils.train.transfer import transfer
@@ -84,7 +85,8 @@ class Trainer(DetectionTrainer):
     Of its options (`args`) these are ours: `custom_l2` puts RepVGG's penalty on the fused kernels in place of weight
     decay on their branches; `anchor_gains` are the hyper-parameters of the loss of heads with anchors, by YOLOv5's
     names; `autoanchor` fits their anchors to the data set; `qat` fine-tunes the first weights in their fused form, with
-    the rounding of INT8; `sync_bn` takes the statistics of BatchNorm over all processes.
+    the rounding of INT8; `rep_optimizer` has plain convolutions learn as with branches; `sync_bn` takes the statistics
+    of BatchNorm over all processes.
 
     Where several processes share each batch (`utils.distributed`), `device` is that of this one, and ultralytics, which
     would wrap the model, is told of one process alone: gradients are summed in `optimizer_step`.
@@ -225,7 +227,8 @@ class Trainer(DetectionTrainer):
     def build_optimizer(self, model: nn.Module, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
         """Return ultralytics' optimizer, without weight decay for layer scales and other factors per channel.
 
-        With `custom_l2` the weights of which its penalty speaks have none either.
+        With `custom_l2` the weights of which its penalty speaks have none either. With `rep_optimizer` its steps are
+        scaled.
         """
         optimizer = super().build_optimizer(model, *args, **kwargs)
         groups = {group.get("param_group"): group for group in optimizer.param_groups}
@@ -241,6 +244,8 @@ class Trainer(DetectionTrainer):
             self.penalized = penalized_blocks(unwrap_model(model))
             self.decay = max(group["weight_decay"] for group in optimizer.param_groups)
             without_decay(optimizer, [p for block in self.penalized for p in block.decayed_by_custom_l2()])
+        if self.args.rep_optimizer:
+            scale_steps(unwrap_model(model), optimizer)
         return optimizer
 
     def optimizer_step(self) -> None:
@@ -436,6 +441,10 @@ def new_model(
             LOGGER.info(f"{transfer(start, model)}\n")
         if narrow and spec.overparameterize:
             model.widen(**spec.overparameterize)
+    if options["rep_optimizer"]:
+        check_scales_steps(model, options["optimizer"])
+        if start is None:
+            start_as_sum(model)
     frozen_modules(model, options["freeze"])
     if options["custom_l2"]:
         penalized_blocks(model)
