@@ -57,6 +57,7 @@ from utils.checkpoint.fields import described, why_wrong
 from utils.data.description import BUILT_IN, load_dataset, read_yaml
 from utils.data.files import check_images, sources_of
 from utils.distributed.group import is_first, process_group
+from utils.distributed.launch import launch, mark_run, started_run, wants_several
 from utils.drawing.fonts import use_font
 from utils.paths import find_file, increment_path
 from utils.text import quote
@@ -131,7 +132,9 @@ def make_parser() -> cli.Parser:
     add("--label-smoothing", type=cli.fraction, help="of classes, and of class targets with anchors; else the recipe's")
     add("--noplots", action="store_true", help="write no pictures")
     add("--cache", nargs="?", const="ram", choices=["ram"], help="keep pictures in memory")
-    add("--device", type=cli.device, default="", help="cpu, 0, 0,1 or mps; empty: the first GPU or the CPU")
+    add("--device", type=cli.devices, default="", help="cpu, 0, mps; 0,1 or cpu,cpu: a process each; empty: a GPU")
+    restarts = "with several devices: start again from last.pt so often when a process fails"
+    add("--max-restarts", type=cli.non_negative_int, default=0, help=restarts)
     add("--multi-scale", action="store_true", help="vary the image size by +/- 50 %%")
     add("--task", choices=TASKS, help="that of the YAML's head; another one is an error")
     add("--mask-ratio", type=cli.positive_int, default=4, help="masks are learnt at this part of the picture's size")
@@ -186,6 +189,9 @@ def optimizer(text: str) -> str:
 def main(args: argparse.Namespace) -> Path:
     """Train as `args` say and return the run's folder."""
     started = time.time()
+    if wants_several(args.device):
+        launch("train.py", args.words, args.device, args.max_restarts)
+        return Path(args.project)
     cli.log_options("train", args)
     cli.take_consents(args)
     use_font(args.font)
@@ -207,12 +213,24 @@ def main(args: argparse.Namespace) -> Path:
 
 
 def start(args: argparse.Namespace) -> TrainingRun:
-    """Return the run that `args` ask for, new or resumed, in whose folder all can be written."""
-    run = resumed_run(find_last(args), beside_resume(args)) if args.resume else new_run(args)
+    """Return the run that `args` ask for, new or resumed, in whose folder all can be written.
+
+    One that torchrun starts again after a failure goes on in its folder, from its last.pt if it has come so far.
+    """
+    folder = None if args.resume else started_run(Path(args.project))
+    if folder is not None and (folder / "weights/last.pt").is_file():
+        run = resumed_run(folder / "weights/last.pt")
+    elif args.resume:
+        run = resumed_run(find_last(args), beside_resume(args))
+    else:
+        own = {} if folder is None else {"name": folder.name, "exist_ok": True}
+        run = new_run(argparse.Namespace(**{**vars(args), **own}))
+    place = Path(run.options["save_dir"])
     if run.left != "nothing":
-        check_no_folders(Path(run.options["save_dir"]))
-        if not args.resume:
-            Path(run.options["save_dir"], "results.csv").unlink(missing_ok=True)  # of an earlier run in its folder
+        check_no_folders(place)
+        mark_run(place)
+        if run.checkpoint is None:
+            (place / "results.csv").unlink(missing_ok=True)  # of an earlier run in its folder
     return run
 
 
@@ -285,7 +303,7 @@ def flag_options(args: argparse.Namespace) -> dict[str, Any]:
         "val": not args.noval,
         "plots": not args.noplots,
         "cache": args.cache or False,
-        "device": args.device or None,
+        "device": "cpu" if args.device.startswith("cpu") else args.device or None,
         "multi_scale": 0.5 if args.multi_scale else 0.0,
         "single_cls": args.single_cls,
         "workers": args.workers,

@@ -27,6 +27,8 @@ from utils.data.description import write_data_yaml
 from utils.data.files import check_images, find_data, sources_of
 from utils.deploy.opened import OpenedWeights, check_augment, open_weights
 from utils.deploy.trust import trust_weights
+from utils.distributed.group import from_first, process_group
+from utils.distributed.launch import launch, wants_several
 from utils.drawing.fonts import use_font
 from utils.evaluate.validator import VALIDATORS
 from utils.paths import find_weights, increment_path
@@ -45,7 +47,7 @@ def make_parser() -> cli.Parser:
     add("--iou-thres", type=cli.fraction, default=0.6, help="overlap from which boxes of a class are one object")
     add("--max-det", type=cli.positive_int, default=300, help="boxes a picture")
     add("--task", choices=("train", "val", "test"), default="val", help="which split")
-    add("--device", type=cli.device, default="", help="cpu, 0 or mps; empty: the first GPU or the CPU")
+    add("--device", type=cli.devices, default="", help="cpu, 0, mps; 0,1 or cpu,cpu: a process each; empty: a GPU")
     add("--workers", type=cli.non_negative_int, default=8, help="loader processes on a GPU")
     add("--single-cls", action="store_true", help="treat all classes as one")
     add("--augment", action="store_true", help="test-time augmentation: three scales, mirrored")
@@ -67,23 +69,51 @@ def make_parser() -> cli.Parser:
 
 def main(args: argparse.Namespace) -> dict[str, float]:
     """Validate as `args` say and return the metrics."""
+    if wants_several(args.device):
+        launch("val.py", args.words, args.device)
+        return {}
     cli.log_options("val", args)
     cli.take_consents(args)
     use_font(args.font)
+    with process_group(args.device) as device:
+        own = str(device or args.device)
+        opened: list[OpenedWeights] = []
+        told = from_first(lambda: prepare(args, own, opened))
+        if not opened:
+            opened.append(open_weights(Path(told["weights"]), device=own, half=args.half))
+            opened[0].name_classes(told["names"])
+        weights, save_dir = opened[0], Path(told["folder"])
+        validator = VALIDATORS[weights.task](
+            save_dir=save_dir, args=validator_options(args, weights, told["side"], save_dir)
+        )
+        return validator(model=weights.network)
+
+
+def prepare(args: argparse.Namespace, device: str, opened: list[OpenedWeights]) -> dict[str, Any]:
+    """Check all that a validation starts from, and make its folder.
+
+    Args:
+        args: the options.
+        device: of this process.
+        opened: receives the weights.
+
+    Returns:
+        what other processes need: the path of the weights, their side in pixels, the names of classes, the folder.
+    """
     if args.trust:
         trust_weights([args.weights])
-    weights = open_weights(find_weights(args.weights), device=args.device, half=args.half)
+    weights = open_weights(find_weights(args.weights), device=device, half=args.half)
+    opened.append(weights)
     if args.augment:
         check_augment(weights)
-    size = choose_side(weights, args.imgsz)
+    side = choose_side(weights, args.imgsz)
     data = find_data(args.data, weights.path, split=args.task, task=weights.task)
     check_images(data, (args.task,), task=weights.task)
     weights.name_classes(data["names"])
     sources = [str(weights.path), *sources_of(data)] if args.exist_ok else []
     save_dir = increment_path(args.project, args.name, args.exist_ok, sources)
     write_data_yaml(data, save_dir / "data.yaml")
-    validator = VALIDATORS[weights.task](save_dir=save_dir, args=validator_options(args, weights, size, save_dir))
-    return validator(model=weights.network)
+    return {"weights": str(weights.path), "side": side, "names": data["names"], "folder": str(save_dir)}
 
 
 def run(**options: Any) -> dict[str, float]:

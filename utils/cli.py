@@ -259,10 +259,12 @@ class Options(argparse.Namespace):
 
     Attributes:
         given: the names of those that do not merely have their default; no option itself.
+        words: the command line itself.
     """
 
-    __slots__ = ("given",)
+    __slots__ = ("given", "words")
     given: frozenset[str]
+    words: tuple[str, ...]
 
 
 class Parser(argparse.ArgumentParser):
@@ -302,6 +304,7 @@ class Parser(argparse.ArgumentParser):
             self.error(f"'{unknown[0]}' belongs to no option; a value follows its flag")
         unset = object()
         named, _ = self.parse_known_args(words, argparse.Namespace(**dict.fromkeys(vars(options), unset)))
+        options.words = tuple(sys.argv[1:] if args is None else args)
         options.given = frozenset(name for name, value in vars(named).items() if value is not unset)
         return options
 
@@ -470,6 +473,12 @@ def _number(text: str, kind: type, expected: str, valid: Callable[[Any], bool]) 
     if valid(number):
         return number
     raise argparse.ArgumentTypeError(f"expected {expected}, not '{shorten(text)}'")
+
+
+def devices(text: str) -> str:
+    """A `--device` of one process each: as `device`, or cpu,cpu for two processes on the CPU, and so on."""
+    names = text.strip().lower().split(",")
+    return ",".join(names) if set(names) == {"cpu"} else device(text)
 
 
 def device(text: str) -> str:

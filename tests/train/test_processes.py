@@ -2,6 +2,9 @@
 
 import csv
 import json
+import os
+import subprocess
+import sys
 
 import cv2
 import numpy as np
@@ -10,14 +13,31 @@ import torch
 import yaml
 
 import train
+import val
 from models.errors import UserError
 from tests.distributed.launching import ROOT, run_by
-from tests.helpers import tiny
+from tests.helpers import random_model, save, tiny
 from tests.runs import NAMES
 from utils.checkpoint import read_checkpoint
 from utils.distributed.shards import Shard, share_of_batch
 
 AUGMENTED = "mosaic mixup copy_paste hsv_h hsv_s hsv_v degrees translate scale shear perspective flipud fliplr".split()
+PLUGIN = """
+import os, signal
+from pathlib import Path
+from utils.train.trainer import Trainer
+
+original = Trainer.optimizer_step
+
+def step(trainer):
+    told = os.environ["KILLED"]
+    if told and os.environ["RANK"] == "1" and trainer.epoch == 1 and not Path(told).exists():
+        Path(told).touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    original(trainer)
+
+Trainer.optimizer_step = step
+"""  # ends the second process once
 OPTIONS = {"epochs": 2, "imgsz": 64, "batch_size": 4, "device": "cpu", "noplots": True}
 
 
@@ -51,6 +71,12 @@ def words(folder, **changes):
     return [str(ROOT / "train.py"), *(f"--{k}" if v is True else f"--{k}={v}" for k, v in flags.items())]
 
 
+def numbers(file):
+    """Return the numbers of the boxes in a predictions.json, those of each picture in order."""
+    found = json.loads(file.read_text())
+    return {i: np.sort([[p["score"], *p["bbox"]] for p in found if p["image_id"] == i], 0) for i in range(5)}
+
+
 def curve(run):
     """Return the losses of each epoch of a run that its training had."""
     with (run / "results.csv").open() as file:
@@ -71,6 +97,42 @@ def test_two_processes_train_as_one_does(folder):
             torch.testing.assert_close(got[field][name], tensor, rtol=1e-4, atol=1e-5, msg=name)
     metrics = [json.loads((run / "final.json").read_text())["metrics"] for run in (shared, alone)]
     assert metrics[0] == pytest.approx(metrics[1], abs=1e-4)
+
+
+@pytest.mark.slow
+def test_processes_validate_each_picture_once(folder):
+    weights = save(random_model(tiny()), folder / "random.pt")
+    options = {"weights": weights, "data": folder / "data.yaml", "imgsz": 64, "batch_size": 2, "project": folder}
+    alone = val.run(**options, device="cpu", save_json=True, conf_thres=0.0001, name="alone")
+    flags = [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
+    flags += ["--save-json", "--conf-thres=0.0001", "--name=shared", "--device=cpu,cpu"]
+    result = subprocess.run(
+        [sys.executable, ROOT / "val.py", *flags], cwd=folder, capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    shared, whole = (numbers(folder / name / "predictions.json") for name in ("shared", "alone"))
+    assert whole.keys() == shared.keys() == {0, 1, 2, 3, 4}
+    assert all(np.allclose(shared[i], whole[i], atol=0.002) for i in whole)
+    assert (folder / "shared/confusion_matrix.png").read_bytes() == (folder / "alone/confusion_matrix.png").read_bytes()
+    assert alone
+
+
+@pytest.mark.slow
+def test_a_training_that_loses_a_process_goes_on_as_if_it_had_not(folder):
+    """Augmented, by three processes, of which one is killed in the second epoch."""
+    recipe = {"hyp": ROOT / "data/hyps/hyp.scratch-low.yaml", "device": "cpu,cpu,cpu", "batch_size": 6}
+    (folder / "plugin.py").write_text(PLUGIN)
+    for name in ("whole", "killed"):
+        command = [sys.executable, *words(folder, **recipe, name=name, max_restarts=1, plugin=folder / "plugin.py")]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "KILLED": str(folder / "told") if name == "killed" else ""}
+        result = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+        assert result.returncode == 0, result.stderr[-3000:]
+    assert (folder / "told").exists()
+    assert {path.name for path in (folder / "runs").iterdir()} == {"whole", "killed"}
+    got, want = (read_checkpoint(folder / f"runs/{name}/weights/last.pt") for name in ("killed", "whole"))
+    for field in ("model", "ema"):
+        assert all(torch.equal(got[field][name], tensor) for name, tensor in want[field].items())
+    assert curve(folder / "runs/killed") == curve(folder / "runs/whole")
 
 
 @pytest.mark.parametrize(("pictures", "batch", "processes"), [(10, 4, 2), (12, 4, 4), (11, 6, 3), (3, 8, 4), (0, 4, 2)])

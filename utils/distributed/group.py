@@ -23,7 +23,9 @@ from models.environment import cpu_cores
 from models.errors import UserError
 
 LOCAL_SIZE = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # processes on this machine
-STEP_TIMEOUT, SETUP_TIMEOUT = timedelta(seconds=60), timedelta(minutes=30)
+STARTS = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))  # of this group by torchrun, before this one
+STEP_TIMEOUT = timedelta(seconds=float(os.environ.get("REPYOLO_STEP_TIMEOUT", "40")))
+SETUP_TIMEOUT = timedelta(minutes=30)
 OWN_DEVICE: list[torch.device] = []  # of this process, while it is one of several
 PATIENT: list[Any] = []  # the group whose members await each other with SETUP_TIMEOUT
 
@@ -70,7 +72,10 @@ def process_group(device: str) -> Iterator[torch.device | None]:
     if own.type == "cuda":
         torch.cuda.set_device(own)
     with lost_processes():
-        dist.init_process_group("cpu:gloo,cuda:nccl" if own.type == "cuda" else "gloo", timeout=STEP_TIMEOUT)
+        store, rank, size = next(dist.rendezvous("env://", timeout=SETUP_TIMEOUT))
+        store = dist.PrefixStore(f"start{STARTS}", store)  # which may hold addresses of processes that have failed
+        backend = "cpu:gloo,cuda:nccl" if own.type == "cuda" else "gloo"
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=STEP_TIMEOUT)
         PATIENT.append(dist.new_group(backend="gloo", timeout=SETUP_TIMEOUT))
         OWN_DEVICE.append(own)
         yield own
@@ -110,8 +115,7 @@ def lost_processes() -> Iterator[None]:
         text = str(error)
         if not isinstance(error, dist.DistError) and not any(word in text for word in ("gloo", "Gloo", "NCCL")):
             raise
-        reason = " ".join(text.split())
-        raise LostProcessError(f"another process has ended or does not answer: {reason[:200]}") from error
+        raise LostProcessError("another process has ended, for the reason that it gives, or does not answer") from error
 
 
 def await_all() -> None:

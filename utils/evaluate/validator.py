@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import matplotlib
@@ -18,7 +19,8 @@ from utils.data.classes import ClassFolders
 from utils.data.dataset import build_dataset
 from utils.deploy.backends import Backend, share_options
 from utils.distributed.gradients import mean_over_batches
-from utils.distributed.group import await_all, is_shared
+from utils.distributed.group import await_all, first_before_others, group_size, is_shared
+from utils.distributed.shards import Shard, shard_loader
 from utils.drawing.fonts import use_in_plots
 
 matplotlib.rcParams["text.parse_math"] = False  # the names of classes in its plots are no formulas
@@ -30,6 +32,7 @@ class OwnData:
 
     args: Any
     data: Any
+    device: Any
     dataloader: Any
     training: bool
     loss: dict[str, Tensor]  # sums over the batches
@@ -53,6 +56,16 @@ class OwnData:
             use_in_plots("".join(self.data["names"].values()))
         super().init_metrics(model)  # type: ignore[misc]
         share_options(model, self.args)
+
+    def get_dataloader(self, dataset_path: str, batch_size: int) -> Any:
+        """Return the loader of a split, or of this process's part of each batch."""
+        batch_size = math.ceil(batch_size / group_size()) * group_size()
+        with first_before_others():
+            loader = super().get_dataloader(dataset_path, batch_size)  # type: ignore[misc]
+        if not is_shared():
+            return loader
+        shard = Shard(len(loader.dataset), batch_size, shuffle=False, least=0)
+        return shard_loader(loader.dataset, shard, self.args.workers, self.device)
 
     def gather_stats(self) -> None:
         """Bring together what the processes have found, each in its own pictures."""
