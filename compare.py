@@ -42,13 +42,14 @@ from utils.comparison.plan import Job, Plan, load_plan
 from utils.comparison.report import PAGE, Compared, cells, save, text_table, verdict
 from utils.comparison.statistics import Sample, average_precisions
 from utils.comparison.work import work_off
-from utils.data.description import load_dataset, read_yaml
+from utils.data.description import BUILT_IN, load_dataset, read_yaml
 from utils.data.files import check_images
 from utils.data.samples import make_pictures
 from utils.deploy.formats import FORMATS
 from utils.deploy.run import load_runner
 from utils.export.report import versions
 from utils.latency import Latency, measure, torch_threads
+from utils.train.run import HYPS
 
 # isort: split
 import numpy as np
@@ -58,7 +59,6 @@ from utils.paths import find_file, increment_path
 from utils.sizes import check_imgsz
 
 TIMED_PICTURE = "bus.jpg"
-OWN_DATA, OWN_HYP = "shapes.yaml", "hyp.shapes.yaml"  # the built-in data set and its recipe
 RECIPE = {"epochs": 100, "imgsz": 640, "batch": 16}  # where neither the command line nor the recipe says another number
 BESIDE_RESUME = ("device", "jobs", "rounds", "threads")  # options that may be others when a comparison goes on
 NOT_PLANNED = (*BESIDE_RESUME, "dry_run", "resume", "only", "project", "name", "plugins", "download", "megapixels")
@@ -176,9 +176,9 @@ def new_plan(args: argparse.Namespace) -> Plan:
         raise UserError("give --epochs or --budget-minutes, not both")
     if FORMATS[args.runtime].not_run:
         raise UserError(f"--runtime {args.runtime} cannot be timed here: {FORMATS[args.runtime].not_run}")
-    own = args.data in ("", OWN_DATA)
-    args.data = str(find_file(args.data or OWN_DATA, "data").resolve())
-    args.hyp = str(find_file(args.hyp or OWN_HYP, "data/hyps").resolve()) if args.hyp or own else ""
+    hyp = args.hyp or ("" if args.data else HYPS["detect"][1])
+    args.hyp = str(find_file(hyp, "data/hyps").resolve()) if hyp else ""
+    args.data = str(find_file(args.data or BUILT_IN["detect"], "data").resolve())
     recipe = {**RECIPE, **(read_yaml(Path(args.hyp)) if args.hyp else {})}
     args.imgsz, args.batch_size = args.imgsz or recipe["imgsz"], args.batch_size or recipe["batch"]
     data = load_dataset(args.data)

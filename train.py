@@ -69,6 +69,7 @@ from utils.train.run import (
     CHECKED,
     CLASSIFY_HYP,
     HYP,
+    HYPS,
     OPTIMIZERS,
     RECIPE,
     TrainingRun,
@@ -80,11 +81,6 @@ from utils.train.run import (
 )
 from utils.train.trainer import Trainer, new_model
 
-HYPS = {  # recipes by task: for data of one's own, and for the built-in set
-    "detect": (HYP, "hyp.shapes.yaml"),
-    "segment": (HYP, "hyp.shapes.yaml"),
-    "classify": (CLASSIFY_HYP, "hyp.cutouts.yaml"),
-}
 TRAINERS = {"detect": Trainer, "segment": Trainer, "classify": ClassTrainer}
 NOT_FOR = {"classify": ("rect", "multi_scale", "single_cls", "noautoanchor", "mask_ratio", "no_overlap")}  # flags
 SGD_LR0 = 0.01  # the recipes' lr0 is for AdamW

@@ -19,14 +19,7 @@ SOURCES = sorted([*ROOT.glob("*.py"), *ROOT.glob("models/**/*.py"), *ROOT.glob("
 ORDER = [  # a module imports from its own row and the rows above
     ["models.secrets", "models.absent"],
     ["models.versions", "models.stops", "models.environment", "models.errors", "models.files"],
-    [
-        "models.registry",
-        "models.plugins",
-        "models.downloads",
-        "models.yaml_numbers",
-        "models.ultralytics_yaml",
-        "models.absent",
-    ],
+    ["models.registry", "models.plugins", "models.downloads", "models.yaml_numbers", "models.ultralytics_yaml"],
     ["models.spec"],
     ["models.arguments"],
     ["models.blocks"],

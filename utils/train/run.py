@@ -37,6 +37,11 @@ from utils.writing import write_text
 OPTIMIZERS = ("SGD", "Adam", "AdamW", "NAdam", "RAdam", "RMSprop", "MuSGD")
 HYP = "hyp.scratch-low.yaml"  # the recipe that has every hyper-parameter of detectors
 CLASSIFY_HYP = "hyp.classify.yaml"  # that of classifiers
+HYPS = {  # recipes by task: for data of one's own, and for the built-in set
+    "detect": (HYP, "hyp.shapes.yaml"),
+    "segment": (HYP, "hyp.shapes.yaml"),
+    "classify": (CLASSIFY_HYP, "hyp.cutouts.yaml"),
+}
 ANCHOR_FREE = "anchor_free"  # where a recipe has the gains of heads without anchors
 RECIPE = ("epochs", "imgsz", "batch", "cos_lr")  # what a recipe may say besides the hyper-parameters
 OWN_OPTIONS: dict[str, Any] = {  # beside ultralytics' options, with their defaults
