@@ -251,17 +251,26 @@ def published_tensors(network: Any) -> tuple[dict[str, Tensor], str]:
 
     Args:
         network: a backbone or a classifier; it stays as it is.
+
+    Raises:
+        UserError: BatchNorms are folded that published files have.
     """
     backbone = _backbone_of(network)
     dialect = next((dialect for dialect in backbone.dialects if dialect.written is not None), PLAIN_DEPLOY)
     fused = in_form(network, dialect.form)
+    if dialect is not PLAIN_DEPLOY and _backbone_of(fused).form != dialect.form:
+        raise UserError(
+            f"all BatchNorms of this {type(backbone).__name__} are folded, and published files in deploy form have "
+            f"those outside of its blocks: write it from the training form"
+        )
     tensors = {name.removeprefix("backbone."): tensor.detach().cpu() for name, tensor in fused.state_dict().items()}
     return dialect.translate_back(_backbone_of(fused).adapt_back(tensors)), dialect.name
 
 
 def in_form(network: Any, form: str) -> Any:
-    """Return a backbone or a classifier in a form of FORMS; one that has such a form already stays as it is."""
-    if _backbone_of(network).form != "train":
+    """Return a backbone or a classifier in a form of FORMS; one that has this form or a later one stays as it is."""
+    forms = ["train", *FORMS]
+    if forms.index(_backbone_of(network).form) >= forms.index(form):
         return network
     made = FORMS[form](network)
     _backbone_of(made).form = form

@@ -85,6 +85,17 @@ def test_a_network_in_deploy_form_is_written_as_one_in_training_form(tmp_path):
     assert all(torch.equal(first[key], second[key]) for key in first)
 
 
+@pytest.mark.slow
+def test_forms_that_are_published_otherwise_are_fused_further_or_refused(tmp_path):
+    build, _ = FAMILIES["RepMLPResNet"]
+    blocks = build(deploy="blocks")
+    write_published(blocks, tmp_path / "a.pth", lambda file: build(weights=file))
+    assert "stage1.0.conv1.conv.bias" in read_tensors(tmp_path / "a.pth")
+    build, _ = FAMILIES["RepMLPNet"]
+    with pytest.raises(UserError, match="all BatchNorms of this RepMLPNet are folded, and published files"):
+        write_published(build(deploy="all"), tmp_path / "b.pth", lambda file: build(weights=file))
+
+
 def test_a_file_that_is_read_otherwise_gets_no_name(tmp_path):
     build, _ = FAMILIES["RepVGG"]
     with pytest.raises(WeightsError, match="other tensors would be read from it again"):
