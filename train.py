@@ -14,6 +14,10 @@ Other backbones, a start from earlier weights, and a run that was interrupted:
     python train.py --weights runs/train/exp/weights/best.pt --data my-data.yaml --freeze backbone
     python train.py --resume runs/train/exp/weights/last.pt
 
+Convolutions that train with branches, which fusing takes away:
+
+    python train.py --cfg yolov5n.yaml --overparameterize dbb
+
 A YAML whose head is Segment trains masks as well as boxes, from labels that are polygons:
 
     python train.py --cfg yolov5n-seg.yaml

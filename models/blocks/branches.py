@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.blocks.reparam import Reparameterizable, bn_scale_shift, with_weights
-from models.blocks.repconv import identity_kernel, norm_scale_shift
+from models.blocks.repconv import identity_kernel, norm_scale_shift, thinned
 
 MOBILEONE_KERNELS = 4  # k x k convolutions that MobileOne-S0 trains in parallel
 PADS = {"reflect": nn.ReflectionPad2d, "replicate": nn.ReplicationPad2d, "circular": nn.CircularPad2d}
@@ -50,30 +50,22 @@ class Part(Branch):
     def __init__(self, like: nn.Conv2d, size: Pair, dilation: Pair | None = None) -> None:
         super().__init__()
         dilation = dilation or _pair(like.dilation)
-        self.place = tuple(
-            slice((k - 1) // 2 - d // by * ((part - 1) // 2), None, d // by)
-            for k, part, d, by in zip(like.kernel_size, size, dilation, like.dilation, strict=True)
-        )
         self.whole = _pair(like.kernel_size)
-        # torch 2.14's own strided 1x1 convolution, of 3 channels in channels_last, corrupts memory when training on a
-        # CPU: pixels are left out before it
-        point = size == (1, 1)
-        self.step = _pair(like.stride) if point else (1, 1)
+        self.apart = dilation[0] // like.dilation[0], dilation[1] // like.dilation[1]  # in weights of `like`
+        point, stride = size == (1, 1), _pair(like.stride)
         self.window, padding = _window(like, size, dilation, outside=point)
-        c1, c2, stride = like.in_channels, like.out_channels, (1, 1) if point else _pair(like.stride)
+        self.thin, stride = (stride, (1, 1)) if point else ((1, 1), stride)
+        c1, c2 = like.in_channels, like.out_channels
         self.conv = nn.Conv2d(c1, c2, size, stride, padding, dilation, like.groups, bias=False)
         self.bn = nn.BatchNorm2d(c2)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.window(x)
-        if self.step != (1, 1):
-            x = x[:, :, :: self.step[0], :: self.step[1]]
-        return self.bn(self.conv(x))
+        return self.bn(self.conv(thinned(self.window(x), self.thin)))
 
     def kernel_bias(self) -> tuple[Tensor, Tensor]:
         scale, shift = bn_scale_shift(self.bn)
         weight = self.conv.weight.double() * scale[:, None, None, None]
-        return _placed(weight, self.place, self.whole), shift
+        return _in_middle(weight, self.whole, self.apart), shift
 
 
 class Skip(Branch):
@@ -92,8 +84,7 @@ class Skip(Branch):
         scale, shift = bn_scale_shift(self.bn)
         channels = len(scale)
         point = identity_kernel(scale.new_zeros(channels, channels // self.groups, 1, 1)) * scale[:, None, None, None]
-        middle = tuple(slice((k - 1) // 2, None, k) for k in self.whole)
-        return _placed(point, middle, self.whole), shift
+        return _in_middle(point, self.whole), shift
 
 
 class Average(nn.Module):
@@ -284,11 +275,12 @@ def _padding(conv: nn.Conv2d, axis: int) -> Pair:
     return (int(conv.padding[axis]),) * 2
 
 
-def _placed(weight: Tensor, place: Iterable[slice], whole: Pair) -> Tensor:
-    """Return a kernel of the size `whole` that is `weight` at a place and 0 elsewhere."""
+def _in_middle(weight: Tensor, whole: Pair, apart: Pair = (1, 1)) -> Tensor:
+    """Return a kernel of the size `whole` that is `weight` in its middle, so many weights apart, and 0 elsewhere."""
     kernel = weight.new_zeros(*weight.shape[:2], *whole)
     rows, columns = (
-        slice(s.start, s.start + s.step * (n - 1) + 1, s.step) for s, n in zip(place, weight.shape[2:], strict=True)
+        slice((k - 1) // 2 - step * ((n - 1) // 2), (k - 1) // 2 + step * (n // 2) + 1, step)
+        for k, n, step in zip(whole, weight.shape[2:], apart, strict=True)
     )
     kernel[:, :, rows, columns] = weight
     return kernel

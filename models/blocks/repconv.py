@@ -87,10 +87,7 @@ class RepConv(Reparameterizable):
         self.post_bn = nn.BatchNorm2d(c2) if qarep else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        # what a strided 1x1 convolution reads: torch 2.14's own, of 3 channels in channels_last, corrupts memory when
-        # training on a CPU
-        read = x if self.stride == 1 else x[:, :, :: self.stride, :: self.stride]
-        y = self.rbr_dense(x) + self.rbr_1x1(read)
+        y = self.rbr_dense(x) + self.rbr_1x1(thinned(x, (self.stride, self.stride)))
         return self.post_bn(y if self.rbr_identity is None else y + self.rbr_identity(x))
 
     def get_equivalent_kernel_bias(self) -> tuple[Tensor, Tensor]:
@@ -189,6 +186,15 @@ class RepVGGBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.act(self.se(self.conv(x)))
+
+
+def thinned(x: Tensor, stride: tuple[int, int]) -> Tensor:
+    """Return the pixels of (B, C, H, W) that a strided 1x1 convolution reads, for one of stride 1.
+
+    torch 2.14's own strided one, of 3 channels in channels_last, corrupts memory when training on a CPU.
+    """
+    rows, columns = stride
+    return x if stride == (1, 1) else x[:, :, ::rows, ::columns]
 
 
 def _check(c1: int, c2: int, k: int, s: int, g: int, identity: bool, style: str) -> None:
