@@ -12,6 +12,7 @@
     python export.py --include onnx --int8                               # quantized as well: best-int8.onnx
     python export.py --no-fuse                                           # keep the training branches
     python export.py --cfg riformer-yolo.yaml --output /tmp/timing       # freshly initialised weights, for timing
+    python export.py --timm mobileone_s0 --weights FILE                  # timm's classifier, which takes RGB in [0, 1]
 
 Written beside the weights: best.torchscript, best.onnx, and best.export.json with the errors that the proof found;
 with --data or --source best.export.jpg as well, which shows the picture with the largest error from both sides.
@@ -33,11 +34,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from models import DetectionModel
+from models import DetectionModel, create_model
+from models.backbones.weights import SOURCES
 from models.errors import UserError
 from models.summary import count_parameters
 from utils import cli
 from utils.checkpoint import load_checkpoint
+from utils.checkpoint.published import count_classes
 from utils.data.description import load_dataset
 from utils.data.files import check_images, data_of_run, files_of, find_data, list_images
 from utils.data.pictures import is_readable
@@ -64,6 +67,7 @@ from utils.sizes import check_imgsz
 from utils.text import printable, quote
 
 FEW = 2  # pictures of one's own that take the place of the photographs in the proof of every size
+IMAGENET_CLASSES = 1000  # of a timm classifier without weights
 THINGS = {"detect": "boxes", "segment": "boxes", "classify": "classes"}  # what networks find, by task
 MANY = 128  # pictures that --data and --source take by default
 
@@ -74,6 +78,7 @@ def make_parser() -> cli.Parser:
     add, flag = parser.add_argument, {"action": "store_true"}
     add("--weights", default="", help="checkpoint; default: the newest runs/train/*/weights/best.pt")
     add("--cfg", default="", help="model YAML: export freshly initialised weights instead, for timing")
+    add("--timm", default="", metavar="NAME", help="timm's classifier of that name, with timm's file in --weights")
     add("--output", default="", help="folder of the files; default: beside the weights, with --cfg runs/export/exp*")
     add("--include", nargs="+", default=list(DEFAULT_FORMATS), metavar="FORMAT", help=f"of {', '.join(FORMATS)}")
     add("--data", default="", help="dataset YAML: prove on its val split, errors and mAP, not on two photographs alone")
@@ -215,8 +220,10 @@ def check_surroundings(args: argparse.Namespace, model: DetectionModel, formats:
 
 def load_model(args: argparse.Namespace) -> tuple[DetectionModel, Path, Path]:
     """Return the model, the file that it comes from, and the folder that its exports go to."""
-    if args.cfg and args.weights:
+    if args.cfg and (args.weights or args.timm):
         raise UserError("give --weights, or --cfg for freshly initialised ones, not both")
+    if args.timm:
+        return load_timm(args)
     if args.cfg:
         path = find_file(args.cfg, "models/configs")
         folder = Path(args.output) if args.output else increment_path("runs/export", "exp")
@@ -226,6 +233,21 @@ def load_model(args: argparse.Namespace) -> tuple[DetectionModel, Path, Path]:
     if not is_utf8(folder.absolute() / path.name):
         raise UserError(f"the exports of {path} would be called what is not UTF-8, which torch cannot write: --output")
     return load_checkpoint(path), path, folder
+
+
+def load_timm(args: argparse.Namespace) -> tuple[DetectionModel, Path, Path]:
+    """Return timm's classifier of a name as `load_model` does, with the weights of a file or initialised ones."""
+    weights = args.weights
+    classes = count_classes("timm", weights) if weights else None
+    row = ["picture", 1, "Classifier", ["timm", args.timm, *([weights] if weights else [])]]
+    cfg = {"nc": classes or IMAGENET_CLASSES, "head": [row], "yaml_file": f"{args.timm}.yaml"}
+    model = create_model(cfg).eval() if weights else fresh_model(cfg)
+    height, width = model.example_input().shape[2:]
+    model.imgsz = [height, width]
+    is_file = weights and not weights.startswith(tuple(SOURCES))
+    path = Path(weights) if is_file else Path(f"{args.timm}.yaml")
+    own = path.parent if is_file else None
+    return model, path, Path(args.output) if args.output else own or increment_path("runs/export", "exp")
 
 
 def gather(

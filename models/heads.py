@@ -22,6 +22,7 @@ from models.blocks.reparam import register_fuser
 from models.errors import ConfigError
 
 OBJECTS = 8.0  # that a head with anchors expects in a picture of 640 x 640 before it has seen one
+COARSEST = 32  # stride of the networks that classify
 MAX_ANCHORS = 100  # a level
 MAX_ANCHOR = 100_000.0  # pixels
 Anchors = tuple[tuple[tuple[float, float], ...], ...]  # of each level, width and height in input pixels
@@ -216,6 +217,40 @@ def describe_head(head: nn.Module) -> str:
     legacy = "plain 3x3 convolutions, as of YOLOv8 (legacy: true)"
     scores = legacy if head.legacy else "depthwise and 1x1 convolutions, as of YOLO11 (legacy: false)"
     return f"without anchors{' and NMS' if head.end2end else ''}; class scores by {scores}"
+
+
+class PublishedClassifier(Classify):
+    """A network as it was published for classification, (B, C, H, W) in [0, 1] to what ultralytics' Classify gives.
+
+    Args:
+        network: gives logits (B, nc); has `example_input`, and `only_size` where it takes pictures of one size alone.
+        mean: of the channels of the pictures that the network was trained on.
+        std: their standard deviation.
+
+    Attributes:
+        size: height and width of the only pictures that it takes; None: any.
+        example_side: the side of a picture that it takes.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, network: Any, mean: Sequence[float], std: Sequence[float]) -> None:
+        nn.Module.__init__(self)  # ultralytics' own constructor would build the head alone
+        self.network = network
+        for name, values in (("mean", mean), ("std", std)):
+            self.register_buffer(name, torch.tensor(values).view(-1, 1, 1), persistent=False)
+        height, width = network.example_input().shape[2:]
+        self.size: tuple[int, int] | None = getattr(network, "only_size", None)
+        self.example_side = max(height, width)
+        self.stride = torch.tensor([float(math.gcd(COARSEST, height, width))], device="cpu")
+
+    def forward(self, x: Tensor) -> Any:
+        logits = self.network((x - self.mean) / self.std)
+        if self.training:
+            return logits
+        probabilities = logits.softmax(1)
+        return probabilities if self.export else (probabilities, logits)
 
 
 @register_fuser

@@ -32,8 +32,13 @@ MAX_MULTIPLE = 16.0
 MAX_CLASSES = 20_000  # of which the largest data sets have 13,204
 MAX_WIDTH = 1_000_000  # of max_channels
 MAX_INPUT_CHANNELS = 4096  # of a picture
-HEADS = {"Detect": "detect", "Segment": "segment", "Classify": "classify"}  # the last row's word: the task
-TASKS = tuple(HEADS.values())  # by ultralytics' names
+HEADS = {  # the last row's word: the task
+    "Detect": "detect",
+    "Segment": "segment",
+    "Classify": "classify",
+    "Classifier": "classify",
+}
+TASKS = tuple(dict.fromkeys(HEADS.values()))  # by ultralytics' names
 KEYS = tuple(
     "nc depth_multiple width_multiple max_channels anchors activation ch end2end overparameterize plugins backbone "
     "head".split()
@@ -49,7 +54,7 @@ PRETRAINED = (  # options that say where first weights come from; a checkpoint b
     "pretrained_cfg_overlay",
     "cache_dir",
 )
-WEIGHTS_AT = {"TorchVision": 2}  # the argument of a word that names weights without a mapping
+WEIGHTS_AT = {"TorchVision": 2, "Classifier": 2}  # the argument of a word that names weights without a mapping
 WEIGHTS_FILE = re.compile(r"timm/.+|.+\.(pth|pt|bin|tar|safetensors)", re.IGNORECASE | re.DOTALL)
 
 

@@ -25,7 +25,7 @@ from models.backbones.base import Backbone
 from models.blocks.reparam import switch_to_deploy
 from models.blocks.widen import widen
 from models.errors import ConfigError
-from models.heads import AnchorDetect
+from models.heads import AnchorDetect, PublishedClassifier
 from models.loss import AnchorGains, AnchorLoss
 from models.parser import MAX_PARAMETERS, PICTURE, Slot, common_side, parse_model, with_forms
 from models.row_times import row_times_table, time_rows
@@ -184,10 +184,10 @@ class DetectionModel(tasks.DetectionModel):
                 return round(height * stride), round(width * stride)
         return None
 
-    def _backbones(self) -> Iterator[tuple[Backbone, float]]:
-        """Yield the list backbones, with the stride of what each reads."""
+    def _backbones(self) -> Iterator[tuple[Backbone | PublishedClassifier, float]]:
+        """Yield the list backbones and the published classifier, with the stride of what each reads."""
         for module, node in zip(self.model, self.nodes, strict=True):
-            if isinstance(module, Backbone):
+            if isinstance(module, Backbone | PublishedClassifier):
                 yield module, self.features[node.sources[0]].stride
 
     def example_input(self) -> Tensor:

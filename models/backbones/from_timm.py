@@ -227,9 +227,24 @@ class TimmClassifier(nn.Module):
         self.in_channels = in_channels
         self.size = _pair(options.get("img_size", native_size(arch)))
         self.body = _create(arch, features_only=False, num_classes=num_classes, in_chans=in_channels, **options)
+        self.normalization = (_published(arch, "mean"), _published(arch, "std"))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.body(x)
+
+    @property
+    def only_size(self) -> tuple[int, int] | None:
+        """Height and width of the only pictures that it takes; None: it takes others, tried without data."""
+        shapes: dict[int, Any] = {id(p): nn.Parameter(p.detach().to("meta"), False) for p in self.parameters()}
+        shapes |= {id(buffer): buffer.to("meta") for buffer in self.buffers()}
+        ghost = copy.deepcopy(self, shapes).eval()
+        height, width = self.size
+        try:
+            with torch.device("meta"), torch.no_grad():
+                ghost(torch.empty(1, self.in_channels, height + 32, width + 32))
+        except TIMM_ERRORS:
+            return self.size
+        return None
 
     def example_input(self) -> Tensor:
         """Return an input of zeros of timm's size, (1, in_channels, H, W), with the dtype and device of the weights."""

@@ -8,17 +8,23 @@ from typing import Any
 from ultralytics.nn.modules import Detect
 
 from models.arguments import Natural, Positive
+from models.backbones import create_backbone
+from models.backbones.weights import SOURCES
+from models.downloads import check_download
 from models.errors import ConfigError
 from models.heads import (
     AnchorDetect,
     Anchors,
     AnchorSegment,
     Masks,
+    PublishedClassifier,
     build_anchor_free,
     build_classify,
     parse_anchors,
 )
 from models.layers.site import LAYERS, Layer, Site, listed
+
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # mean and deviation, with which it is published
 
 
 @LAYERS.register("Detect")
@@ -81,6 +87,24 @@ def classify(
     if dropout >= 1:
         raise ConfigError(f"{site.word}'s dropout must be a number from 0 to below 1, got {dropout!r}")
     return Layer(build_classify(site.spec.nc, site.input.channels, site.input.stride, k, s, p, g, dropout), ())
+
+
+@LAYERS.register("Classifier")
+def classifier(
+    site: Site, family: str, arch: str | None = None, weights: str | None = None, allow_partial: bool = False
+) -> Layer:
+    """A network as it was published for classification, timm's or ours: it reads the picture, and is all of the model.
+
+    It takes pictures in [0, 1], and normalizes them as those were that its weights were trained on.
+    """
+    if str(weights).startswith(tuple(SOURCES)):
+        check_download(f"{site.word} {family}")
+    channels = site.input.channels
+    network = create_backbone(
+        family, arch, in_channels=channels, num_classes=site.spec.nc, weights=weights, allow_partial=allow_partial
+    )
+    mean, std = getattr(network, "normalization", IMAGENET) if channels == len(IMAGENET[0]) else ((0.0,), (1.0,))
+    return Layer(PublishedClassifier(network, mean, std), ())
 
 
 def _check_nc(site: Site, nc: int | str) -> None:

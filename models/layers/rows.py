@@ -20,7 +20,8 @@ from models.errors import ConfigError, did_you_mean
 from models.layers.site import LAYERS, Feature, Layer, Site, check_repeats
 from models.spec import HEADS, ModelSpec, Row, is_weights
 
-READS_LIST = {"CBFuse", "Concat", *HEADS} - {"Classify"}  # words whose module takes a list of maps, however many
+ONE_MAP = {"Classify", "Classifier"}  # heads that read one
+READS_LIST = {"CBFuse", "Concat", *HEADS} - ONE_MAP  # words whose module takes a list of maps, however many
 STANDS_ONCE = {"CBLinear", "Index", "TorchVision", *READS_LIST, *HEADS}  # words that do not read what they give
 READS_SEVERAL = {"CBFuse", "Index"}  # words that can read a row which gives several maps
 READS_MARGIN = {"Conv", "nn.Conv2d", "nn.MaxPool2d", "nn.ZeroPad2d"}  # words that can use one up, or add to one

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ MAP_CELLS = 4  # of the coarsest map, along a side of a picture
 MAP_CELLS_END2END = 6  # so that the smallest picture has as many candidates as a head without NMS gives boxes
 
 
-def fresh_model(cfg: str | Path) -> DetectionModel:
+def fresh_model(cfg: str | Path | Mapping[str, Any]) -> DetectionModel:
     """Return a model with the initial weights of seed 0, whose BatchNorms have seen the real photographs.
 
     With the statistics that BatchNorms start from, the numbers in a deep network of many branches grow beyond what
