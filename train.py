@@ -40,6 +40,7 @@ import dataclasses
 import math
 import sys
 import time
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -223,8 +224,9 @@ def start(args: argparse.Namespace) -> TrainingRun:
     elif args.resume:
         run = resumed_run(find_last(args), beside_resume(args))
     else:
-        own = {} if folder is None else {"name": folder.name, "exist_ok": True}
-        run = new_run(argparse.Namespace(**{**vars(args), **own}))
+        args = copy(args)
+        vars(args).update({} if folder is None else {"name": folder.name, "exist_ok": True})
+        run = new_run(args)
     place = Path(run.options["save_dir"])
     if run.left != "nothing":
         check_no_folders(place)
