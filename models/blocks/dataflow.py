@@ -81,3 +81,16 @@ def follow(
             and runs[consumer] == runs[producer] == 1
         )
         yield Link(consumer, producer if alone else None, tuple(tensor.shape))
+
+
+def ran_modules(model: nn.Module, example: Tensor) -> set[nn.Module]:
+    """Return the modules that `model(example)` calls."""
+    ran: set[nn.Module] = set()
+    hooks = [m.register_forward_pre_hook(lambda module, _: ran.add(module)) for m in model.modules()]
+    try:
+        with torch.no_grad():
+            model(example)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return ran

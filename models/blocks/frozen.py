@@ -1,4 +1,7 @@
-"""BatchNorms whose statistics and affine factors are constants: torchvision's and timm's become torch's, which fold."""
+"""Norms that are BatchNorms in eval mode become torch's, which fold: frozen ones of torchvision and timm, InstanceNorm.
+
+InstanceNorm is one where it tracks running statistics; otherwise it depends on the picture and stays.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +21,25 @@ def thaw(frozen: Any) -> nn.BatchNorm2d:
     norm = nn.BatchNorm2d(len(frozen.weight), frozen.eps, device=frozen.weight.device, dtype=frozen.weight.dtype)
     norm.load_state_dict(frozen.state_dict(), strict=False)
     return norm.requires_grad_(False).eval()
+
+
+INSTANCE_NORMS: dict[type[nn.Module], type[nn.Module]] = {
+    nn.InstanceNorm1d: nn.BatchNorm1d,
+    nn.InstanceNorm2d: nn.BatchNorm2d,
+    nn.InstanceNorm3d: nn.BatchNorm3d,
+}
+
+
+@register_fuser
+def fuse_instance_norm(module: Any) -> nn.Module | None:
+    """Return an InstanceNorm with running statistics as the BatchNorm that it is in eval mode; None for others."""
+    kind: Any = INSTANCE_NORMS.get(type(module))
+    if kind is None or module.running_mean is None:
+        return None
+    like = module.running_mean
+    norm = kind(module.num_features, module.eps, affine=module.affine, device=like.device, dtype=like.dtype)
+    norm.load_state_dict(module.state_dict())
+    return norm.eval()
 
 
 def _register_torchvision() -> None:

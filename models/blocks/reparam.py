@@ -1,10 +1,12 @@
 """Structural re-parameterization: what can be simpler for deployment says so, and one walker swaps it.
 
-Three ideas carry the whole of it:
+Four ideas carry the whole of it:
 - `Reparameterizable.fuse()` returns an equivalent, simpler module and leaves the block as it was, so that
   "the same function" is a plain comparison of two modules;
-- blocks of other libraries join through `register_fuser`, by type, never by the name of a method, those of a library
-  that is slow to import (`register_library`) once it has been imported;
+- blocks of other libraries join through `register_fuser`, by type, those of a library that is slow to import
+  (`register_library`) once it has been imported;
+- a block that nobody registered, but that has a method of the usual names, is fused by it if the outcome computes the
+  same (`foreign.py`);
 - a BatchNorm that follows a convolution is found by watching one forward pass (`dataflow.py`), not by its class or
   its name, so that any network's pairs are folded.
 
@@ -17,7 +19,7 @@ import copy
 import sys
 from abc import ABC, abstractmethod
 from collections import Counter, defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -26,7 +28,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.utils.parametrize import is_parametrized
 
-from models.blocks.dataflow import Link, follow
+from models.blocks.dataflow import Link, follow, ran_modules
+from models.blocks.foreign import OwnMethods
 
 Linear = _ConvNd | nn.Linear
 L = TypeVar("L", bound=Linear)
@@ -48,10 +51,11 @@ class Reparameterizable(nn.Module, ABC):
 
 @dataclass
 class DeployReport:
-    """What `switch_to_deploy` did: how many of what were fused, and which BatchNorms stayed, with the reason."""
+    """What `switch_to_deploy` did: how many of what were fused, and which blocks and norms stayed, with the reason."""
 
     fused: Counter[str] = field(default_factory=Counter)
     left: list[str] = field(default_factory=list)
+    by_own_method: set[str] = field(default_factory=set, repr=False)  # paths of blocks that fused themselves
 
 
 FORWARDS: set[Any] = {  # of convolutions whose output is linear in their parameters `weight` and `bias`
@@ -62,6 +66,7 @@ CONV_FORWARDS = {
     kind._conv_forward for kind in (_ConvNd, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 }  # what some subclasses override
 BN_FORWARDS: set[Any] = {_BatchNorm.forward, nn.SyncBatchNorm.forward}  # an affine map per channel, in eval mode
+DEPTH = 3  # how deep blocks that fuse by a method of their own may come out of each other
 _FUSERS: list[Fuser] = [lambda m: m.fuse() if isinstance(m, Reparameterizable) else None]
 _LIBRARIES: dict[str, Callable[[], object]] = {}  # a package to what registers how its modules fuse, not called yet
 
@@ -111,12 +116,20 @@ def switch_to_deploy(model: M, example: Tensor | None = None) -> M:
     Raises:
         TypeError: `model` has no `example_input()` and no `example` is given.
     """
-    deploy: Any = fuse_blocks(model)
+    deploy, report = _eval_copy(model)
     if example is None:
         if not hasattr(deploy, "example_input"):
             raise TypeError(f"switch_to_deploy needs an example input for a {type(model).__name__}")
         example = deploy.example_input()
-    fold_batch_norms(deploy, example, deploy.report)
+    own = OwnMethods(report.by_own_method)
+    own.watch(deploy, example)
+    deploy = _fuse_blocks(deploy, report.fused, {}, (*_FUSERS, own))
+    for _ in range(DEPTH):  # blocks that came out of others
+        if own.watch(deploy, example):
+            deploy = _fuse_blocks(deploy, report.fused, {}, (own,))
+    report.left = own.left
+    fold_batch_norms(deploy, example, report)
+    deploy.report = report
     return deploy.eval()
 
 
@@ -125,11 +138,17 @@ def fuse_blocks(model: M) -> M:
 
     This is the form in which deploy weights are published. The copy's attribute `report` says what was done.
     """
-    _register_libraries()
-    report = copy.deepcopy(getattr(model, "report", None)) or DeployReport()
-    deploy = _fuse_blocks(copy.deepcopy(model).eval(), report.fused, {})
+    deploy, report = _eval_copy(model)
+    deploy = _fuse_blocks(deploy, report.fused, {}, _FUSERS)
     deploy.report = report
     return deploy.eval()
+
+
+def _eval_copy(model: nn.Module) -> tuple[Any, DeployReport]:
+    """Return a copy of `model` in eval mode, and one of its report, which is empty at first."""
+    _register_libraries()
+    deploy: Any = copy.deepcopy(model).eval()
+    return deploy, getattr(deploy, "report", None) or DeployReport()
 
 
 def fuse_conv_bn(conv: L, bn: _BatchNorm) -> L:
@@ -232,35 +251,41 @@ def _as_column(vector: Tensor, like: Tensor) -> Tensor:
     return vector.reshape(*vector.shape, *[1] * (like.ndim - vector.ndim))
 
 
-def _fuse_blocks(module: nn.Module, fused: Counter[str], done: dict[nn.Module, nn.Module]) -> Any:
-    """Swap, from the outside in, every block that a fuser knows; return what takes the place of `module`.
+def _fuse_blocks(
+    module: nn.Module, fused: Counter[str], done: dict[nn.Module, nn.Module], fusers: Sequence[Fuser]
+) -> Any:
+    """Swap, from the outside in, every block that one of `fusers` knows; return what takes the place of `module`.
 
     Args:
         done: what takes the place of each module seen so far, for those that stand in several places.
     """
     if module not in done:
-        replaced = next((new for fuser in _FUSERS if (new := fuser(module)) is not None), module)
+        replaced = next((new for fuser in fusers if (new := fuser(module)) is not None), module)
         if replaced is not module:
             fused[type(module).__name__] += 1
         done[module] = done[replaced] = replaced
         for name, child in list(replaced._modules.items()):
             if child is not None:
-                setattr(replaced, name, _fuse_blocks(child, fused, done))
+                setattr(replaced, name, _fuse_blocks(child, fused, done, fusers))
     return done[module]
 
 
 def fold_batch_norms(model: nn.Module, example: Tensor, report: DeployReport) -> None:
     """Fold, in place, every BatchNorm into the convolution that alone feeds it, or into the one that alone reads it.
 
-    `report` gets the number of pairs, and the BatchNorms that stay, each with its reasons.
+    `report` gets the number of pairs, and the norms that stay, each with its reasons.
     """
     places = places_of(model)
+    ran = ran_modules(model, example)
+    idle = [m for m in model.modules() if isinstance(m, _BatchNorm) and m not in ran]
+    blocks = {bn: _block_of(model, places[bn][0], ran) for bn in idle}
     stays: dict[Any, str] = {}  # BatchNorms
     for link in follow(model, example, producers=(_ConvNd, nn.Linear), consumers=(_BatchNorm,)):
         bn, conv = link.consumer, link.producer
         try:
             if conv is None or not _channels_first(link):
                 raise ValueError("its input is not the output of one convolution alone")
+            _check_alternatives(bn, blocks)
             replace_modules(model, {conv: fuse_conv_bn(conv, bn), bn: after_norm(bn)}, places)
             report.fused["Conv+BN"] += 1
         except ValueError as e:
@@ -271,12 +296,38 @@ def fold_batch_norms(model: nn.Module, example: Tensor, report: DeployReport) ->
         try:
             if bn not in reader:
                 raise ValueError("its output is not what one convolution alone reads")
+            _check_alternatives(bn, blocks)
             replace_modules(model, {reader[bn]: fuse_bn_conv(bn, reader[bn]), bn: nn.Identity()}, places)
             report.fused["BN+Conv"] += 1
             del stays[bn]
         except ValueError as e:
             stays[bn] += f"; {e}"
-    report.left = [f"{places[bn][0]}: {reason}" for bn, reason in stays.items()]
+    stays |= dict.fromkeys(idle, "it does not run on the example picture")
+    stays |= {m: f"a {type(m).__name__} computes in a way of its own" for m in model.modules() if _is_like_norm(m)}
+    report.left += [f"{places[norm][0]}: {reason}" for norm, reason in stays.items()]
+
+
+def _block_of(model: nn.Module, path: str, ran: set[nn.Module]) -> nn.Module:
+    """Return the innermost module around that at `path` that ran: the one that decided not to run it."""
+    parents = [path.rsplit(".", n)[0] for n in range(1, path.count(".") + 1)]
+    return next((m for parent in parents if (m := model.get_submodule(parent)) in ran), model)
+
+
+def _check_alternatives(bn: _BatchNorm, idle: dict[Any, nn.Module]) -> None:
+    """Raise ValueError if a BatchNorm that did not run may take the place of `bn` for a picture of another size.
+
+    Args:
+        idle: the BatchNorms that did not run, each with the block that decided so.
+    """
+    for other, block in idle.items():
+        if other.num_features == bn.num_features and any(m is bn for m in block.modules()):
+            raise ValueError("another BatchNorm of its block, which the example picture does not run, may replace it")
+
+
+def _is_like_norm(module: nn.Module) -> bool:
+    """Return whether a module that is no BatchNorm of torch's has running statistics as one has."""
+    has = all(isinstance(getattr(module, name, None), Tensor) for name in ("running_mean", "running_var"))
+    return has and not isinstance(module, _BatchNorm)
 
 
 def _channels_first(link: Link) -> bool:

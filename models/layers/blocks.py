@@ -30,7 +30,7 @@ from ultralytics.nn.modules import (
 from ultralytics.nn.modules import SPPF as UltralyticsSPPF
 
 from models.arguments import Kernels, Positive
-from models.blocks import frozen, ultralytics  # noqa: F401 - they register how modules fuse
+from models.blocks import ultralytics  # noqa: F401 - it registers how modules fuse
 from models.blocks.large_kernels import RepLKBlock
 from models.blocks.yolov5 import C3SPP, SPPF, BottleneckCSP, C3x
 from models.errors import ConfigError
