@@ -61,7 +61,7 @@ from utils.checkpoint import load_checkpoint
 from utils.checkpoint.fields import described, why_wrong
 from utils.data.description import BUILT_IN, load_dataset, read_yaml
 from utils.data.files import check_images, sources_of
-from utils.distributed.group import is_first, process_group
+from utils.distributed.group import LostProcessError, is_first, lost_processes, process_group
 from utils.distributed.launch import launch, mark_run, started_run, wants_several
 from utils.drawing.fonts import use_font
 from utils.paths import find_file, increment_path
@@ -198,13 +198,17 @@ def main(args: argparse.Namespace) -> Path:
     use_font(args.font)
     with process_group(args.device) as device:
         run = shared_run(lambda: start(args))
+        if wants_several(device_of_run := run.options["device"] or ""):
+            launch("train.py", [*args.words, "--device", device_of_run], device_of_run, args.max_restarts)
+            return Path(run.options["save_dir"])
         if run.left == "nothing":
             LOGGER.info(how_to_go_on(run))
             return Path(run.options["save_dir"])
         trainer = TRAINERS[run.options["task"]](run, device)
         try:
-            trainer.train()
-        except KeyboardInterrupt:
+            with lost_processes():
+                trainer.train()
+        except (KeyboardInterrupt, LostProcessError):
             if trainer.last.is_file():
                 LOGGER.info(f"\nstopped; continue with: python train.py --resume {quote(trainer.last)}")
             raise

@@ -49,7 +49,6 @@ def launch(script: str, words: Sequence[str], device: str, max_restarts: int = 0
         rdzv_backend="c10d",
         rdzv_endpoint="localhost:0",
         max_restarts=max_restarts,
-        shutdown_timeout=15,  # seconds for a process that is asked to end, before it is killed
         signals_to_handle="SIGQUIT",  # Ctrl-C and SIGTERM are handled by the script
     )
     try:
