@@ -201,6 +201,8 @@ def main(args: argparse.Namespace) -> Path:
         if wants_several(device_of_run := run.options["device"] or ""):
             launch("train.py", [*args.words, "--device", device_of_run], device_of_run, args.max_restarts)
             return Path(run.options["save_dir"])
+        if args.max_restarts and device is None:
+            raise UserError("--max-restarts is for several devices, such as --device 0,1")
         if run.left == "nothing":
             LOGGER.info(how_to_go_on(run))
             return Path(run.options["save_dir"])

@@ -251,7 +251,17 @@ def test_the_folder_of_the_runs_is_known_where_it_is_now(last, tmp_path, monkeyp
 
 def test_every_flag_beside_resume_is_known():
     """One that is neither honoured nor refused would be ignored in silence."""
-    harmless = {"help", "resume", "exist_ok", "plugins", "download", "allow_partial", "font", "megapixels"}
+    harmless = {
+        "help",
+        "resume",
+        "exist_ok",
+        "plugins",
+        "download",
+        "allow_partial",
+        "font",
+        "megapixels",
+        "max_restarts",
+    }
     parser = train.make_parser()
     args = parser.from_keywords()
     args.given = frozenset(action.dest for action in parser.flags.values())
