@@ -4,7 +4,7 @@ from __future__ import annotations
 
 OURS = "heads here detect, segment and classify"
 TEXT = "it reads the embedding of a text, and networks here take pictures alone"
-WORDS = {  # of ultralytics' parser, whose modules have no word here
+WORDS = {  # of the parsers of ultralytics and, the two of I..., YOLOv7, whose modules have no word here
     "C2fAttn": TEXT,
     "ImagePoolingAttn": TEXT,
     "WorldDetect": TEXT,
@@ -19,6 +19,8 @@ WORDS = {  # of ultralytics' parser, whose modules have no word here
     "Pose": f"it finds keypoints, and {OURS}",
     "Pose26": f"it finds keypoints, and {OURS}",
     "SemanticSegment": f"it gives the class of every pixel, and {OURS}",
+    "IDetect": "write Detect, which it is after fusing its implicit channels",
+    "IAuxDetect": "write Detect with the maps of the deployed head, which are the first half of its maps",
     "Conv2": "write RepConv, which is a convolution with a 1x1 beside it as well",
     "RepVGGDW": "it stands inside of C2fCIB with lk: true; write RepConv for branches of your own",
 }

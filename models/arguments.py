@@ -22,6 +22,8 @@ Act = bool | str  # the default activation or none, or the text of another one
 MAX_ARGUMENT = 100_000
 ACTIVATION_NAMES = "SiLU ReLU ReLU6 LeakyReLU PReLU ELU CELU SELU GELU Mish Hardswish Hardsigmoid Sigmoid Tanh Identity"
 ACTIVATIONS = {name: getattr(nn, name) for name in ACTIVATION_NAMES.split()}
+OTHER_NAMES = {"Swish": nn.SiLU, "MemoryEfficientSwish": nn.SiLU, "MemoryEfficientMish": nn.Mish}  # YOLOv7's
+ACTIVATIONS |= OTHER_NAMES
 WORDS_OF_TYPES = {
     bool: "true or false",
     str: "text",

@@ -159,9 +159,9 @@ class SqueezeExcite(nn.Module):
     "Squeeze-and-Excitation Networks" (https://arxiv.org/abs/1709.01507). The mean is over the whole map, of any shape.
     """
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, reduction: int = SQUEEZE) -> None:
         super().__init__()
-        hidden = max(channels // SQUEEZE, 1)
+        hidden = max(channels // reduction, 1)
         self.down = nn.Conv2d(channels, hidden, kernel_size=1)
         self.up = nn.Conv2d(hidden, channels, kernel_size=1)
 

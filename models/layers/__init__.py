@@ -4,12 +4,12 @@ A layer function takes the place where its row stands (`Site`) and the row's arg
 the module and what flows out. Its signature is the word's: arguments are checked against it, and messages quote it.
 Channels and strides are known before anything is run. An argument `c2` is scaled by width_multiple, others are not.
 
-The words are in `convolutions`, `shapes` (what has no convolution), `blocks`, `stages`, `several` (rows of several
-maps) and `heads`; importing this package registers all of them. `rows` builds a row by its word, or a list backbone,
-which `models.backbones` holds.
+The words are in `convolutions`, `shapes` (what has no convolution), `blocks`, `weighing`, `stages`, `yolov7`,
+`several` (rows of several maps) and `heads`; importing this package registers all of them. `rows` builds a row by its
+word, or a list backbone, which `models.backbones` holds.
 """
 
-from models.layers import blocks, convolutions, heads, several, shapes, stages
+from models.layers import blocks, convolutions, heads, several, shapes, stages, weighing, yolov7
 from models.layers.rows import READS_LIST, build_backbone, build_layer, check_word, is_backbone
 from models.layers.site import LAYERS, Feature, Layer, Site
 
@@ -29,4 +29,6 @@ __all__ = [
     "several",
     "shapes",
     "stages",
+    "weighing",
+    "yolov7",
 ]

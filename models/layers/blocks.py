@@ -142,7 +142,7 @@ def c3_spp(
     """C3 with spatial pyramid pooling; `n`, `shortcut` and `g` change nothing, as in YOLOv5."""
     out = site.width(c2)
     site.inside(out * e / 2)
-    _check_odd(site, k)
+    check_odd(site, k)
     return site.layer(C3SPP(site.input.channels, out, k, e), out)
 
 
@@ -151,7 +151,7 @@ def spp(site: Site, c2: Positive, k: Kernels = KERNELS) -> Layer:
     """Spatial pyramid pooling (https://arxiv.org/abs/1406.4729): max poolings of several sizes side by side."""
     out = site.width(c2)
     site.inside(site.input.channels / 2)
-    _check_odd(site, k)
+    check_odd(site, k)
     return site.layer(SPP(site.input.channels, out, k), out)
 
 
@@ -160,7 +160,7 @@ def sppf(site: Site, c2: Positive, k: Positive = 5, n: Positive | None = None, s
     """Spatial pyramid pooling, fast; with n or shortcut YOLO26's: n poolings, no activation before them."""
     out = site.width(c2)
     site.inside(site.input.channels / 2)
-    _check_odd(site, (k,))
+    check_odd(site, (k,))
     if n is None and not shortcut:
         return site.layer(SPPF(site.input.channels, out, k), out)
     return site.layer(UltralyticsSPPF(site.input.channels, out, k, n or POOLINGS, shortcut), out)
@@ -170,7 +170,7 @@ def sppf(site: Site, c2: Positive, k: Positive = 5, n: Positive | None = None, s
 def spp_elan(site: Site, c2: Positive, c3: Positive, k: Positive = 5) -> Layer:
     """Spatial pyramid pooling of c3 channels, three in a row; YOLOv9's."""
     out = site.width(c2)
-    _check_odd(site, (k,))
+    check_odd(site, (k,))
     return site.layer(SPPELAN(site.input.channels, out, c3, k), out)
 
 
@@ -303,7 +303,7 @@ def _check_heads(site: Site, channels: int) -> None:
     site.inside(channels / 2)
 
 
-def _check_odd(site: Site, kernels: Sequence[int]) -> None:
-    """Raise ConfigError unless max poolings of stride 1 with these windows keep the size of a map."""
+def check_odd(site: Site, kernels: Sequence[int]) -> None:
+    """Raise ConfigError unless these windows, moved by 1, keep the size of a map."""
     if any(k % 2 == 0 for k in kernels):
         raise ConfigError(f"{site.word} needs an odd k, so that its maps keep their size, got {listed(kernels)}")

@@ -32,10 +32,11 @@ def conv(
     s: Positive = 1,
     p: Natural | None = None,
     g: Positive = 1,
-    d: Positive = 1,
+    d: Positive | str = 1,
     act: Act = True,
 ) -> Layer:
-    """Convolution, BatchNorm, activation."""
+    """Convolution, BatchNorm, activation; text in place of the dilation `d` is the activation, as in YOLOv7."""
+    d, act = (1, d) if isinstance(d, str) else (d, act)
     out = site.width(c2)
     site.check_window(k, s, p, d)
     return site.layer(Conv(site.input.channels, out, k, s, p, g, d, _act(act)), out, s)

@@ -21,7 +21,7 @@ from models.layers.site import LAYERS, Feature, Layer, Site, check_repeats
 from models.spec import HEADS, ModelSpec, Row, is_weights
 
 ONE_MAP = {"Classify", "Classifier"}  # heads that read one
-READS_LIST = {"CBFuse", "Concat", *HEADS} - ONE_MAP  # words whose module takes a list of maps, however many
+READS_LIST = {"CBFuse", "Concat", "Shortcut", *HEADS} - ONE_MAP  # whose module takes a list, however many there are
 STANDS_ONCE = {"CBLinear", "Index", "TorchVision", *READS_LIST, *HEADS}  # words that do not read what they give
 READS_SEVERAL = {"CBFuse", "Index"}  # words that can read a row which gives several maps
 READS_MARGIN = {"Conv", "nn.Conv2d", "nn.MaxPool2d", "nn.ZeroPad2d"}  # words that can use one up, or add to one

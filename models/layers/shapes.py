@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 from torch import nn
 from ultralytics.nn.modules import Concat
 
-from models.arguments import Natural, Positive
+from models.arguments import ACTIVATIONS, OTHER_NAMES, Natural, Positive, activation
 from models.blocks.yolov5 import Channels, Contract, Expand
 from models.errors import ConfigError
 from models.layers.site import LAYERS, Feature, Layer, Site, listed
@@ -56,6 +59,25 @@ def batch_norm(site: Site, num_features: Positive | None = None) -> Layer:
     if num_features is not None and channels not in (num_features, site.width(num_features)):
         raise ConfigError(f"nn.BatchNorm2d is given {num_features} channels, but {channels} flow in")
     return site.layer(nn.BatchNorm2d(channels), channels)
+
+
+def _activation_word(name: str) -> Callable[..., Layer]:
+    """Return the word of an activation."""
+
+    def build(site: Site, first: bool | float | None = None, second: bool | float | None = None) -> Layer:
+        """An activation and its arguments; `inplace` changes nothing, since other rows may read the map as well."""
+        values = ", ".join(repr(value) for value in (first, second) if value is not None)
+        module: Any = activation(f"{name}({values})")
+        if hasattr(module, "inplace"):
+            module.inplace = False
+        return site.layer(module, site.input.channels)
+
+    return build
+
+
+for _name in ACTIVATIONS:
+    if _name != "Identity":
+        LAYERS.register(_name if _name in OTHER_NAMES else f"nn.{_name}")(_activation_word(_name))
 
 
 @LAYERS.register("nn.Identity")

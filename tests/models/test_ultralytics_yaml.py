@@ -10,8 +10,9 @@ from ultralytics.nn import tasks
 
 from models import absent, create_model
 from models.errors import ConfigError
+from models.layers import LAYERS, check_word
 from models.spec import load_spec
-from models.ultralytics_yaml import is_theirs, translate
+from models.ultralytics_yaml import THEIR_HEADS, is_theirs, translate
 from tests.helpers import pictures, randomize_, relative_error, tensors, tiny, write
 
 THEIRS = {path.stem: path for path in sorted(Path(ultralytics.__file__).parent.glob("cfg/models/*/*.yaml"))}
@@ -232,3 +233,31 @@ def test_a_head_with_anchors_stays_as_it_is():
 def test_what_is_wrong_is_one_sentence(keys, problem):
     with pytest.raises(ConfigError, match=problem):
         create_model({**MINE, "yaml_file": "yolo11n.yaml", **keys})
+
+
+# Words ----------------------------------------------------------------------------------------------------------------
+PARTS = "ultralytics.nn.modules"
+WORDS_OF_ULTRALYTICS = sorted(
+    name
+    for name, kind in vars(tasks).items()
+    if isinstance(kind, type) and issubclass(kind, torch.nn.Module) and kind.__module__.startswith(PARTS)
+)
+
+
+@pytest.mark.parametrize("word", WORDS_OF_ULTRALYTICS)
+def test_every_word_of_ultralytics_is_one_here_or_is_named_with_the_reason(word):
+    here = word in LAYERS or word in THEIR_HEADS
+    assert here != (word in absent.WORDS)
+    if not here:
+        with pytest.raises(ConfigError, match=f"{word} is no word here: "):
+            check_word(word)
+
+
+def test_every_module_that_a_file_of_ultralytics_names_is_swept():
+    contents = [yaml.safe_load(path.read_text()) for path in THEIRS.values()]
+    named = {row[2] for content in contents for row in content["backbone"] + content["head"]}
+    assert named <= {*WORDS_OF_ULTRALYTICS, *(word for word in LAYERS if word.startswith("nn."))}
+
+
+def test_words_that_are_absent_are_absent():
+    assert not absent.WORDS.keys() & {*LAYERS, *THEIR_HEADS}

@@ -16,6 +16,7 @@ from ultralytics.nn.modules import RepConv as UltralyticsRepConv
 from ultralytics.utils.torch_utils import initialize_weights
 
 from models import DetectionModel, switch_to_deploy
+from models.arguments import ACTIVATION_NAMES, OTHER_NAMES
 from models.blocks.yolov5 import C3SPP, C3x, Contract, CrossConv, Expand, MixConv2d, split_equally
 from models.errors import ConfigError, UserError
 from models.layers import LAYERS, Layer
@@ -77,11 +78,24 @@ EXAMPLES = {  # word: arguments that it takes
     "RepNCSPELAN4": [[32, 16, 8], [32, 16, 8, 2]],
     "ELAN1": [[32, 16, 8]],
     "AIFI": [[], [64, 4]],
+    "MP": [[], [4]],
+    "SP": [[], [5, 2]],
+    "ReOrg": [[]],
+    "SPPCSPC": [[32], [64, 1, False, 1, 0.25, [3]]],
+    "DownC": [[32], [48, 1, 4]],
+    "SE": [[], [KEEPS, 4], [IN]],
+    "CBAM": [[], [KEEPS, 3]],
+    "RepMLPBlock": [[KEEPS, 8, 4], [KEEPS, 5, 7, [1, 3, 5], 2, 8]],
+    **{f"nn.{name}": [[]] for name in ACTIVATION_NAMES.split() if name != "Identity"},
+    **{name: [[]] for name in OTHER_NAMES},
+    "nn.LeakyReLU": [[], [0.1], [0.1, True]],
+    "nn.ReLU": [[], [True]],
     "ResNetLayer": [[IN, 8], [IN, 16, 2, False, 3], [IN, 24, 1, True], [IN, IN, {"e": 1}]],
     "HGStem": [[8, 24]],
     "HGBlock": [[8, 24], [8, IN, 5, True, True], [8, 24, 3, False, False, "nn.SiLU()"]],
 }
 PAIRS = {
+    "Shortcut",
     "nn.ZeroPad2d",
     "Concat",
     "CBLinear",
@@ -170,6 +184,7 @@ def test_the_number_of_repeats_is_inside_or_stacks(word):
 def test_the_activation_key_reaches_every_convolution(word):
     module = built(word, EXAMPLES[word][0], activation="nn.LeakyReLU(0.3)")[0]
     own = {"BottleneckCSP", "MixConv2d"}  # YOLOv5 gives these a SiLU of their own
+    own |= {"nn.SiLU", "Swish", "MemoryEfficientSwish"}
     silus = sum(isinstance(m, nn.SiLU) for m in module.modules())
     assert silus == (word in own)
 
@@ -255,6 +270,61 @@ def test_focus_reads_the_pixels_in_yolov5s_order():
     module.conv = nn.Identity()
     pixels = [x[..., row::2, column::2] for row, column in ((0, 0), (1, 0), (0, 1), (1, 1))]
     assert torch.equal(module(x), torch.cat(pixels, 1))
+
+
+@pytest.mark.parametrize(
+    ("d", "kind"), [("nn.LeakyReLU(0.1)", nn.LeakyReLU), ("Swish()", nn.SiLU), ("MemoryEfficientMish", nn.Mish)]
+)
+def test_text_in_place_of_the_dilation_is_the_activation_as_in_yolov7(d, kind):
+    module = built("Conv", [32, 3, 2, None, 1, d])[0]
+    assert isinstance(module.act, kind)
+    assert module.conv.dilation == (1, 1)
+
+
+def test_an_activation_leaves_its_input_as_it_is():
+    for args in ([True], [], [{"first": True}]):
+        x = maps(IN)
+        before = x.clone()
+        built("nn.ReLU", args)[0](x)
+        assert torch.equal(x, before)
+
+
+def test_re_org_reads_the_pixels_in_the_order_of_focus():
+    module = built("Focus", [32])[0]
+    module.conv = nn.Identity()
+    x = maps(IN)
+    assert torch.equal(built("ReOrg", [])[0](x), module(x))
+
+
+def test_squeeze_excite_has_a_reduction():
+    assert built("SE", [KEEPS, 4])[0].down.out_channels == IN // 4
+    assert built("SE", [])[0].down.out_channels == IN // 16
+
+
+def test_sppcspc_has_yolov7s_parts_and_parameters():
+    module = built("SPPCSPC", [KEEPS])[0]
+    assert {name.split(".")[0] for name in module.state_dict()} == {f"cv{i}" for i in range(1, 8)}
+    size = 2 * conv_size(IN, IN) + 2 * conv_size(IN, IN, 3) + conv_size(IN, IN) + conv_size(4 * IN, IN)
+    assert sum(p.numel() for p in module.parameters()) == size + conv_size(2 * IN, IN)
+
+
+def joined_by_shortcut(*widths, strides=(2, 2)):
+    rows = [[-1, 1, "Conv", [w, 3, s]] for w, s in zip(widths, strides, strict=True)]
+    rows[1][0] = "picture"
+    return {"nc": 2, "head": [*rows, [[0, 1], 1, "Shortcut", [1]], [-1, 1, "Detect", ["nc"]]]}
+
+
+def test_shortcut_adds_maps_of_one_shape():
+    graph = parse_model(load_spec(joined_by_shortcut(16, 16)))
+    assert graph.features[2] == graph.features[1]
+    x = maps(16)
+    assert torch.equal(graph.modules[2]([x, 2 * x]), 3 * x)
+
+
+@pytest.mark.parametrize(("widths", "strides"), [((16, 24), (2, 2)), ((16, 16), (2, 4))])
+def test_shortcut_refuses_maps_of_other_shapes(widths, strides):
+    with pytest.raises(ConfigError, match="Shortcut adds maps of one shape"):
+        DetectionModel(joined_by_shortcut(*widths, strides=strides))
 
 
 def test_sppf_is_spp():
@@ -543,6 +613,20 @@ WRONG = [
     ("HGBlock", [8, 1], "0.5 channels inside"),
     ("HGBlock", [8, 24, 2], "size divided by its stride"),
     ("HGBlock", [8, 24, 3, False, False, "nn.Relu()"], "did you mean 'ReLU'"),
+    ("MP", [0], "k must be a whole number from 1"),
+    ("SP", [2], "odd k"),
+    ("ReOrg", [2], "ReOrg takes ()"),
+    ("SPPCSPC", [8, 1, False, 1, 0.05], "0.8 channels inside"),
+    ("DownC", [32, 1, 0], "k must be a whole number from 1"),
+    ("SE", [48], "SE is given 48 channels, but 32 flow in"),
+    ("CBAM", [KEEPS, 5], "CBAM has a kernel of 3 or 7, got kernel_size=5"),
+    ("RepMLPBlock", [32, 8, 8], "as many channels as it reads"),
+    ("RepMLPBlock", [KEEPS, 8, 8, [2]], "odd k"),
+    ("RepMLPBlock", [KEEPS, 8, 8, [3, 3]], "one convolution of each size"),
+    ("RepMLPBlock", [KEEPS, 8, 8, [1, 3], 4, 5], "32 channels inside, expected a multiple of 5"),
+    ("nn.ReLU", [0.1, 0.1], "activation ReLU(0.1, 0.1)"),
+    ("nn.Relu", [], "did you mean 'nn.ReLU'"),
+    ("IDetect", ["nc"], "IDetect is no word here: write Detect"),
     ("CBLinear", [64], "c2s must be a list, each a whole number from 1"),
     ("CBLinear", [[8, 8], 2], "size divided by its stride"),
 ]
