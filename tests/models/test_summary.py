@@ -6,6 +6,7 @@ After a change that is meant to change them, rewrite tests/complexity.json with
 """
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -14,8 +15,10 @@ import torch
 from torch import nn
 
 from models import Backbone, DetectionModel, create_backbone, create_model, switch_to_deploy
+from models.blocks.branches import STYLES, BranchedConv
 from models.errors import UserError
-from models.summary import backbone_card, count_gflops, count_parameters, head_card, model_table
+from models.spec import load_spec
+from models.summary import backbone_card, branches_text, count_gflops, count_parameters, head_card, model_table
 from tests.helpers import SHIPPED, SWEPT, TINY_HEAD, tiny, tiny_backbone
 
 COMPLEXITY = Path(__file__).parents[1] / "complexity.json"
@@ -193,6 +196,41 @@ HEADS = [
 def test_the_card_says_which_head_it_is(args, keys, said):
     model = DetectionModel(tiny(head=[*TINY_HEAD, [[5, 3], 1, "Detect", args]], **keys))
     assert head_card(model).startswith(f"        head  Detect {said}")
+
+
+# Branches -------------------------------------------------------------------------------------------------------------
+def kept_for_backward(model):
+    """Return how many values of maps one training step of a model keeps for its gradients."""
+    kept = {}
+
+    def note(tensor):
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes() / tensor.element_size()
+        return tensor
+
+    own = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        outputs = model.train()(torch.rand(2, 3, 64, 64))
+    assert outputs is not None
+    return sum(count for storage, count in kept.items() if storage not in own)
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_what_branches_cost_in_training_is_said_before_it(style):
+    narrow, wide = create_model("yolov5n.yaml"), create_model(load_spec("yolov5n.yaml").with_branches(style))
+    said = re.search(
+        rf"{style}: (\d+) convolutions .* holds ([\d.]+) M parameters instead of ([\d.]+) M, "
+        r"computes ([\d.]+) times as much, and keeps ([\d.]+) times",
+        branches_text(wide),
+    )
+    count, params, before, work, values = map(float, said.groups())
+    assert count == sum(isinstance(m, BranchedConv) for m in wide.modules())
+    assert (params, before) == tuple(round(count_parameters(model) / 1e6, 2) for model in (wide, narrow))
+    assert work == round(count_gflops(wide) / count_gflops(narrow), 1)
+    assert values == pytest.approx(kept_for_backward(wide) / kept_for_backward(narrow), rel=0.4)
+
+
+def test_nothing_is_said_of_branches_that_a_model_has_not():
+    assert branches_text(create_model(tiny())) == ""
 
 
 if __name__ == "__main__" and "--write" in sys.argv:
