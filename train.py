@@ -61,7 +61,7 @@ from utils.checkpoint import load_checkpoint
 from utils.checkpoint.fields import described, why_wrong
 from utils.data.description import BUILT_IN, load_dataset, read_yaml
 from utils.data.files import check_images, sources_of
-from utils.distributed.group import LostProcessError, is_first, lost_processes, process_group
+from utils.distributed.group import LostProcessError, is_first, is_shared, lost_processes, process_group
 from utils.distributed.launch import launch, mark_run, started_run, wants_several
 from utils.drawing.fonts import use_font
 from utils.paths import find_file, increment_path
@@ -123,6 +123,7 @@ def make_parser() -> cli.Parser:
     add("--hyp", default="", help=f"recipe YAML; empty: {HYP}, {CLASSIFY_HYP}, or one for the built-in set")
     add("--epochs", type=cli.positive_int, help="passes over the training pictures")
     add("--batch-size", type=batch_size, dest="batch", help="pictures a step; -1: what fits the GPU")
+    add("--accumulate", type=cli.positive_int, default=1, help="batches a step of the optimizer")
     side = {"nargs": "+", "type": cli.image_side, "action": cli.OneSide}
     add("--imgsz", "--img", "--img-size", **side, help="side of the training pictures in pixels")
     add("--rect", action="store_true", help="group training pictures by shape")
@@ -190,6 +191,8 @@ def optimizer(text: str) -> str:
 def main(args: argparse.Namespace) -> Path:
     """Train as `args` say and return the run's folder."""
     started = time.time()
+    if args.max_restarts and not (args.resume or is_shared() or wants_several(args.device)):
+        raise UserError("--max-restarts is for several devices, such as --device 0,1")
     if wants_several(args.device):
         launch("train.py", args.words, args.device, args.max_restarts)
         return Path(args.project)
@@ -201,8 +204,6 @@ def main(args: argparse.Namespace) -> Path:
         if wants_several(device_of_run := run.options["device"] or ""):
             launch("train.py", [*args.words, "--device", device_of_run], device_of_run, args.max_restarts)
             return Path(run.options["save_dir"])
-        if args.max_restarts and device is None:
-            raise UserError("--max-restarts is for several devices, such as --device 0,1")
         if run.left == "nothing":
             LOGGER.info(how_to_go_on(run))
             return Path(run.options["save_dir"])
@@ -322,6 +323,7 @@ def flag_options(args: argparse.Namespace) -> dict[str, Any]:
         "autoanchor": not args.noautoanchor and not args.qat,
         "qat": args.qat,
         "sync_bn": args.sync_bn,
+        "accumulate": args.accumulate,
         "seed": args.seed,
     }
 

@@ -188,7 +188,7 @@ REFUSED = {
     **{"noval": True, "cache": "ram", "multi_scale": True, "single_cls": True, "custom_l2": True, "qat": True},
     **{"cos_lr": True, "name": "other", "task": "segment", "weights": "x.pt", "noautoanchor": True, "no_overlap": True},
     **{
-        "overparameterize": "acb",
+        **{"overparameterize": "acb", "sync_bn": True, "accumulate": 2},
         "cfg": "riformer-yolo.yaml",
         "project": "x",
         "label_smoothing": 0.1,

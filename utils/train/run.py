@@ -53,6 +53,7 @@ OWN_OPTIONS: dict[str, Any] = {  # beside ultralytics' options, with their defau
     "rep_optimizer": False,
     "class_smoothing": 0.0,  # label_smoothing of classifiers, a word that ultralytics has dropped
     "sync_bn": False,
+    "accumulate": 1,
 }
 PLACE = ("project", "name", "save_dir", "exist_ok", "resume", "mode")  # of a run; these follow from where its files are
 CHANGEABLE = ("epochs", "patience", "device", "workers", "plots", "save_period", "data")  # in a run that is resumed
@@ -256,6 +257,7 @@ CHECKED: dict[str, tuple[str, Callable[[Any], bool]]] = {  # of which ultralytic
     "imgsz": ("a number of pixels", lambda value: type(value) is int and is_imgsz(value)),
     "batch": ("a whole number of at least 1, or -1", is_batch),
     "workers": ("a whole number of at least 0", is_count),
+    "accumulate": ("a whole number of at least 1", lambda value: is_count(value) and value > 0),
     "task": (f"one of {', '.join(TASKS)}", lambda value: value in TASKS),
     "class_smoothing": ("a number from 0 to 1", lambda value: is_finite(value) and 0 <= value <= 1),
     "optimizer": (f"one of {', '.join(OPTIMIZERS)}", lambda value: value in OPTIMIZERS),
@@ -264,7 +266,8 @@ CHECKED: dict[str, tuple[str, Callable[[Any], bool]]] = {  # of which ultralytic
     "overparameterize": (f"one of {', '.join(STYLES)}", lambda value: value in (None, *STYLES)),
     "anchor_gains": ("numbers by name", lambda value: is_mapping(value, is_finite)),
     **dict.fromkeys(
-        ("custom_l2", "autoanchor", "qat", "rep_optimizer"), ("true or false", lambda value: isinstance(value, bool))
+        ("custom_l2", "autoanchor", "qat", "rep_optimizer", "sync_bn"),
+        ("true or false", lambda value: isinstance(value, bool)),
     ),
 }
 FLAGS = "pretrained mask_ratio overlap_mask rect save val multi_scale single_cls seed".split()  # others that flags set

@@ -1,7 +1,7 @@
 """Training: ultralytics' loop around our model, data sets and checkpoints.
 
 Beyond ultralytics' trainer, a run that was stopped and resumed ends with the weights of one that was not: every epoch
-starts from a seed of its own, a step is taken after every batch, and `last.pt` holds everything in float32.
+starts from a seed of its own, no gradient is left behind at its end, and `last.pt` holds everything in float32.
 """
 
 from __future__ import annotations
@@ -85,8 +85,8 @@ class Trainer(DetectionTrainer):
     Of its options (`args`) these are ours: `custom_l2` puts RepVGG's penalty on the fused kernels in place of weight
     decay on their branches; `anchor_gains` are the hyper-parameters of the loss of heads with anchors, by YOLOv5's
     names; `autoanchor` fits their anchors to the data set; `qat` fine-tunes the first weights in their fused form, with
-    the rounding of INT8; `rep_optimizer` has plain convolutions learn as with branches; `sync_bn` takes the statistics
-    of BatchNorm over all processes.
+    the rounding of INT8; `rep_optimizer` has plain convolutions learn as with branches; `accumulate` is the number of
+    batches a step; `sync_bn` takes the statistics of BatchNorm over all processes.
 
     Where several processes share each batch (`utils.distributed`), `device` is that of this one, and ultralytics, which
     would wrap the model, is told of one process alone: gradients are summed in `optimizer_step`.
@@ -107,6 +107,7 @@ class Trainer(DetectionTrainer):
         for folder in (self.save_dir, self.wdir):
             remove_partials(folder)
         self.history: list[dict[str, float]] = []
+        self.batches = 0  # of this epoch, so far
         self.penalized: list[RepConv] = []
         self.add_callback("on_train_epoch_start", Trainer.seed_epoch)
 
@@ -249,11 +250,15 @@ class Trainer(DetectionTrainer):
         return optimizer
 
     def optimizer_step(self) -> None:
-        """Take a step down the gradient of the loss and of the penalty of `custom_l2`.
+        """Take a step down the gradient of the loss and of the penalty of `custom_l2`, after `accumulate` batches.
 
+        After the last batch of an epoch a step is always taken, so that a checkpoint leaves no gradient behind.
         The penalty is no part of the loss that is printed, as weight decay is not. Optimizers of the Adam family scale
         its gradient along with the loss's, which they do not with weight decay: the paper's is SGD.
         """
+        self.batches += 1
+        if self.batches % self.args.accumulate and self.batches < len(self.train_loader):
+            return
         if self.penalized:
             penalty = torch.stack([block.get_custom_l2() for block in self.penalized]).sum()
             self.scaler.scale(0.5 * self.decay * penalty).backward()
@@ -270,7 +275,7 @@ class Trainer(DetectionTrainer):
             raise
 
     def _build_train_pipeline(self) -> None:
-        """Take a step after every batch: gradients gathered over several would not survive a stop between them."""
+        """Have `optimizer_step` called after every batch: ultralytics would gather gradients beyond the epoch's end."""
         self.args.nbs = self.batch_size
         super()._build_train_pipeline()
         for split, loader in zip(SPLITS, (self.train_loader, self.test_loader), strict=True):
@@ -285,6 +290,7 @@ class Trainer(DetectionTrainer):
 
     def seed_epoch(self) -> None:
         """Start an epoch from a seed of its own, with nothing carried over, so that it can be run again alike."""
+        self.batches = 0
         start_together(self, LOADER_SEED + self.args.seed + self.epoch)
         own = max(RANK, 0) * OTHER_PROCESS
         init_seeds(self.args.seed + 1 + self.epoch + own, deterministic=self.args.deterministic)
