@@ -47,7 +47,7 @@ def _family(word: str) -> tuple[str, str | None] | None:
 def check_word(word: str) -> None:
     """Raise ConfigError for a word that builds nothing, saying which one may be meant."""
     if word not in LAYERS and word in absent.WORDS:
-        raise ConfigError(f"ultralytics' {word} is no word here: {absent.WORDS[word]}")
+        raise ConfigError(f"{word} is no word here: {absent.WORDS[word]}")
     if word not in LAYERS and not is_backbone(word):
         hint = did_you_mean(word, [*LAYERS, *BACKBONES]) or did_you_mean(word, timm_models())
         raise ConfigError(

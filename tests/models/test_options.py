@@ -39,7 +39,11 @@ OPTIONS = {  # further ones of each
     ],
     "RepMLPResNet": [{"groups": 8, "kernels": [3], "reduction": 4}],
 }
-CASES = [(family, more) for family, many in OPTIONS.items() for more in ({}, *many)]
+CASES = [
+    pytest.param(family, more, marks=[pytest.mark.slow] * (family == "RepMLPResNet"))  # which has one width
+    for family, many in OPTIONS.items()
+    for more in ({}, *many)
+]
 
 
 def model_of(family, **more):
