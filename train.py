@@ -67,6 +67,7 @@ from utils.drawing.fonts import use_font
 from utils.paths import find_file, increment_path
 from utils.text import quote
 from utils.train.batches import check_batches
+from utils.train.classes import read_class_map
 from utils.train.classify import ClassTrainer
 from utils.train.distributed import shared_run
 from utils.train.run import (
@@ -117,6 +118,7 @@ def make_parser() -> cli.Parser:
     parser = cli.Parser(prog="train.py", description=__doc__)
     add = parser.add_argument
     add("--weights", default="", help="checkpoint to start from; empty: from scratch")
+    add("--class-map", default="", help="YAML of classes that --weights call otherwise: 'own name: their name'")
     add("--cfg", default="", help="model YAML, a path or a name in models/configs; empty: that of --weights")
     add("--data", default="", help="data set YAML, a path or a name in data; class folders; empty: built in")
     add("--allow-partial", action="store_true", help="load whatever fits of the weights that the backbone's row names")
@@ -290,7 +292,7 @@ def new_run(args: argparse.Namespace) -> TrainingRun:
     data = load_dataset(args.data or BUILT_IN[spec.task], task=spec.task)
     pictures = check_images(data, single_cls=args.single_cls, training=True, task=spec.task)
     splits = describe_splits(data, pictures)
-    model = new_model(spec, start, data, options)
+    model = new_model(spec, start, data, options, read_class_map(args.class_map))
     check_batches(model, options, len(pictures["train"]))
     name = Path(spec.name).stem if args.name == "cfg" else args.name
     sources = [args.weights, args.cfg, args.hyp, *sources_of(data)] if args.exist_ok else []
@@ -334,6 +336,8 @@ def choose_model(args: argparse.Namespace) -> tuple[ModelSpec, DetectionModel | 
         raise UserError("--qat fine-tunes the network of --weights: name them, and leave out --cfg")
     if not args.cfg and not args.weights:
         raise UserError("train.py needs --cfg, for instance --cfg riformer-yolo.yaml, or --weights to start from")
+    if args.class_map and (args.qat or not args.weights):
+        raise UserError("--class-map says what --weights call the classes: name them, and leave out --qat")
     if args.qat and args.overparameterize:
         raise UserError("--qat fine-tunes the fused form, which has no branches: leave out --overparameterize")
     if args.allow_partial and not args.cfg:

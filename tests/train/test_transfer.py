@@ -189,7 +189,7 @@ def test_a_network_of_other_widths_is_refused_and_left_alone(changes, models):
 def trained_anew(cfg, start):
     """Return the first model of a training of `cfg` from the weights of `start`."""
     options = {"single_cls": False, "qat": False, "seed": 0, "freeze": None, "custom_l2": False, "rep_optimizer": False}
-    return new_model(load_spec(cfg), start, {"nc": 2, "channels": 3}, options).eval()
+    return new_model(load_spec(cfg), start, {"nc": 2, "channels": 3, "names": start.names}, options).eval()
 
 
 def wide(style):

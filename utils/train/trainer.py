@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import inspect
 import itertools
+from collections.abc import Mapping
 from copy import copy
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -54,6 +56,7 @@ from utils.evaluate.validator import VALIDATORS, ClassValidator, Validator
 from utils.paths import remove_run
 from utils.train.anchors import fit_anchors
 from utils.train.batches import check_trains_on_one, trains_on_one
+from utils.train.classes import match_classes
 from utils.train.distributed import share, start_together
 from utils.train.gradients import check_scales_steps, scale_steps, start_as_sum
 from utils.train.qat import insert_rounding, observe
@@ -421,7 +424,11 @@ def of_classes(data: dict[str, Any], single_cls: bool) -> dict[str, Any]:
 
 
 def new_model(
-    spec: ModelSpec, start: DetectionModel | None, data: dict[str, Any], options: dict[str, Any]
+    spec: ModelSpec,
+    start: DetectionModel | None,
+    data: dict[str, Any],
+    options: dict[str, Any],
+    class_map: Mapping[str, str] = MappingProxyType({}),
 ) -> DetectionModel:
     """Return the model of a new run: the fused one that `qat` trains, or that of the YAML, as the run's seed has it.
 
@@ -430,6 +437,7 @@ def new_model(
         start: the model whose weights are the first ones, if any.
         data: what `load_dataset` returned.
         options: of the run.
+        class_map: names of its classes to those that they have in `start`, where these differ.
 
     Raises:
         UserError: it cannot be built, or not be trained with these options; or the weights are another network's.
@@ -444,7 +452,8 @@ def new_model(
         warn_of_deploy_form(model)
         if start is not None:
             check_branches(start, spec)
-            LOGGER.info(f"{transfer(start, model)}\n")
+            partners = match_classes(start.names, data["names"], class_map)
+            LOGGER.info(f"{transfer(start, model, partners)}\n")
         if narrow and spec.overparameterize:
             model.widen(**spec.overparameterize)
     if options["rep_optimizer"]:

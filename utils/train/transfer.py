@@ -14,6 +14,7 @@ from torch import Tensor
 
 from models import DetectionModel
 from models.errors import WeightsError
+from utils.train.classes import LAYERS, Partners, class_rows
 
 MIN_TRANSFERRED = 0.5  # of the tensors of the backbone, or of those of neck and head; below it, of another network
 ANCHORS = "anchor_sizes"  # of a head, which its YAML says
@@ -45,6 +46,7 @@ class Transfer:
     source: DetectionModel
     target: DetectionModel
     rows: tuple[RowTransfer, ...]
+    partners: Partners | None = None  # of the classes, where they are not alike
 
     @property
     def copied(self) -> int:
@@ -89,30 +91,42 @@ class Transfer:
         return "\n".join(lines)
 
     def _note(self, row: RowTransfer) -> str:
-        """Return why a head has new tensors although its counterpart was found."""
-        is_head = row.row == len(self.target.nodes) - 1
-        if is_head and row.new and self.source.nc != self.target.nc:
+        """Return what a head's class scores start from where the classes differ."""
+        if row.row < len(self.target.nodes) - 1 or row.source is None:
+            return ""
+        if self.partners and not any(LAYERS.fullmatch(name) for name in row.new):
+            kept = sum(i is not None for i in self.partners)
+            return f"  {kept} of {len(self.partners)} classes are known there and kept, others start from the mean"
+        if row.new and self.source.nc != self.target.nc:
             return f"  {self.source.nc} classes there, {self.target.nc} here: their scores start new"
         return ""
 
 
-def transfer(source: DetectionModel, target: DetectionModel) -> Transfer:
+def transfer(source: DetectionModel, target: DetectionModel, partners: Partners | None = None) -> Transfer:
     """Copy what fits of the weights of `source` into `target`, and return what that was.
+
+    Args:
+        source: the model of the first weights.
+        target: the model that is to be trained.
+        partners: of each class of `target` the number in `source`, as `match_classes` returns them; by default the
+            classes are alike if there are as many.
 
     Raises:
         WeightsError: hardly anything fits, neither in the backbone nor in neck and head; `target` is as it was.
     """
-    partners = align(source, target)
+    if partners is not None and list(partners) == list(range(source.nc)):
+        partners = None
+    sources = align(source, target)
     rows, copies = [], {}
     for i in range(len(target.nodes)):
-        own, partner = target.model[i].state_dict(), partners.get(i)
-        theirs = {} if partner is None else counterparts(source, partner, target, i)
+        own, partner = target.model[i].state_dict(), sources.get(i)
+        theirs = {} if partner is None else counterparts(source, partner, target, i, partners)
         fits = {name: theirs[name] for name in own if name in theirs and theirs[name].shape == own[name].shape}
         copies.update({f"model.{i}.{name}": tensor for name, tensor in fits.items()})
         counted = [name for name in own if not name.endswith(COUNTER)]
         copied, new = ([name for name in counted if (name in fits) == fit] for fit in (True, False))
         rows.append(RowTransfer(i, partner, tuple(copied), tuple(new)))
-    result = Transfer(source, target, tuple(rows))
+    result = Transfer(source, target, tuple(rows), partners)
     if not result.is_enough():
         raise WeightsError(
             f"only {result.copied} of {result.total} tensors of {target.spec.name} are in {source.pt_path}, "
@@ -174,15 +188,20 @@ def _matches(first: Sequence[Hashable], second: Sequence[Hashable]) -> list[tupl
     return pairs
 
 
-def counterparts(source: DetectionModel, partner: int, target: DetectionModel, row: int) -> dict[str, Tensor]:
+def counterparts(
+    source: DetectionModel, partner: int, target: DetectionModel, row: int, classes: Partners | None
+) -> dict[str, Tensor]:
     """Return the tensors of a row of `source` by the names that they have in a row of `target`.
 
     Parts of a head belong to strides, and are named by the place of theirs among those of its model. Anchors are the
-    YAML's, and come along if both have the same.
+    YAML's, and come along if both have the same. Class scores have the rows of the target's `classes`.
     """
     tensors: dict[str, Tensor] = source.model[partner].state_dict()
     if row < len(target.nodes) - 1:
         return tensors
+    if classes is not None:
+        head, other = target.model[-1], source.model[-1]
+        tensors = {name: class_rows(head, other, name, tensor, classes) for name, tensor in tensors.items()}
     if source.spec.anchors != target.spec.anchors:
         tensors.pop(ANCHORS, None)
     strides, own = ([float(stride) for stride in model.stride] for model in (source, target))
