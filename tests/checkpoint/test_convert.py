@@ -67,7 +67,7 @@ ULTRALYTICS = ["yolov5n.yaml", "yolov8n.yaml", "yolo11n.yaml", "yolo26n.yaml", "
 MORE = {
     f"{name}.yaml": {} for name in "yolov9t yolov10n yolov8n-p2 yolov8n-p6 yolov5n-p6 yolov8n-ghost yolov6n".split()
 }
-MORE |= {f"{name}.yaml": {} for name in "yolov6n yolo11n-seg yolo26n-p2 yolov3-tiny".split()}
+MORE |= {f"{name}.yaml": {} for name in "yolov6n yolo11n-seg yolo26n-p2 yolov3-tiny yolo26n-seg".split()}
 MORE |= {  # the rules for large models, at small widths
     "yolov8s.yaml": {"scales": {"s": [0.33, 0.25, 1024]}, "scale": "s", "activation": "nn.LeakyReLU(0.1)"},
     "yolo11m.yaml": {"scales": {"m": [0.5, 0.25, 512]}, "scale": "m"},
@@ -111,7 +111,6 @@ def test_the_head_is_the_one_of_the_file_whatever_ultralytics_built_last(tmp_pat
     [
         (tasks.PoseModel, "yolov8n-pose.yaml", "Pose"),
         (tasks.OBBModel, "yolov8n-obb.yaml", "OBB"),
-        (tasks.SegmentationModel, "yolo26n-seg.yaml", "Segment26"),
     ],
 )
 def test_a_head_that_there_is_not_here_is_named(kind, name, head, tmp_path):

@@ -85,9 +85,9 @@ def test_any_other_file_of_ultralytics_is_refused_in_one_sentence(name):
         create_model(THEIRS[name])
     text = str(caught.value)
     assert text.startswith(f"{name}.yaml")
-    assert any(
-        f"{word} is no word here: {reason}" in text for word, reason in absent.WORDS.items()
-    ) or any(f"ultralytics' key {key} is none here: {reason}" in text for key, reason in absent.KEYS.items())
+    assert any(f"{word} is no word here: {reason}" in text for word, reason in absent.WORDS.items()) or any(
+        f"ultralytics' key {key} is none here: {reason}" in text for key, reason in absent.KEYS.items()
+    )
 
 
 def shapes(model):
@@ -203,9 +203,7 @@ def test_a_checkpoints_yaml_is_not_taken_for_ultralytics(tmp_path):
 
 def test_a_word_that_is_none_here_is_quoted_as_it_stands():
     cfg = {**MINE, "scale": "n", "head": [*MINE["head"][:-1], [[5, 3], 1, "OBB", ["nc", 1]]]}
-    with pytest.raises(
-        ConfigError, match=r"OBB, \[nc, 1\]\]: OBB is no word here: it finds rotated boxes"
-    ):
+    with pytest.raises(ConfigError, match=r"OBB, \[nc, 1\]\]: OBB is no word here: it finds rotated boxes"):
         create_model(cfg)
 
 
