@@ -141,7 +141,7 @@ def test_a_yaml_downloads_only_what_the_command_line_allows(row, monkeypatch):
     monkeypatch.setattr(timm.models._builder, "load_pretrained", lambda *_, **options: asked.append(options))
     monkeypatch.setitem(downloads.CONSENT, "given", False)
     cfg = tiny(backbone=[[-1, 1, *row]], head=[[["P3", "P4", "P5"], 1, "Detect", ["nc"]]])
-    with pytest.raises(ConfigError, match="timm downloads only when you allow it: --download"):
+    with pytest.raises(ConfigError, match="downloaded only when you allow it: --download"):
         DetectionModel(cfg)
     assert not asked
 
