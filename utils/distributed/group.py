@@ -125,12 +125,12 @@ def await_all() -> None:
 
 
 @contextmanager
-def first_before_others(rank: int = RANK) -> Iterator[None]:
-    """Let the process of rank 0 do something before the others do it, which then find what it has left for them."""
-    if rank > 0:
+def first_before_others() -> Iterator[None]:
+    """Let the first process of each machine do something before the others do it, which then find what it has left."""
+    if LOCAL_RANK > 0:
         await_all()
     yield
-    if rank == 0:
+    if LOCAL_RANK == 0:
         await_all()
 
 

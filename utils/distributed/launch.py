@@ -5,6 +5,7 @@ Each of them runs the same script with the same options, so that plugins and all
 
 from __future__ import annotations
 
+import logging
 import os
 import platform
 import signal
@@ -51,6 +52,7 @@ def launch(script: str, words: Sequence[str], device: str, max_restarts: int = 0
         max_restarts=max_restarts,
         signals_to_handle="SIGQUIT",  # Ctrl-C and SIGTERM are handled by the script
     )
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # the processes say what happens
     try:
         elastic_launch(config, sys.executable)(str(ROOT / script), *words)
     except ChildFailedError as error:

@@ -41,6 +41,7 @@ from utils.data.dataset import build_dataset
 from utils.data.description import write_data_yaml
 from utils.distributed.gradients import add_gradients
 from utils.distributed.group import (
+    await_all,
     copy_from_first,
     first_before_others,
     from_first,
@@ -113,6 +114,7 @@ class Trainer(DetectionTrainer):
         self.batches = 0  # of this epoch, so far
         self.penalized: list[RepConv] = []
         self.add_callback("on_train_epoch_start", Trainer.seed_epoch)
+        self.add_callback("on_fit_epoch_end", lambda _: await_all())  # the first process has measured and written
 
     def check_resume(self, overrides: dict[str, Any]) -> None:  # noqa: ARG002
         """Resume the checkpoint of the run; ultralytics would look for its options by itself."""
