@@ -13,6 +13,7 @@ import yaml
 from utils.train.trainer import Trainer
 
 NAMES = ["a", "b"]
+COLOURS = {"blue": (200, 60, 60), "green": (60, 200, 60), "red": (60, 60, 200)}  # BGR
 
 
 def make_data(folder: Path, train: int = 3, **changes) -> Path:
@@ -27,6 +28,18 @@ def make_data(folder: Path, train: int = 3, **changes) -> Path:
     splits = {split: f"images/{split}" for split in ("train", "val")}
     file.write_text(yaml.safe_dump({**splits, "names": NAMES, **changes}))
     return file
+
+
+def make_folders(root: Path, train: int = 24, val: int = 4) -> Path:
+    """Make a data set of noisy pictures in folders by their colour."""
+    rng = np.random.default_rng(0)
+    for split, count in (("train", train), ("val", val)):
+        for name, colour in COLOURS.items():
+            (root / split / name).mkdir(parents=True)
+            for i in range(count):
+                noise = rng.integers(-40, 40, (24, 40, 3))
+                cv2.imwrite(str(root / split / name / f"{i}.png"), np.clip(noise + colour, 0, 255).astype(np.uint8))
+    return root
 
 
 @contextmanager

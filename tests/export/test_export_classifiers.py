@@ -10,7 +10,7 @@ import val
 from models import create_model
 from tests.exporting import command, names_in, report_in, sides_of
 from tests.helpers import random_model, save, tell_apart_, tiny
-from tests.train.test_classify import make_folders
+from tests.runs import make_folders
 from utils.data.samples import make_pictures
 from utils.deploy.run import load_runner
 from utils.deploy.write import WriteOptions

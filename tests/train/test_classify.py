@@ -6,8 +6,6 @@ import csv
 import math
 from pathlib import Path
 
-import cv2
-import numpy as np
 import pytest
 import torch
 
@@ -18,27 +16,14 @@ from models import create_model, load
 from models.errors import UserError
 from models.spec import load_spec
 from tests.helpers import randomize_, save, tiny, write
-from tests.runs import stopped
+from tests.runs import COLOURS, make_folders, stopped
 from utils.checkpoint import load_checkpoint, read_checkpoint
 from utils.data.description import CUT_OUTS, load_dataset
 from utils.data.files import check_images
 from utils.train.classify import mix, smooth
 from utils.train.transfer import transfer
 
-COLOURS = {"blue": (200, 60, 60), "green": (60, 200, 60), "red": (60, 60, 200)}  # BGR
 TINY = tiny(head=[[-1, 1, "Classify", ["nc"]]])
-
-
-def make_folders(root: Path, train: int = 24, val: int = 4) -> Path:
-    """Make a data set of noisy pictures in folders by their colour."""
-    rng = np.random.default_rng(0)
-    for split, count in (("train", train), ("val", val)):
-        for name, colour in COLOURS.items():
-            (root / split / name).mkdir(parents=True)
-            for i in range(count):
-                noise = rng.integers(-40, 40, (24, 40, 3))
-                cv2.imwrite(str(root / split / name / f"{i}.png"), np.clip(noise + colour, 0, 255).astype(np.uint8))
-    return root
 
 
 @pytest.fixture(scope="module")
