@@ -307,6 +307,7 @@ def flag_options(args: argparse.Namespace) -> dict[str, Any]:
     """Return ultralytics' options and ours that flags set, in the words of `Trainer`."""
     return {
         "pretrained": args.weights or False,
+        "class_map": args.class_map or None,
         "mask_ratio": args.mask_ratio,
         "overlap_mask": not args.no_overlap,
         "rect": args.rect,

@@ -170,11 +170,15 @@ class Fixed:
     [
         (["a"], "a is the best on this data: mAP50-95 50.0 ± 1.0. The next is b, 1.0 ± 2.0 points behind."),
         (["a", "b"], "The data cannot tell b from a, .* Of these b is the fastest, 2.0 ms a picture."),
+        (["a", "d"], "The data cannot tell d from a, .* They are as fast as each other, 8.9 ms a picture."),
     ],
 )
 def test_the_winner_is_named_or_that_there_is_none(equals, said):
-    rows = [Compared(name, 3, latency={"onnx": Latency((ms,))}) for name, ms in (("a", 9.0), ("b", 2.0), ("c", 1.0))]
-    assert re.match(said, verdict(Fixed({"a": 0.5, "b": 0.49, "c": 0.1}, equals), rows, "onnx"))
+    rows = [
+        Compared(name, 3, latency={"onnx": Latency((ms,))})
+        for name, ms in (("a", 9.0), ("b", 2.0), ("c", 1.0), ("d", 8.9))
+    ]
+    assert re.match(said, verdict(Fixed({"a": 0.5, "b": 0.49, "c": 0.1, "d": 0.48}, equals), rows, "onnx"))
 
 
 def test_the_table_has_the_best_first_and_failures_last():

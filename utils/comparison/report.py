@@ -16,6 +16,7 @@ from utils.latency import Latency
 from utils.writing import write_text
 
 PICTURE, PAGE, DATA = "compare.png", "compare.html", "compare.json"
+SAME_SPEED = 1.1  # ratio of latencies that noise alone may make
 STYLE = """body { font: 15px/1.5 system-ui, sans-serif; margin: 2em auto; max-width: 72em; padding: 0 1em }
 table { border-collapse: collapse; margin: 1em 0 } td, th { padding: .3em .8em; text-align: right }
 tr:nth-child(even) { background: #f3f4f6 } td:first-child, th:first-child { text-align: left } img { max-width: 100% }
@@ -82,6 +83,8 @@ def verdict(sample: Sample, rows: Sequence[Compared], form: str) -> str:
     if not timed:
         return text
     fast = min(timed, key=times.__getitem__)
+    if all(times[name] < SAME_SPEED * times[fast] for name in timed):
+        return f"{text} They are as fast as each other, {times[fast]:.1f} ms a picture."
     return f"{text} Of these {fast} is the fastest, {times[fast]:.1f} ms a picture."
 
 

@@ -54,6 +54,7 @@ OWN_OPTIONS: dict[str, Any] = {  # beside ultralytics' options, with their defau
     "class_smoothing": 0.0,  # label_smoothing of classifiers, a word that ultralytics has dropped
     "sync_bn": False,
     "accumulate": 1,
+    "class_map": None,
 }
 PLACE = ("project", "name", "save_dir", "exist_ok", "resume", "mode")  # of a run; these follow from where its files are
 CHANGEABLE = ("epochs", "patience", "device", "workers", "plots", "save_period", "data")  # in a run that is resumed
@@ -264,6 +265,7 @@ CHECKED: dict[str, tuple[str, Callable[[Any], bool]]] = {  # of which ultralytic
     "cache": ("False or ram", lambda value: value in (None, False, "ram")),
     "freeze": ("backbone, a number of slots, or a list of slots", is_freeze),
     "overparameterize": (f"one of {', '.join(STYLES)}", lambda value: value in (None, *STYLES)),
+    "class_map": ("the name of a file", lambda value: value is None or is_path(value)),
     "anchor_gains": ("numbers by name", lambda value: is_mapping(value, is_finite)),
     **dict.fromkeys(
         ("custom_l2", "autoanchor", "qat", "rep_optimizer", "sync_bn"),
