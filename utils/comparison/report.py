@@ -140,19 +140,18 @@ def draw(rows: Sequence[Compared], form: str, path: Path) -> None:
         figure = Figure(figsize=(8, 5), layout="constrained")
         axes = figure.add_subplot()
         timed = all(form in row.latency for row in rows if row.accuracy)
-        for number, row in enumerate(row for row in rows if row.accuracy):
-            assert row.accuracy is not None
-            x = row.latency[form].median if timed else number
-            y = 100 * row.accuracy.value
-            axes.errorbar(x, y, 100 * row.accuracy.margin, fmt="o", capsize=4)
-            axes.annotate(row.name, (x, y), xytext=(7, 5), textcoords="offset points")
+        for number, (row, accuracy) in enumerate((row, row.accuracy) for row in rows if row.accuracy):
+            x, y = row.latency[form].median if timed else number, 100 * accuracy.value
+            axes.errorbar(x, y, 100 * accuracy.margin, fmt="o", capsize=4, label=row.name)
         if timed:
-            axes.plot(*zip(*frontier(rows, form), strict=True), "k--", alpha=0.4, drawstyle="steps-post", zorder=0)
+            points = frontier(rows, form)
+            axes.plot(*zip(*points, strict=True), "k--", alpha=0.4, drawstyle="steps-post", zorder=0)
+            axes.set_xlim(left=0)
         axes.set_xlabel(f"median ms a picture, {form}" if timed else "in the order of the command line")
         axes.set_ylabel("mAP50-95, 95 % interval")
-        axes.margins(0.15)
         axes.set_ylim(bottom=max(0, axes.get_ylim()[0]))
         axes.grid(alpha=0.3)
+        axes.legend()
         figure.savefig(path, dpi=130)
 
 
