@@ -28,6 +28,10 @@ Run = tuple[tuple[Any, ...], dict[str, Any]]  # positional and keyword arguments
 _CALLING: ContextVar[bool] = ContextVar("_CALLING", default=False)  # a method is running, which may fuse what it holds
 
 
+class ForeignError(Exception):
+    """A network does not run with the blocks that fused by a method of their own."""
+
+
 class OwnMethods:
     """A fuser of the blocks of a model that have such a method.
 
@@ -38,19 +42,37 @@ class OwnMethods:
     def __init__(self, fused: set[str]) -> None:
         self.fused = fused
         self.left: list[str] = []  # path and reason
+        self._new: list[str] = []  # paths of blocks that were fused this time
         self._judged: set[nn.Module] = set()
         self._runs: dict[nn.Module, list[Run]] = {}
         self._paths: dict[nn.Module, str] = {}
 
     def watch(self, model: nn.Module, example: Tensor) -> bool:
-        """Note which blocks are still to be judged, and what each gets in `model(example)`; return if there are any."""
+        """Note which blocks are still to be judged, and what each gets in `model(example)`; return if there are any.
+
+        Raises:
+            ForeignError: as `check`.
+        """
         self._paths = {
             module: path
             for path, module in model.named_modules()
             if methods_of(module) and path not in self.fused and module not in self._judged and not _CALLING.get()
         }
-        self._runs = watch_runs(model, example, self._paths) if self._paths else {}
+        if self._paths:
+            self.check(model, example)
+            self._runs = watch_runs(model, example, self._paths)
         return bool(self._paths)
+
+    def check(self, model: nn.Module, example: Tensor) -> None:
+        """Raise ForeignError if blocks were fused and `model(example)` fails, as it may read their parts."""
+        try:
+            if self._new:
+                with torch.no_grad():
+                    model(example)
+        except Exception as e:
+            paths = ", ".join(self._new)
+            reason = f"it does not run with {paths} fused: {type(e).__name__}: {_first_line(e)}"
+            raise ForeignError(f"the network: {reason}; {ADVICE}") from e
 
     def __call__(self, module: nn.Module) -> nn.Module | None:
         """Return the fused form of a watched block; None for others, and for those that are left as they are."""
@@ -68,6 +90,7 @@ class OwnMethods:
             if replaced is not None:
                 self._judged.add(replaced)
                 self.fused.add(path)
+                self._new.append(path)
                 return replaced
         if reasons:
             self.left.append(f"{path or 'the network'}: {'; '.join(reasons)}; {ADVICE}")

@@ -29,7 +29,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.utils.parametrize import is_parametrized
 
 from models.blocks.dataflow import Link, follow, ran_modules
-from models.blocks.foreign import OwnMethods
+from models.blocks.foreign import ForeignError, OwnMethods
 
 Linear = _ConvNd | nn.Linear
 L = TypeVar("L", bound=Linear)
@@ -124,9 +124,16 @@ def switch_to_deploy(model: M, example: Tensor | None = None) -> M:
     own = OwnMethods(report.by_own_method)
     own.watch(deploy, example)
     deploy = _fuse_blocks(deploy, report.fused, {}, (*_FUSERS, own))
-    for _ in range(DEPTH):  # blocks that came out of others
-        if own.watch(deploy, example):
+    try:
+        for _ in range(DEPTH):  # blocks that came out of others
+            if not own.watch(deploy, example):
+                break
             deploy = _fuse_blocks(deploy, report.fused, {}, (own,))
+        own.check(deploy, example)
+    except ForeignError as e:
+        deploy, report = _eval_copy(model)
+        deploy = _fuse_blocks(deploy, report.fused, {}, _FUSERS)
+        own.left = [str(e)]
     report.left = own.left
     fold_batch_norms(deploy, example, report)
     deploy.report = report

@@ -344,6 +344,25 @@ def test_a_wrong_method_is_listed_with_what_to_do(kind, reason):
     assert deploy.report.fused == {"Conv+BN": 1}, "its pair is folded all the same"
 
 
+class ReadsParts(nn.Module):
+    """What stands around a block reads a part that its method takes away."""
+
+    def __init__(self):
+        super().__init__()
+        self.inside = Pair()
+
+    def forward(self, x):
+        return self.inside(x) * self.inside[0].groups
+
+
+def test_a_network_that_reads_the_parts_of_a_block_keeps_it():
+    net = randomize_(nn.Sequential(ReadsParts(), RepVGG(8, 8))).double().eval()
+    deploy = switch_to_deploy(net, pictures())
+    assert worst_error(deploy, net, pictures()) <= EXACT
+    assert not deploy.report.by_own_method
+    assert deploy.report.left[0].startswith("the network: it does not run with 0.inside, 1 fused: TypeError")
+
+
 def test_a_method_that_only_small_pictures_agree_with_is_judged_by_what_the_block_gets():
     net = randomize_(nn.Sequential(nn.MaxPool2d(4), OnlyLargePictures())).double().eval()
     assert switch_to_deploy(net, pictures(96, 64)).report.fused == {"OnlyLargePictures": 1}
