@@ -15,6 +15,7 @@ import yaml
 import detect
 import utils.deploy.backends
 import utils.deploy.files
+import utils.writing
 import val
 from models import switch_to_deploy
 from models.errors import UserError
@@ -93,7 +94,7 @@ def test_what_a_killed_export_left_is_removed_and_what_it_was_replacing_comes_ba
     (left / "replaced/best_openvino_model").mkdir(parents=True)
     (left / "replaced/best_openvino_model/best.xml").write_text("older")
     at_work.mkdir()
-    lock = utils.deploy.files._lock(at_work)
+    lock = utils.writing.lock_folder(at_work)
     assert command("--weights", best, "--include", "onnx") == 0
     kept = [".export-at-work", "best.export.json", "best.onnx", "best.pt", "best_openvino_model"]
     assert names_in(best.parent) == kept

@@ -233,9 +233,11 @@ def assert_declared(model, height, width):
     with torch.device("meta"), torch.no_grad():
         ghost(torch.empty(1, model.spec.ch, height, width))
     OUTCOMES["run"] += 1
-    for slot, (channels, stride, (down, across)) in model.features.items():
+    for slot, feature in model.features.items():
         if slot != PICTURE:
-            assert tuple(seen[slot].shape) == (1, channels, height / stride + down, width / stride + across), slot
+            maps, found = (feature.maps, seen[slot]) if feature.maps else ((feature,), (seen[slot],))
+            for (channels, stride, (down, across), _), tensor in zip(maps, found, strict=True):
+                assert tuple(tensor.shape) == (1, channels, height / stride + down, width / stride + across), slot
 
 
 @pytest.fixture(autouse=True)

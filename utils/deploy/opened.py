@@ -187,7 +187,7 @@ def check_augment(weights: OpenedWeights) -> None:
     if weights.model is None:
         raise UserError(f"--augment needs PyTorch weights (.pt), not {weights.path.name}")
     if weights.task != "detect" or weights.model.end2end:
-        what = OTHERS.get(weights.task, "needs no NMS")
+        what = "needs no NMS" if weights.model.end2end else OTHERS[weights.task]
         raise UserError(f"--augment joins boxes of several scales by NMS, but {weights.path.name} {what}: leave it out")
 
 
