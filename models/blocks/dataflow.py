@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -86,11 +86,16 @@ def follow(
 def ran_modules(model: nn.Module, example: Tensor) -> set[nn.Module]:
     """Return the modules that `model(example)` calls."""
     ran: set[nn.Module] = set()
-    hooks = [m.register_forward_pre_hook(lambda module, _: ran.add(module)) for m in model.modules()]
+    watch_calls(model, example, model.modules(), lambda module, *_: ran.add(module))
+    return ran
+
+
+def watch_calls(model: nn.Module, example: Tensor, modules: Iterable[nn.Module], note: Callable[..., None]) -> None:
+    """Run `model(example)` and call `note(module, args, kwargs)` before each call of one of `modules`."""
+    hooks = [module.register_forward_pre_hook(note, with_kwargs=True) for module in modules]
     try:
         with torch.no_grad():
             model(example)
     finally:
         for hook in hooks:
             hook.remove()
-    return ran

@@ -19,6 +19,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from models.blocks.dataflow import watch_calls
+
 METHODS = ("switch_to_deploy", "local_inject", "reparameterize", "merge_kernel", "fuse")  # the most complete first
 KNOWN = ("models", "torch", "ultralytics")  # packages in whose classes such a method means what registered fusers do
 EXACT = 1e-9  # largest relative error of a fused block in float64
@@ -120,13 +122,7 @@ def watch_runs(model: nn.Module, example: Tensor, modules: dict[nn.Module, Any])
     def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         runs[module].append((args, kwargs))
 
-    hooks = [module.register_forward_pre_hook(note, with_kwargs=True) for module in modules]
-    try:
-        with torch.no_grad():
-            model(example)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    watch_calls(model, example, modules, note)
     return runs
 
 
