@@ -40,7 +40,7 @@ from utils.comparison.entries import find_entries
 from utils.comparison.estimate import Work, epoch_seconds
 from utils.comparison.plan import Job, Plan, load_plan
 from utils.comparison.report import PAGE, Compared, cells, save, text_table, verdict
-from utils.comparison.statistics import Sample, average_precisions
+from utils.comparison.statistics import Sample
 from utils.comparison.work import work_off
 from utils.data.description import BUILT_IN, load_dataset, read_yaml
 from utils.data.files import check_images
@@ -276,7 +276,7 @@ def report(plan: Plan, args: argparse.Namespace) -> list[Compared]:
         row.maps = {name: float(np.mean([one["maps"][name] for one in outcomes])) for name in outcomes[0]["maps"]}
         row.accuracy, row.seeds = sample.accuracy(row.name), sample.scores[row.name].tolist()
         row.behind = sample.difference(sample.best(), row.name) if row.name != sample.best() else None
-        each = [average_precisions(one.sorted()) for one in found[row.name]]
+        each = sample.classes[row.name]
         row.classes = {classes[key]: float(np.mean([one[key] for one in each])) for key in each[0]}
         row.latency = latency[row.name]
     sentence = verdict(sample, rows, form)

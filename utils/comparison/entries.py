@@ -44,11 +44,9 @@ def find_entries(words: Sequence[str]) -> list[Entry]:
         if name in specs:
             raise UserError(f"--cfg names {name} twice: an entry is trained with several seeds by --seeds")
         specs[name] = load_spec(_source(word))
-    others = [name for name, spec in specs.items() if spec.task not in TASKS]
-    if others:
-        raise UserError(
-            f"{others[0]} is for the task {specs[others[0]].task}, and what is compared is {' or '.join(TASKS)}"
-        )
+    for name, spec in specs.items():
+        if spec.task not in TASKS:
+            raise UserError(f"{name} is for the task {spec.task}, and what is compared is {' or '.join(TASKS)}")
     tasks = {name: spec.task for name, spec in specs.items()}
     if len(set(tasks.values())) > 1:
         listed = ", ".join(f"{name}: {task}" for name, task in tasks.items())

@@ -51,7 +51,10 @@ def average_precisions(ranked: Detections, weights: Numbers | None = None) -> di
 
 def mean_ap(ranked: Detections, weights: Numbers | None = None) -> float:
     """Return the mAP50-95 in [0, 1]; arguments are those of `average_precisions`."""
-    found = average_precisions(ranked, weights)
+    return _mean(average_precisions(ranked, weights))
+
+
+def _mean(found: Mapping[int, float]) -> float:
     return float(np.mean(list(found.values()))) if found else 0.0
 
 
@@ -76,6 +79,7 @@ class Sample:
         seed: of the draws.
 
     Attributes:
+        classes: network → of each seed, class → AP50-95 in [0, 1].
         scores: network → (seeds,) mAP50-95 in [0, 1].
         draws: network → (DRAWS,) mean over the seeds on each draw.
     """
@@ -85,7 +89,8 @@ class Sample:
         ranked = {name: [each.sorted() for each in several] for name, several in found.items()}
         random = np.random.default_rng(seed)
         drawn = random.multinomial(pictures, np.full(pictures, 1 / pictures), size=DRAWS).astype(float)
-        self.scores = {name: np.array([mean_ap(each) for each in several]) for name, several in ranked.items()}
+        self.classes = {name: [average_precisions(each) for each in several] for name, several in ranked.items()}
+        self.scores = {name: np.array(list(map(_mean, several))) for name, several in self.classes.items()}
         self.draws = {
             name: np.array([np.mean([mean_ap(each, weights) for each in several]) for weights in drawn])
             for name, several in ranked.items()
