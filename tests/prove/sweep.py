@@ -218,11 +218,12 @@ def distance(sound: Path, broken: Path) -> float:
         old, new = (load_runner(path)(images[None])[0] for path in (sound, broken))
         if not new.isfinite().all():
             return math.inf
-        apart = (old[0] - new[0]).abs()
-        if old.shape[1] > old.shape[2]:  # without NMS: the order of boxes and classes whose scores tie says nothing
-            far = max(far, float(apart[:, 4].max()) / Tolerance().score)
-        else:
-            far = max(far, float(apart[:4].max()) / Tolerance().box_px, float(apart[4:].max()) / Tolerance().score)
+        ranked = old.shape[1] > old.shape[2]  # by score, without NMS: the order of those that tie says nothing
+        scores = np.s_[..., 4] if ranked else np.s_[:, 4 : 4 + len(NAMES)]
+        allowed, apart = Tolerance().for_scores(float(old[scores].max())), (old - new).abs()
+        far = max(far, float(apart[scores].max()) / allowed.score)
+        if not ranked:
+            far = max(far, float(apart[:, :4].max()) / allowed.box_px)
     return far
 
 
