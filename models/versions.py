@@ -78,6 +78,7 @@ def is_script() -> bool:
     program = sys.argv[0] if getattr(sys, "argv", None) else ""
     if program == "-m":
         modules = [word.removeprefix("-m").replace(".", "/") for word in sys.orig_argv if "." in word]
-        return any(os.path.isfile(REPOSITORY / f"{name}.py") for name in modules)  # noqa: PTH113 (of any text)
+        files = (REPOSITORY / f"{name}{end}" for name in modules for end in (".py", "/__main__.py"))
+        return any(map(os.path.isfile, files))
     path = Path(program)
     return path.stem in SCRIPTS and path.is_file() and path.resolve().parent == REPOSITORY

@@ -41,6 +41,7 @@ from models.blocks import reparam
 from models.errors import UserError
 from models.layers import LAYERS, is_backbone
 from models.plugins import load_plugins
+from tests.foreign import WRITERS, samples
 from tests.helpers import random_model, randomize_, save, tiny
 from utils import cli
 from utils.data.shapes import ensure_shapes, shapes_folder
@@ -51,6 +52,7 @@ SCRIPTS = "train val detect export benchmark compare".split()
 ENTRIES = {  # module that is run → the one with its options
     "models.yolo": "utils.describe_model",
     "tests.attacks": "tests.attacks.__main__",
+    "utils.convert_data": "utils.convert_data.__main__",
 }
 CLASSES = ["person", "car", "bicycle", "dog"]
 WRITTEN = {
@@ -301,7 +303,9 @@ def template(tmp_path_factory) -> Path:
 
 
 def write_data(folder: Path) -> None:
-    """Write a small data set, a folder of classes, images, a list and videos."""
+    """Write a small data set, some in the forms of other tools, a folder of classes, images, a list and videos."""
+    for form, write in WRITERS.items():
+        write(folder / f"my-{form}", samples())
     rng = np.random.default_rng(0)
     image = rng.integers(0, 256, (64, 96, 3), np.uint8)
     image[16:48, 24:72] = 255

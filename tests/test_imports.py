@@ -36,7 +36,7 @@ ORDER = [  # a module imports from its own row and the rows above
     ["utils.text", "utils.paths", "utils.sizes", "utils.latency", "utils.writing"],
     ["utils.drawing", "utils.distributed"],
     ["utils.cli", "utils.data", "utils.checkpoint"],
-    ["utils.deploy"],
+    ["utils.deploy", "utils.convert_data"],
     ["utils.evaluate", "utils.detect"],
     ["utils.train", "utils.int8", "utils.prove"],
     ["utils.export", "utils.benchmark"],

@@ -446,14 +446,15 @@ def test_labels_of_other_tools_are_named(folder, name, text, form):
     (folder / name).write_text(text)
     with pytest.raises(UserError) as caught:
         check_images(load_dataset(write_yaml(folder)))
-    said = f"and 3 more; {folder / name} holds labels of {form}: convert them to .txt, as 'Labels of other tools' in "
-    assert said in str(caught.value)
-    assert "## Labels of other tools\n" in (ROOT / "docs" / "training.md").read_text()
+    what = f"python -m utils.convert_data {folder} --to {folder}-yolo"
+    todo = ": export them from there as YOLO or COCO" if form == "CVAT" else f", which this command converts: {what}"
+    assert str(caught.value).endswith(f"and 3 more; {folder / name} holds labels of {form}{todo}")
 
 
 def test_a_split_that_is_a_file_of_another_tool(folder):
     (folder / "train.json").write_text(COCO)
-    with pytest.raises(UserError, match=r"train\.json, which holds labels of COCO: convert them to \.txt"):
+    said = rf"train\.json, which holds labels of COCO, which this command converts: .* {folder} --to {folder}-yolo$"
+    with pytest.raises(UserError, match=said):
         load_dataset(write_yaml(folder, train="train.json"))
 
 

@@ -6,6 +6,7 @@ A data set is data from a stranger: its YAML runs nothing, and `download:` is ig
 from __future__ import annotations
 
 import math
+import re
 import reprlib
 from collections import Counter
 from collections.abc import Iterable
@@ -20,7 +21,7 @@ from models.errors import UserError, did_you_mean
 from models.files import why_no_file
 from models.spec import MAX_CLASSES
 from models.yaml_numbers import load_yaml
-from utils.data.labels import form_of
+from utils.data.labels import foreign_labels, form_of, source_folder
 from utils.data.shapes import ensure_shapes, shapes_folder
 from utils.paths import ROOT, find_file, is_path, spellings, without_dots
 from utils.text import class_names, printable
@@ -28,7 +29,8 @@ from utils.writing import write_text
 
 SHAPES, CUT_OUTS = (ROOT / "data" / name for name in ("shapes.yaml", "cutouts.yaml"))
 BUILT_IN = {"detect": SHAPES, "segment": SHAPES, "classify": CUT_OUTS}  # by task
-SPLIT_FOLDERS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}  # of class folders
+SPLIT_FOLDERS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}  # as tools name them
+SPLIT_OF = {word: split for split, words in SPLIT_FOLDERS.items() for word in words}
 DATA_KEYS = (
     "path",
     "train",
@@ -66,6 +68,8 @@ def load_dataset(data: str | Path, split: str = "val", root: str | None = None, 
         file = Path(data).resolve()
         described = describe_folders(file)
     else:
+        if foreign := foreign_source(Path(data)):
+            raise UserError(f"a data set is named by its YAML, not by {data}{foreign}")
         file = find_file(data, "data").resolve()
         described = read_yaml(file)
     if "download" in described:
@@ -89,6 +93,23 @@ def load_dataset(data: str | Path, split: str = "val", root: str | None = None, 
         "path": roots[0],
         "yaml_file": str(file),
     }
+
+
+def foreign_source(path: Path) -> str:
+    """Return the end of a sentence that names labels of another tool in a file, or in a folder; empty without any."""
+    if path.is_dir():
+        return foreign_labels([], path)
+    form = form_of(path)
+    if form is None:
+        return ""
+    source = path if form.many and split_in([path.stem]) is None else source_folder(path)
+    return f", which holds {form.what_to_do(source)}"
+
+
+def split_in(names: Iterable[str]) -> str | None:
+    """Return the split that the first of some names says that says one, such as valid or instances_train2017."""
+    words = (word for name in names for word in re.findall(r"[a-z]+", name.lower()))
+    return next((SPLIT_OF[word] for word in words if word in SPLIT_OF), None)
 
 
 def describe_folders(folder: Path) -> dict[str, Any]:
@@ -305,9 +326,9 @@ def find_source(entry: str, key: str, roots: list[Path], file: Path, required: b
         near = did_you_mean(path.name, [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else [])
         raise UserError(f"{file}: {key} names {path}, which is not there{near}")
     if path.is_file() and path.suffix.lower() != ".txt":
-        form = form_of(path)
-        foreign = f", which holds {form.what_to_do}" if form else ""
-        raise UserError(f"{file}: {key} must be a folder of pictures or a .txt list of them, not {path}{foreign}")
+        raise UserError(
+            f"{file}: {key} must be a folder of pictures or a .txt list of them, not {path}{foreign_source(path)}"
+        )
     return str(path)
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from models.errors import UserError
 from models.files import why_no_file
 from utils.data.scan import Settings, read_labels
-from utils.text import printable
+from utils.text import printable, quote
 
 MOST_FOLDERS, MOST_FILES = 200, 20  # that are searched for labels of other tools: below the data set, and in each
 POLYGONS_NEEDED = "segmentation needs polygons, rows of class x1 y1 x2 y2 x3 y3 …"
@@ -25,30 +25,39 @@ HEAD = 1 << 20  # bytes of such a file that tell what it is
 
 @dataclass(frozen=True)
 class Form:
-    """A form of labels that is not read.
+    """A form of labels that is not read, but converted.
 
     Attributes:
+        key: by which `utils.convert_data` knows it.
         name: of the tool or data set that it comes from.
         suffix: of its files.
         mark: what stands in the beginning of its files and of no others'.
+        many: one file describes many pictures.
+        converted: `utils.convert_data` reads it.
     """
 
+    key: str
     name: str
     suffix: str
     mark: re.Pattern[bytes]
+    many: bool = False
+    converted: bool = True
 
-    @property
-    def what_to_do(self) -> str:
-        """The end of a sentence that has named a file of this form."""
-        return f"labels of {self.name}: convert them to .txt, as 'Labels of other tools' in docs/training.md says"
+    def what_to_do(self, source: Path) -> str:
+        """Return the end of a sentence that has named a file of this form; `source` is what holds the data set."""
+        if not self.converted:
+            return f"labels of {self.name}: export them from there as YOLO or COCO"
+        command = f"python -m utils.convert_data {quote(source)} --to {quote(converted_folder(source))}"
+        return f"labels of {self.name}, which this command converts: {command}"
 
 
 FORMS = (
-    Form("Pascal VOC", ".xml", re.compile(rb"<annotation[\s>]")),
-    Form("CVAT", ".xml", re.compile(rb"<annotations[\s>]")),
-    Form("LabelMe", ".json", re.compile(rb'"shapes"\s*:\s*\[')),
-    Form("CreateML", ".json", re.compile(rb'\A\s*\[\s*\{.*"annotations?"\s*:', re.DOTALL)),
-    Form("COCO", ".json", re.compile(rb'"(images|annotations|categories)"\s*:\s*\[')),
+    Form("voc", "Pascal VOC", ".xml", re.compile(rb"<annotation[\s>]")),
+    Form("cvat", "CVAT", ".xml", re.compile(rb"<annotations[\s>]"), converted=False),
+    Form("labelme", "LabelMe", ".json", re.compile(rb'"shapes"\s*:\s*\[')),
+    Form("createml", "CreateML", ".json", re.compile(rb'\A\s*\[\s*\{.*"annotations?"\s*:', re.DOTALL), many=True),
+    Form("coco", "COCO", ".json", re.compile(rb'"(images|annotations|categories)"\s*:\s*\['), many=True),
+    Form("openimages", "Open Images", ".csv", re.compile(rb"\A(\xef\xbb\xbf)?[\w,]*ImageID,[\w,]*XMin"), many=True),
 )
 
 
@@ -162,8 +171,19 @@ def foreign_labels(images: Sequence[str], root: str | Path) -> str:
     for folder in near_folders(images, Path(root)):
         for path in some_files(folder):
             if form := form_of(path):
-                return f"; {path} holds {form.what_to_do}"
+                source = Path(root) if path.is_relative_to(root) else source_folder(path)
+                return f"; {path} holds {form.what_to_do(source)}"
     return ""
+
+
+def source_folder(path: Path) -> Path:
+    """Return the folder of the data set that a file with labels belongs to."""
+    return path.parent.parent if path.parent.name.lower() == "annotations" else path.parent
+
+
+def converted_folder(source: Path) -> Path:
+    """Return where a data set is converted to, beside its folder or its file."""
+    return source.with_name(f"{source.name if source.is_dir() else source.stem}-yolo")
 
 
 def form_of(path: Path) -> Form | None:
