@@ -233,11 +233,13 @@ def finish(plan: Plan, job: Job) -> int:
     found = {
         form: find_objects(path, plan.options["data"], max(size), job.folder / form) for form, path in files.items()
     }
-    found[kind.name][1].save(job.found)
+    _, sizes, detections = found[kind.name]
+    detections.save(job.found)
     job.end(
         minutes=trained_minutes(job.run / "results.csv"),
         params=count_parameters(switch_to_deploy(model)),
-        maps={form: accuracy for form, (accuracy, _) in found.items()},
+        maps={form: accuracy for form, (accuracy, *_) in found.items()},
+        sizes=sizes,
         files={form: str(path) for form, path in files.items()},
         input=[model.spec.ch, *size],
     )
@@ -278,6 +280,9 @@ def report(plan: Plan, args: argparse.Namespace) -> list[Compared]:
         row.behind = sample.difference(sample.best(), row.name) if row.name != sample.best() else None
         each = sample.classes[row.name]
         row.classes = {classes[key]: float(np.mean([one[key] for one in each])) for key in each[0]}
+        by_size = [one.get("sizes", {}) for one in outcomes]  # a comparison of an earlier version has none
+        known = [size for size in by_size[0] if all(size in one for one in by_size)]
+        row.sizes = {size: float(np.mean([one[size] for one in by_size])) for size in known}
         row.latency = latency[row.name]
     sentence = verdict(sample, rows, form)
     pictures = {}

@@ -15,12 +15,14 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from utils import cli
 
 # isort: split
+from ultralytics.utils import LOGGER
 
 from models.errors import UserError
 from utils.data.description import write_data_yaml
@@ -30,7 +32,8 @@ from utils.deploy.trust import trust_weights
 from utils.distributed.group import from_first, process_group
 from utils.distributed.launch import launch, wants_several
 from utils.drawing.fonts import use_font
-from utils.evaluate.validator import VALIDATORS
+from utils.evaluate.coco import PictureBoxes, find_package, measure_with
+from utils.evaluate.validator import VALIDATORS, Validator
 from utils.paths import find_weights, increment_path
 
 
@@ -55,6 +58,7 @@ def make_parser() -> cli.Parser:
     add("--save-txt", action="store_true", help="write boxes, or outlines of masks, to labels/*.txt")
     add("--save-conf", action="store_true", help="with the score, in --save-txt files")
     add("--save-json", action="store_true", help="write predictions.json in COCO's form")
+    add("--coco-json", action="store_true", help="so too, and measure with COCO's own code, a package")
     add("--half", action="store_true", help="16-bit floats on a GPU; OpenVINO chooses its precision")
     add("--project", default="runs/val", help="folder of the runs")
     add("--name", default="exp", help="name of the run")
@@ -86,7 +90,21 @@ def main(args: argparse.Namespace) -> dict[str, float]:
         validator = VALIDATORS[weights.task](
             save_dir=save_dir, args=validator_options(args, weights, told["side"], save_dir)
         )
-        return validator(model=weights.network)
+        metrics = validator(model=weights.network)
+        if args.coco_json and isinstance(validator, Validator) and validator.boxes:
+            metrics |= measure_as_coco(validator.boxes, len(weights.names))
+        return metrics
+
+
+def measure_as_coco(pictures: Sequence[PictureBoxes], classes: int) -> dict[str, float]:
+    """Log what COCO's own code says, and return it as "coco/AP", "coco/AP50" and so on; nothing without a package."""
+    package = find_package()
+    if package is None:
+        return {}
+    measured = measure_with(package, pictures, classes)
+    shown = ", ".join(f"{name} {value:.3f}" for name, value in measured.items())
+    LOGGER.info(f"COCO's own code ({package.partition('.')[0]}): {shown}")
+    return {f"coco/{name}": value for name, value in measured.items()}
 
 
 def prepare(args: argparse.Namespace, device: str, opened: list[OpenedWeights]) -> dict[str, Any]:
@@ -106,6 +124,8 @@ def prepare(args: argparse.Namespace, device: str, opened: list[OpenedWeights]) 
     opened.append(weights)
     if args.augment:
         check_augment(weights)
+    if args.coco_json:
+        check_coco(weights)
     side = choose_side(weights, args.imgsz)
     data = find_data(args.data, weights.path, split=args.task, task=weights.task)
     check_images(data, (args.task,), task=weights.task)
@@ -114,6 +134,17 @@ def prepare(args: argparse.Namespace, device: str, opened: list[OpenedWeights]) 
     save_dir = increment_path(args.project, args.name, args.exist_ok, sources)
     write_data_yaml(data, save_dir / "data.yaml")
     return {"weights": str(weights.path), "side": side, "names": data["names"], "folder": str(save_dir)}
+
+
+def check_coco(weights: OpenedWeights) -> None:
+    """Say where no package measures as COCO does; UserError for weights that find no boxes."""
+    if weights.task == "classify":
+        raise UserError(f"--coco-json is for weights that find objects, and {weights.path} classifies: leave it out")
+    if find_package() is None:
+        LOGGER.warning(
+            "--coco-json writes predictions.json, but COCO's own code is not installed, which would measure them too: "
+            "pip install faster-coco-eval"
+        )
 
 
 def run(**options: Any) -> dict[str, float]:
@@ -158,7 +189,7 @@ def validator_options(args: argparse.Namespace, weights: OpenedWeights, side: in
         "augment": args.augment,
         "save_txt": args.save_txt,
         "save_conf": args.save_conf,
-        "save_json": args.save_json,
+        "save_json": args.save_json or args.coco_json,
         "quantize": 16 if args.half else None,
         "rect": weights.takes_rectangles,
     }

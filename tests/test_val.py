@@ -1,5 +1,6 @@
 """val.py on exported files: which size, which names, which data set."""
 
+import json
 import shutil
 
 import cv2
@@ -14,6 +15,7 @@ from models import create_model
 from models.errors import UserError
 from tests.helpers import save, tiny
 from tests.networks import NAMES, Disc, write_export
+from utils.evaluate.coco import find_package
 from utils.evaluate.validator import Validator
 
 
@@ -35,8 +37,15 @@ def test_a_file_without_names_takes_those_of_the_data_set(data, tmp_path, suffix
     network = Disc(height=96, masks=False)
     network.metadata = {}
     weights = write_export(tmp_path, network, suffix)
-    metrics = val.run(weights=weights, data=data, imgsz=96, project=tmp_path / "val")
+    metrics = val.run(weights=weights, data=data, imgsz=96, project=tmp_path / "val", coco_json=True)
     assert metrics["metrics/mAP50(B)"] > 0.9
+    assert metrics["metrics/mAP_medium(B)"] > 0.5  # of its 72x72 pixels
+    assert not {"metrics/mAP_small(B)", "metrics/mAP_large(B)"} & metrics.keys()
+    assert json.loads((tmp_path / "val/exp/predictions.json").read_text())[0]["image_id"] == "a"
+    if find_package():
+        assert metrics["coco/APm"] == pytest.approx(metrics["metrics/mAP_medium(B)"], abs=1e-6)
+    else:
+        assert any("--coco-json writes predictions.json, but COCO's own code is not installed" in line for line in log)
     assert any(line.split()[:1] == [NAMES[1]] for line in log)
 
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from utils.data.description import load_dataset, write_data_yaml
 from utils.deploy.opened import open_weights
 from utils.evaluate.accuracy import VAL_CONF, VAL_IOU, VAL_MAX_DET
-from utils.evaluate.validator import VALIDATORS
+from utils.evaluate.validator import SIZE_KEYS, VALIDATORS
 
 Numbers = NDArray[np.float64]
 
@@ -82,8 +82,10 @@ class Detections:
         return np.where(found + there > 0, 2 * right / np.maximum(found + there, 1), 1.0)
 
 
-def find_objects(path: Path, data: str, side: int, folder: Path) -> tuple[float, Detections]:
-    """Return the mAP50-95 in [0, 1] of a file on the val split of a data set, and what it finds there.
+def find_objects(path: Path, data: str, side: int, folder: Path) -> tuple[float, dict[str, float], Detections]:
+    """Return the mAP50-95 in [0, 1] of a file on the val split of a data set, that of each size, and what it finds.
+
+    Sizes are COCO's and measured by its rules; one of which there are no objects is left out.
 
     Args:
         path: a checkpoint or an export.
@@ -109,4 +111,5 @@ def find_objects(path: Path, data: str, side: int, folder: Path) -> tuple[float,
     kept: dict[str, list[Any]] = {}  # ultralytics empties its own lists at the end
     validator.add_callback("on_val_batch_end", lambda now: kept.update({k: [*v] for k, v in now.metrics.stats.items()}))
     found = validator(model=weights.network)
-    return float(found["metrics/mAP50-95(B)"]), Detections.collect(kept, validator.dataloader.dataset.im_files)
+    sizes = {size: float(found[key]) for size, key in SIZE_KEYS.items() if key in found}
+    return float(found["metrics/mAP50-95(B)"]), sizes, Detections.collect(kept, validator.dataloader.dataset.im_files)

@@ -36,6 +36,7 @@ class Compared:
         seeds: that of each seed.
         behind: the best one's accuracy less this one's.
         classes: class → its AP50-95 in [0, 1], mean over the seeds.
+        sizes: small, medium, large → AP50-95 in [0, 1] of objects of this size, mean over the seeds.
         maps: form → mAP50-95 in [0, 1] of the files that were written, mean over the seeds.
         latency: form → that of one of these files.
         problem: why something is missing.
@@ -49,6 +50,7 @@ class Compared:
     seeds: list[float] = field(default_factory=list)
     behind: Estimate | None = None
     classes: dict[str, float] = field(default_factory=dict)
+    sizes: dict[str, float] = field(default_factory=dict)
     maps: dict[str, float] = field(default_factory=dict)
     latency: dict[str, Latency] = field(default_factory=dict)
     problem: str = ""
@@ -191,7 +193,11 @@ def save(
         "<p>Intervals are of 95 %, from the seeds and from draws of the val pictures. ‘behind’: the best one's "
         "accuracy less this one's, with the interval of the difference.</p>",
         "<h2>AP50-95 of each class</h2>",
-        _html_table(class_cells(rows)),
+        _html_table(part_cells({row.name: row.classes for row in rows})),
+        "<h2>AP50-95 by size</h2>",
+        _html_table(part_cells({row.name: row.sizes for row in rows})),
+        "<p>By COCO's rules: small objects have less than 32² pixels of the original picture, large ones more than "
+        "96².</p>",
         *(f"<h2>{html.escape(title)}</h2>{_image(path)}" for title, path in pictures.items()),
         f"<h2>What was run</h2><pre>{html.escape(json.dumps(about, indent=1))}</pre>",
     ]
@@ -199,14 +205,16 @@ def save(
     write_text(folder / PAGE, head + "\n".join(parts))
 
 
-def class_cells(rows: Sequence[Compared]) -> list[list[str]]:
-    """Return the accuracy of each class of each network as text, with a head."""
-    names = list(dict.fromkeys(name for row in rows for name in row.classes))
-    found = [row for row in rows if row.classes]
-    lines = [
-        [name, *(f"{100 * row.classes[name]:.1f}" if name in row.classes else "" for row in found)] for name in names
-    ]
-    return [["", *(row.name for row in found)], *lines]
+def part_cells(parts: Mapping[str, Mapping[str, float]]) -> list[list[str]]:
+    """Return the accuracy of each network on each class or size as text, with a head.
+
+    Args:
+        parts: network → class or size → accuracy in [0, 1].
+    """
+    names = dict.fromkeys(name for mine in parts.values() for name in mine)
+    known = {network: mine for network, mine in parts.items() if mine}
+    lines = [[name, *(f"{100 * mine[name]:.1f}" if name in mine else "" for mine in known.values())] for name in names]
+    return [["", *known], *lines]
 
 
 def _html_table(lines: Sequence[Sequence[str]]) -> str:

@@ -12,7 +12,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -22,6 +22,7 @@ from ultralytics.utils import LOCAL_RANK, RANK, WORLD_SIZE
 from models.environment import cpu_cores
 from models.errors import UserError
 
+T = TypeVar("T")
 LOCAL_SIZE = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # processes on this machine
 STARTS = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))  # of this group by torchrun, before this one
 STEP_TIMEOUT = timedelta(seconds=float(os.environ.get("REPYOLO_STEP_TIMEOUT", "40")))
@@ -182,6 +183,15 @@ def is_true_of_all(fact: bool) -> bool:
     facts = torch.tensor([int(fact)])
     dist.all_reduce(facts, dist.ReduceOp.MIN, group=PATIENT[-1])
     return bool(facts)
+
+
+def gather_lists(items: list[T]) -> list[T]:
+    """Return the items of all processes in the first one, and none in the others; of one process its own."""
+    if not is_shared():
+        return items
+    gathered: list[Any] = [None] * group_size()
+    dist.gather_object(items, gathered if is_first() else None, 0, group=PATIENT[-1])
+    return [item for some in gathered for item in some] if is_first() else []
 
 
 def copy_from_first(tensors: Iterable[Tensor]) -> None:

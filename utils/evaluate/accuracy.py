@@ -128,6 +128,7 @@ class ComparisonValidator(Validator):
     """
 
     metrics: Any  # of the network that is being measured
+    keeps_boxes = False
 
     def __init__(self, several: SeveralNetworks, most: int, observe: Observe, **settings: Any) -> None:
         super().__init__(**settings)

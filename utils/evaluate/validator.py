@@ -12,6 +12,7 @@ from ultralytics.models.yolo import segment
 from ultralytics.models.yolo.classify import ClassificationValidator
 from ultralytics.models.yolo.detect import DetectionValidator
 from ultralytics.utils import LOGGER
+from ultralytics.utils.ops import scale_boxes
 
 from models.environment import patch_ultralytics
 from models.errors import UserError
@@ -19,9 +20,10 @@ from utils.data.classes import ClassFolders
 from utils.data.dataset import build_dataset
 from utils.deploy.backends import Backend, share_options
 from utils.distributed.gradients import mean_over_batches
-from utils.distributed.group import await_all, first_before_others, group_size, is_shared
+from utils.distributed.group import await_all, first_before_others, gather_lists, group_size, is_shared
 from utils.distributed.shards import Shard, shard_loader
 from utils.drawing.fonts import use_in_plots
+from utils.evaluate.coco import SIZES, PictureBoxes, count_sizes, mean_average_precisions
 
 matplotlib.rcParams["text.parse_math"] = False  # the names of classes in its plots are no formulas
 MOST_PLOTTED = 5_000  # classes; a confusion matrix of them has 200 MB, and drawing it takes three times as much
@@ -77,12 +79,79 @@ class OwnData:
 
 
 class Validator(OwnData, DetectionValidator):
-    """ultralytics' validator on our data sets. `args.data` is a file that `write_data_yaml` wrote."""
+    """ultralytics' validator on our data sets. `args.data` is a file that `write_data_yaml` wrote.
+
+    Attributes:
+        boxes: what was found in each picture and what is there; none while training.
+    """
+
+    keeps_boxes = True  # for what COCO measures
+
+    def init_metrics(self, model: Any) -> None:
+        """Start to measure."""
+        super().init_metrics(model)
+        self.boxes: list[PictureBoxes] = []
+
+    def _process_batch(self, preds: dict[str, Tensor], batch: dict[str, Any]) -> Any:
+        """Return what of one picture is right, and keep its boxes."""
+        if self.keeps_boxes and not self.training:
+            self.boxes.append(boxes_of(preds, batch))
+        return super()._process_batch(preds, batch)
+
+    def gather_stats(self) -> None:
+        """Bring together what the processes have found, each in its own pictures."""
+        super().gather_stats()
+        self.boxes = gather_lists(self.boxes)
+
+    def get_stats(self) -> dict[str, Any]:
+        """Return the statistics, with COCO's of objects by size where there are any."""
+        stats = super().get_stats()
+        if self.boxes:
+            sizes = mean_average_precisions(self.boxes)
+            stats = {key: value for key, value in stats.items() if key not in SIZE_KEYS.values()}
+            stats |= {SIZE_KEYS[size]: sizes[size] for size in SIZES if size in sizes}
+            self.by_size = by_size_line(sizes, count_sizes(self.boxes))
+        return stats
+
+    def print_results(self) -> None:
+        """Log the table, and the accuracy by size below it."""
+        super().print_results()
+        if self.boxes:
+            LOGGER.info(self.by_size)
+
+    def eval_json(self, stats: dict[str, Any]) -> dict[str, Any]:
+        """Return the statistics as they are: ultralytics would measure COCO's here, if it finds a package for that."""
+        return super().eval_json(stats) if self.is_coco or self.is_lvis else stats
 
     def build_dataset(self, img_path: str, mode: str = "val", batch: int = 1) -> Any:
         """Return the data set of one split, grouped by shape."""
         stride = max(int(self.stride), 32)
         return build_dataset(self.args, img_path, batch, self.data, mode=mode, rect=self.args.rect, stride=stride)
+
+
+SIZE_KEYS = {size: f"metrics/mAP_{size}(B)" for size in SIZES}  # ultralytics' names
+
+
+def boxes_of(preds: dict[str, Tensor], batch: dict[str, Any]) -> PictureBoxes:
+    """Return the boxes of a picture, in its own pixels; arguments are those of `_process_batch`."""
+
+    def original(boxes: Tensor) -> Any:
+        scaled = scale_boxes(batch["imgsz"], boxes.clone(), batch["ori_shape"], ratio_pad=batch["ratio_pad"])
+        return scaled.cpu().double().numpy()
+
+    return PictureBoxes(
+        found=original(preds["bboxes"]),
+        conf=preds["conf"].cpu().double().numpy(),
+        cls=preds["cls"].cpu().long().numpy(),
+        true=original(batch["bboxes"]),
+        true_cls=batch["cls"].cpu().long().numpy(),
+    )
+
+
+def by_size_line(precisions: dict[str, float], counts: dict[str, int]) -> str:
+    """Return the accuracy by size as a line of text."""
+    parts = [f"{size} {precisions[size]:.3g} ({counts[size]} objects)" for size in SIZES if size in precisions]
+    return f"By COCO's rules mAP50-95 is {precisions.get('all', 0):.3g}; of it {', '.join(parts)}"
 
 
 class SegmentationValidator(Validator, segment.SegmentationValidator):
