@@ -80,11 +80,17 @@ from utils.train.run import (
     RECIPE,
     TrainingRun,
     check_no_folders,
+    defaults,
     describe_splits,
+    find_teacher,
     how_to_go_on,
     hyper_parameters,
     resumed_run,
 )
+from utils.train.teaching.features import FEATURE_LOSSES
+from utils.train.teaching.imitation import TOKEN_MIXER
+from utils.train.teaching.lesson import Lesson
+from utils.train.teaching.teacher import EMA, teacher_path
 from utils.train.trainer import Trainer, new_model
 
 TRAINERS = {"detect": Trainer, "segment": Trainer, "classify": ClassTrainer}
@@ -110,6 +116,7 @@ RENAMED = {  # flags whose option has another name
 }
 OPTION_OF = {"label_smoothing": "class_smoothing"}  # hyper-parameters whose option has another name
 NOT_NUMBERS = ("optimizer", "cos_lr", "auto_augment")  # of a recipe
+OF_TEACHER = ("teacher_weights", "teacher_loss", "teacher_weight", "teacher_off", "imitate")  # flags beside --teacher
 UNUSED = ("iou_t", "anchors")  # of YOLOv5's recipes: nothing reads the first; the other stands in the model YAML
 
 
@@ -160,10 +167,23 @@ def make_parser() -> cli.Parser:
     add("--qat", action="store_true", help="fine-tune --weights in their fused form, with the rounding of INT8")
     add("--sync-bn", action="store_true", help="take the statistics of BatchNorm over all processes")
     add("--seed", type=cli.non_negative_int, default=0, help="of all random numbers")
+    add_teacher(parser)
     cli.add_font(parser)
     cli.add_consents(parser)
     add_foreign(parser)
     return parser
+
+
+def add_teacher(parser: cli.Parser) -> None:
+    """Add the flags of what a training learns from beside the labels."""
+    add = parser.add_argument
+    add("--teacher", help="learn from a checkpoint, the backbone of a YAML or timm:NAME, or ema: the run's own average")
+    add("--teacher-weights", help="file of weights for the backbone of --teacher, where that is a YAML or timm:NAME")
+    add("--teacher-loss", choices=FEATURE_LOSSES, default="cwd", help="of its feature maps")
+    add("--teacher-weight", type=cli.positive_float, default=1.0, help="factor of its losses")
+    add("--teacher-off", type=cli.non_negative_int, default=0, help="last epochs without it, as close_mosaic has")
+    imitate = "have modules of --teacher teach those of the same part, by the last word of their names"
+    add("--imitate", nargs="?", const=TOKEN_MIXER, help=f"{imitate}; {TOKEN_MIXER} when none is given")
 
 
 def add_foreign(parser: cli.Parser) -> None:
@@ -294,13 +314,16 @@ def new_run(args: argparse.Namespace) -> TrainingRun:
     splits = describe_splits(data, pictures)
     model = new_model(spec, start, data, options, read_class_map(args.class_map))
     check_batches(model, options, len(pictures["train"]))
+    teacher = find_teacher(options, data["channels"])
+    if options["teacher"]:
+        Lesson(teacher, model, {**defaults(), **options})  # which says whether they fit
     name = Path(spec.name).stem if args.name == "cfg" else args.name
     sources = [args.weights, args.cfg, args.hyp, *sources_of(data)] if args.exist_ok else []
     save_dir = increment_path(args.project, name, args.exist_ok, sources)
     options |= {"task": spec.task, "model": str(keep_model(spec, args, save_dir)), "data": data["yaml_file"]}
     options |= {"overparameterize": (spec.overparameterize or {}).get("style")}
     options |= {"project": args.project, "name": save_dir.name, "save_dir": str(save_dir), "exist_ok": True}
-    return TrainingRun(options, data, splits, model)
+    return TrainingRun(options, data, splits, model, teacher=teacher)
 
 
 def flag_options(args: argparse.Namespace) -> dict[str, Any]:
@@ -328,6 +351,12 @@ def flag_options(args: argparse.Namespace) -> dict[str, Any]:
         "sync_bn": args.sync_bn,
         "accumulate": args.accumulate,
         "seed": args.seed,
+        "teacher": teacher_path(str(args.teacher)) if args.teacher else None,
+        "teacher_weights": str(Path(args.teacher_weights).resolve()) if args.teacher_weights else None,
+        "teacher_loss": args.teacher_loss,
+        "teacher_weight": args.teacher_weight,
+        "teacher_off": args.teacher_off,
+        "imitate": args.imitate,
     }
 
 
@@ -341,6 +370,10 @@ def choose_model(args: argparse.Namespace) -> tuple[ModelSpec, DetectionModel | 
         raise UserError("--class-map says what --weights call the classes: name them, and leave out --qat")
     if args.qat and args.overparameterize:
         raise UserError("--qat fine-tunes the fused form, which has no branches: leave out --overparameterize")
+    if not args.teacher and (flags := [f"--{n.replace('_', '-')}" for n in args.given if n in OF_TEACHER]):
+        raise UserError(f"{flags[0]} is for a teacher: name one with --teacher, or leave it out")
+    if args.teacher == EMA and args.teacher_weights:
+        raise UserError(f"--teacher {EMA} is the average of the run's own weights: leave out --teacher-weights")
     if args.allow_partial and not args.cfg:
         raise UserError("--allow-partial is for the weights that a backbone row names, in the YAML of --cfg")
     start = load_checkpoint(args.weights) if args.weights else None

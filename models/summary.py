@@ -93,7 +93,7 @@ def _unchanged(x: Tensor) -> Tensor:
 def run_on_meta(ghost: Any, size: tuple[int, int]) -> Any:
     """Return what a ghost gives for one picture of `size` (H, W): tensors that are shapes alone."""
     with torch.device("meta"), torch.no_grad():
-        return ghost(torch.empty(1, ghost.example_input().shape[1], *size))
+        return ghost(ghost.example_input().new_empty(1, ghost.example_input().shape[1], *size))
 
 
 def check_levels(model: RowModel, size: tuple[int, int]) -> None:

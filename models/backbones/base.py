@@ -33,6 +33,8 @@ from models.blocks.reparam import fuse_blocks, switch_to_deploy
 from models.errors import ConfigError, UserError, WeightsError, did_you_mean
 from models.registry import Registry
 
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # mean and deviation of its pictures, channel by channel
+
 
 class MissingLevel(ConfigError):
     """A level is read that the backbone does not give.
@@ -67,6 +69,7 @@ class Backbone(nn.Module, ABC):
         weights_report: what came from a file, if anything did.
         notes: what a user should know of this network, one sentence each.
         size: height and width of the only pictures that it takes; None: any.
+        normalization: mean and standard deviation of the channels of the pictures that published weights know.
     """
 
     archs: ClassVar[tuple[str, ...]] = ()
@@ -79,6 +82,7 @@ class Backbone(nn.Module, ABC):
     weights_report: WeightsReport | None = None
     notes: tuple[str, ...] = ()
     size: tuple[int, int] | None = None
+    normalization: tuple[tuple[float, ...], tuple[float, ...]] = IMAGENET
 
     @abstractmethod
     def forward(self, x: Tensor) -> list[Tensor]:
@@ -88,6 +92,18 @@ class Backbone(nn.Module, ABC):
     def example_side(self) -> int:
         """The side in pixels of a small picture that the network takes."""
         return 2 * self.strides[-1]
+
+    @property
+    def own_maps(self) -> tuple[nn.Module, dict[int, int]] | None:
+        """The child that reads the published network's own maps, and their channels by stride.
+
+        None: those are the maps that this network returns.
+        """
+        return None
+
+    def published_name(self, name: str) -> str:
+        """Return what publishers call the module or tensor that has this name in here, in training form."""
+        return name
 
     def example_input(self) -> Tensor:
         """Return a small input of zeros, (1, in_channels, H, W), with the dtype and device of the weights."""

@@ -18,6 +18,7 @@ import copy
 import functools
 import logging
 import math
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -28,7 +29,7 @@ from timm.layers import BatchNormAct2d, Conv2dSame, FrozenBatchNormAct2d, Rotary
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.backbones.base import Backbone, level_name, select_strides
+from models.backbones.base import IMAGENET, Backbone, level_name, select_strides
 from models.backbones.pyramid import Pyramid, fit_to_grid, nearest_stride
 from models.backbones.traceable import Traceable, as_constant
 from models.backbones.weights import MIN_MATCHED, Adapted, Dialect, WeightsReport
@@ -134,12 +135,14 @@ class TimmBackbone(Backbone):
         indices = [level.index for level in levels]
         self.body = _create(arch, in_chans=in_channels, out_indices=indices, pretrained=pretrained, **layout.options)
         self.body_strides = [level.stride for level in levels]
+        self.body_channels = [level.channels for level in levels]
         has = {level.stride: level.channels for level in levels}
         self.pyramid = Pyramid(has, self.strides, plain=len(native) == 1, dim=dim)
         self.channels = self.pyramid.channels
         self.options = layout.options
         self.scale, self.fits, self.size, self.side = layout.scale, layout.fits, layout.size, layout.example_side
         self.channels_last = _is_channels_last(self.body)
+        self.normalization = _normalization(arch)
         self.notes = _notes(arch, self.pyramid, layout)
 
     @classmethod
@@ -159,6 +162,15 @@ class TimmBackbone(Backbone):
         if len(own & {inner for name in tensors for inner in _inner_names(name)}) < MIN_MATCHED * len(own):
             own |= fuse_blocks(self).state_dict().keys()  # it may be a file in deploy form
         return Adapted({next((n for n in _inner_names(name) if n in own), name): t for name, t in tensors.items()})
+
+    @property
+    def own_maps(self) -> tuple[nn.Module, dict[int, int]]:
+        """The pyramid, which reads timm's own maps, and their channels by stride."""
+        return self.pyramid, dict(zip(self.body_strides, self.body_channels, strict=True))
+
+    def published_name(self, name: str) -> str:
+        """Return timm's name: its feature extractors put others before it, and make stages_0 of stages.0."""
+        return re.sub(r"^([a-z]+)_(\d+)(?=\.|$)", r"\1.\2", re.sub(r"^body\.((model|body)\.)?", "", name))
 
     @property
     def example_side(self) -> int:
@@ -227,7 +239,7 @@ class TimmClassifier(nn.Module):
         self.in_channels = in_channels
         self.size = _pair(options.get("img_size", native_size(arch)))
         self.body = _create(arch, features_only=False, num_classes=num_classes, in_chans=in_channels, **options)
-        self.normalization = (_published(arch, "mean"), _published(arch, "std"))
+        self.normalization = _normalization(arch)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.body(x)
@@ -473,6 +485,12 @@ def native_size(arch: str) -> tuple[int, int]:
     """Return height and width of the picture that timm made `arch` for."""
     _, height, width = _published(arch, "input_size") or (3, IMAGE_SIZE, IMAGE_SIZE)
     return int(height), int(width)
+
+
+def _normalization(arch: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return mean and standard deviation of the channels of the pictures that the weights of `arch` know."""
+    mean, std = (_published(arch, key) or usual for key, usual in zip(("mean", "std"), IMAGENET, strict=True))
+    return tuple(mean), tuple(std)
 
 
 def _published(arch: str, key: str) -> Any:

@@ -9,6 +9,7 @@ from ultralytics.nn.modules import Detect
 
 from models.arguments import Natural, Positive
 from models.backbones import create_backbone
+from models.backbones.base import IMAGENET
 from models.backbones.weights import SOURCES
 from models.downloads import check_download
 from models.errors import ConfigError
@@ -23,8 +24,6 @@ from models.heads import (
     parse_anchors,
 )
 from models.layers.site import LAYERS, Layer, Site, listed
-
-IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # mean and deviation, with which it is published
 
 
 @LAYERS.register("Detect")

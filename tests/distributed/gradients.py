@@ -12,11 +12,13 @@ import sys
 import torch
 from torch import Tensor
 
-from models import create_model
+from models import DetectionModel, create_model
 from tests.helpers import randomize_, tiny
 from utils.distributed.gradients import add_gradients, average_losses
 from utils.distributed.group import group_size, is_first, is_shared, process_group
 from utils.distributed.sync_bn import synchronize
+from utils.train.teaching.lesson import Lesson
+from utils.train.teaching.teacher import Teacher
 
 PICTURES = 8
 ANCHORS = [[20, 20, 30, 30], [40, 40, 60, 60]]
@@ -32,6 +34,10 @@ CFGS = {
     ),
     "masks with anchors": tiny(anchors=ANCHORS, head=[*DOWN, [[3, 4], 1, "Segment", ["nc", "anchors", 8, 16]]]),
 }
+
+
+TAUGHT = {"taught by maps": "cwd", "taught where it is sure": "l2", "taught without NMS": "pkd"}
+CFGS |= {"taught by maps": tiny(), "taught where it is sure": CFGS["anchors"], "taught without NMS": CFGS["end2end"]}
 
 
 def make_batch() -> dict[str, Tensor]:
@@ -67,15 +73,28 @@ def gradients(name: str, bounds: tuple[int, int]) -> dict[str, Tensor]:
     if is_shared():
         synchronize(model)
         model.register_forward_hook(average_losses)
+    adapters = teach(model, CFGS[name], TAUGHT[name]) if name in TAUGHT else torch.nn.ModuleDict()
     batch = part_of(make_batch(), *bounds)
     if model.task == "classify":
         batch["cls"] = torch.arange(*bounds).remainder(2)
     loss, parts = model(batch)
     loss.sum().backward()
-    add_gradients(model)
-    found = {key: p.grad for key, p in model.named_parameters() if p.grad is not None}
+    add_gradients(model.parameters())
+    add_gradients(adapters.parameters())
+    learning = (*model.named_parameters(), *adapters.named_parameters())
+    found = {key: p.grad for key, p in learning if p.grad is not None}
     statistics = {key: b for key, b in model.named_buffers() if "running" in key}
     return {**found, **statistics, **parts}
+
+
+def teach(model: DetectionModel, cfg: dict, kind: str) -> torch.nn.Module:
+    """Let a wider model of the same YAML teach one, its maps by this loss; return the adapters."""
+    network = randomize_(create_model({**cfg, "width_multiple": 1.0}), seed=1).eval()
+    options = {"teacher_loss": kind, "teacher_weight": 1.0, "teacher_off": 0, "imitate": None}
+    options |= {"imgsz": 64, "multi_scale": 0.0, "seed": 0}
+    lesson = Lesson(Teacher("wide", network, whole=True), model, options)
+    lesson.attach(model, model, torch.device("cpu"))
+    return lesson.features.adapters
 
 
 def main(file: str) -> None:

@@ -119,6 +119,11 @@ def is_stopper(value: Any) -> bool:
     return is_mapping(value) and is_finite(value.get("best_fitness")) and is_count(value.get("best_epoch"))
 
 
+def is_teaching(value: Any) -> bool:
+    """Return whether a value is what a run remembers of its teacher."""
+    return is_mapping(value) and is_mapping(value.get("adapters"), is_tensor) and isinstance(value.get("teacher"), str)
+
+
 # The table ------------------------------------------------------------------------------------------------------------
 Fields = dict[str, tuple[str, Callable[[Any], bool]]]  # what is expected, in words, and whether a value is that
 
@@ -152,6 +157,7 @@ OTHERS: Fields = {  # that need not be there
     "fused": ("True or False", lambda value: isinstance(value, bool)),
     "fitness": ("a finite number or None", is_score),
     "metrics": ("numbers by name", lambda value: is_mapping(value, is_number)),
+    "teaching": ("adapters, tensors by name, and the digest of a teacher", is_teaching),
 }
 FIELDS: Fields = {**MODEL, **TRAINING, **KEPT, **OTHERS}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -11,14 +12,16 @@ from torch import distributed as dist
 from utils.distributed.group import is_shared
 
 
-def add_gradients(model: nn.Module) -> None:
-    """Give each weight the sum of its gradients in all processes; one that has none anywhere keeps none.
+def add_gradients(parameters: Iterable[Tensor]) -> None:
+    """Give each weight that learns the sum of its gradients in all processes; one that has none anywhere keeps none.
 
     All of them are summed at once and in a fixed order, so that a run that is resumed sums as before, to the last bit.
     """
     if not is_shared():
         return
-    weights = [p for p in model.parameters() if p.requires_grad]
+    weights = [p for p in parameters if p.requires_grad]
+    if not weights:
+        return
     found = weights[0].new_tensor([float(p.grad is not None) for p in weights])
     parts = [(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in weights]
     total = torch.cat([found, *parts])

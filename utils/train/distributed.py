@@ -16,6 +16,7 @@ from utils.distributed.gradients import average_losses
 from utils.distributed.group import await_all, copy_from_first, from_first, group_size, is_shared, is_true_of_all
 from utils.distributed.sync_bn import synchronize
 from utils.train.run import TrainingRun
+from utils.train.teaching.teacher import Teacher
 
 if TYPE_CHECKING:
     from utils.train.trainer import Trainer
@@ -58,11 +59,13 @@ def shared_run(start: Callable[[], TrainingRun]) -> TrainingRun:
         model = {} if run.model is None else {**pack_model(run.model), "ema": run.model.state_dict()}
         data = {key: str(value) if isinstance(value, Path) else value for key, value in run.data.items()}
         told = {name: getattr(run, name) for name in ("options", "splits", "left", "checkpoint")}
-        return plain({**told, "data": data, "model": model})
+        teacher = run.teacher.pack() if run.teacher else {}
+        return plain({**told, "data": data, "model": model, "teacher": teacher})
 
     content = from_first(read)
     if own:
         return own[0]
     model = build_model(content["model"], "the first process") if content["model"] else None
     data = {**content["data"], **({"path": Path(content["data"]["path"])} if content["data"] else {})}
-    return TrainingRun(**{**content, "data": data, "model": model})
+    teacher = Teacher.unpack(content["teacher"]) if content["teacher"] else None
+    return TrainingRun(**{**content, "data": data, "model": model, "teacher": teacher})

@@ -27,11 +27,13 @@ from models.loss import AnchorGains
 from models.spec import FORM, TASKS, ModelSpec, load_spec
 from utils import cli
 from utils.checkpoint import plain, read_checkpoint
-from utils.checkpoint.fields import described, is_count, is_finite, is_imgsz, is_mapping, why_not_resumed
+from utils.checkpoint.fields import described, is_count, is_finite, is_imgsz, is_mapping, is_text, why_not_resumed
 from utils.data.description import load_dataset, read_yaml
 from utils.data.files import check_images
 from utils.paths import ROOT, is_path
 from utils.text import printable, quote
+from utils.train.teaching.features import FEATURE_LOSSES
+from utils.train.teaching.teacher import EMA, Teacher, open_teacher
 from utils.writing import write_text
 
 OPTIMIZERS = ("SGD", "Adam", "AdamW", "NAdam", "RAdam", "RMSprop", "MuSGD")
@@ -55,9 +57,16 @@ OWN_OPTIONS: dict[str, Any] = {  # beside ultralytics' options, with their defau
     "sync_bn": False,
     "accumulate": 1,
     "class_map": None,
+    "teacher": None,
+    "teacher_weights": None,
+    "teacher_loss": "cwd",
+    "teacher_weight": 1.0,
+    "teacher_off": 0,
+    "imitate": None,
 }
 PLACE = ("project", "name", "save_dir", "exist_ok", "resume", "mode")  # of a run; these follow from where its files are
-CHANGEABLE = ("epochs", "patience", "device", "workers", "plots", "save_period", "data")  # in a run that is resumed
+MOVABLE = ("data", "teacher", "teacher_weights")  # files that may lie elsewhere when a run is resumed
+CHANGEABLE = ("epochs", "patience", "device", "workers", "plots", "save_period", *MOVABLE)  # in a run that is resumed
 SPLITS = ("train", "val")  # that a training reads
 ANEW = "train on it anew with --weights, which takes over all that fits, or put back the data set of the run"
 FINAL = "final.json"  # in a run's folder, after the final validation
@@ -76,6 +85,7 @@ class TrainingRun:
         model: that of a new run, as it is trained first; None for one that is resumed.
         checkpoint: what the `last.pt` of a run holds that is resumed.
         left: what there is to do: "epochs" and the final validation, "validation" alone, or "nothing".
+        teacher: that the option `teacher` names; None where there is none, or it is the run's own average of weights.
     """
 
     options: dict[str, Any]
@@ -84,6 +94,7 @@ class TrainingRun:
     model: DetectionModel | None = None
     checkpoint: dict[str, Any] | None = None
     left: str = "epochs"
+    teacher: Teacher | None = None
 
 
 def resumed_run(last: Path, asked: Mapping[str, Mapping[str, Any]] | None = None) -> TrainingRun:
@@ -121,7 +132,8 @@ def resumed_run(last: Path, asked: Mapping[str, Mapping[str, Any]] | None = None
     pictures = check_images(data, single_cls=single_cls, training=True, task=options["task"])
     splits = describe_splits(data, pictures)
     check_same_splits(data, splits, checkpoint.get("splits", {}))
-    return TrainingRun(options, data, splits, checkpoint=checkpoint, left=left)
+    teacher = same_teacher(options, checkpoint, data["channels"]) if left == "epochs" else None
+    return TrainingRun(options, data, splits, checkpoint=checkpoint, left=left, teacher=teacher)
 
 
 # Its options ----------------------------------------------------------------------------------------------------------
@@ -265,7 +277,14 @@ CHECKED: dict[str, tuple[str, Callable[[Any], bool]]] = {  # of which ultralytic
     "cache": ("False or ram", lambda value: value in (None, False, "ram")),
     "freeze": ("backbone, a number of slots, or a list of slots", is_freeze),
     "overparameterize": (f"one of {', '.join(STYLES)}", lambda value: value in (None, *STYLES)),
-    "class_map": ("the name of a file", lambda value: value is None or is_path(value)),
+    **dict.fromkeys(
+        ("class_map", "teacher", "teacher_weights"),
+        ("the name of a file", lambda value: value is None or is_path(value)),
+    ),
+    "teacher_loss": (f"one of {', '.join(FEATURE_LOSSES)}", lambda value: value in FEATURE_LOSSES),
+    "teacher_weight": ("a number above 0", lambda value: is_finite(value) and value > 0),
+    "teacher_off": ("a whole number of at least 0", is_count),
+    "imitate": ("the name of modules", lambda value: value is None or is_text(value)),
     "anchor_gains": ("numbers by name", lambda value: is_mapping(value, is_finite)),
     **dict.fromkeys(
         ("custom_l2", "autoanchor", "qat", "rep_optimizer", "sync_bn"),
@@ -309,6 +328,34 @@ def hyper_parameters() -> set[str]:
     """Return the names of all hyper-parameters that a recipe may have."""
     recipe, classify = (read_yaml(ROOT / "data" / "hyps" / name) for name in (HYP, CLASSIFY_HYP))
     return {*recipe, *recipe[ANCHOR_FREE], *classify}
+
+
+# Its teacher ----------------------------------------------------------------------------------------------------------
+def find_teacher(options: Mapping[str, Any], channels: int) -> Teacher | None:
+    """Return the teacher that the options of a run name; None if they name none, or the run's own average of weights.
+
+    Raises:
+        UserError: it cannot be opened.
+    """
+    word = options["teacher"]
+    return None if word in (None, EMA) else open_teacher(word, options["teacher_weights"], channels)
+
+
+def same_teacher(options: Mapping[str, Any], checkpoint: Mapping[str, Any], channels: int) -> Teacher | None:
+    """Return the teacher of a run that is resumed, wherever it lies now.
+
+    Raises:
+        UserError: it is another one than the run was trained with until then.
+    """
+    teacher, known = find_teacher(options, channels), checkpoint.get("teaching")
+    digest = None if options["teacher"] is None else teacher.digest() if teacher else ""
+    if digest != (known and known["teacher"]):
+        before = checkpoint.get("options", {}).get("teacher") or "none"
+        raise UserError(
+            f"--teacher is {options['teacher'] or 'none'}, which is not the teacher of the run, {before}: "
+            f"{put_back(Path(options['resume']))}"
+        )
+    return teacher
 
 
 # What is left of it ---------------------------------------------------------------------------------------------------

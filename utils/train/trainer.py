@@ -62,6 +62,7 @@ from utils.train.distributed import share, start_together
 from utils.train.gradients import check_scales_steps, scale_steps, start_as_sum
 from utils.train.qat import insert_rounding, observe
 from utils.train.run import OWN_OPTIONS, SPLITS, TrainingRun, log_other_counts, save_final
+from utils.train.teaching.lesson import Lesson
 from utils.train.transfer import transfer
 from utils.writing import remove_partials, write_text
 
@@ -90,7 +91,8 @@ class Trainer(DetectionTrainer):
     decay on their branches; `anchor_gains` are the hyper-parameters of the loss of heads with anchors, by YOLOv5's
     names; `autoanchor` fits their anchors to the data set; `qat` fine-tunes the first weights in their fused form, with
     the rounding of INT8; `rep_optimizer` has plain convolutions learn as with branches; `accumulate` is the number of
-    batches a step; `sync_bn` takes the statistics of BatchNorm over all processes.
+    batches a step; `sync_bn` takes the statistics of BatchNorm over all processes; `teacher` names what it learns from
+    beside the labels (`utils.train.teaching`).
 
     Where several processes share each batch (`utils.distributed`), `device` is that of this one, and ultralytics, which
     would wrap the model, is told of one process alone: gradients are summed in `optimizer_step`.
@@ -113,6 +115,7 @@ class Trainer(DetectionTrainer):
         self.history: list[dict[str, float]] = []
         self.batches = 0  # of this epoch, so far
         self.penalized: list[RepConv] = []
+        self.lesson: Lesson | None = None
         self.add_callback("on_train_epoch_start", Trainer.seed_epoch)
         self.add_callback("on_fit_epoch_end", lambda _: await_all())  # the first process has measured and written
 
@@ -209,8 +212,11 @@ class Trainer(DetectionTrainer):
             insert_rounding(self.model)
             LOGGER.info(f"INT8: {rounded_share(self.model):.1%} of the parameters are rounded while they learn")
         self.args.freeze = frozen_modules(self.model, self.args.freeze)
+        if self.args.teacher and self.run.left == "epochs":
+            self.lesson = Lesson(self.run.teacher, self.model, vars(self.args))
+            self.lesson.features.adapters.to(self.device)
         checkpoint = self.run.checkpoint
-        self.run = replace(self.run, model=None, checkpoint=None)  # which would take memory
+        self.run = replace(self.run, model=None, checkpoint=None, teacher=None)  # which would take memory
         return checkpoint
 
     def first_model(self) -> DetectionModel:
@@ -252,6 +258,8 @@ class Trainer(DetectionTrainer):
             without_decay(optimizer, [p for block in self.penalized for p in block.decayed_by_custom_l2()])
         if self.args.rep_optimizer:
             scale_steps(unwrap_model(model), optimizer)
+        if self.lesson:
+            self.lesson.join(optimizer)
         return optimizer
 
     def optimizer_step(self) -> None:
@@ -267,13 +275,17 @@ class Trainer(DetectionTrainer):
         if self.penalized:
             penalty = torch.stack([block.get_custom_l2() for block in self.penalized]).sum()
             self.scaler.scale(0.5 * self.decay * penalty).backward()
-        add_gradients(self.model)
+        add_gradients(self.model.parameters())
+        if self.lesson:
+            add_gradients(self.lesson.features.adapters.parameters())
         super().optimizer_step()
 
     def _setup_train(self) -> None:
         """Set up all that the epochs need; a new run that is refused here leaves no folder."""
         try:
             super()._setup_train()
+            if self.lesson:
+                self.lesson.attach(unwrap_model(self.model), self.ema.ema, self.device)
         except UserError:
             if not self.resume:  # whose folder this process may have made and trained in
                 remove_run(self.save_dir)
@@ -303,11 +315,21 @@ class Trainer(DetectionTrainer):
         self.train_loader.reset()
         if not self.args.cache:
             self.train_loader.dataset.start_anew()
+        if self.lesson:
+            self.lesson.start_epoch(unwrap_model(self.model), self.epoch, self.epochs)
 
     def validate(self) -> tuple[dict[str, float] | None, float | None]:
         """Validate the EMA, with the statistics of BatchNorm that the first process saves; it has the results alone."""
         copy_from_first(self.ema.ema.buffers())
         return super().validate()
+
+    def label_loss_items(self, loss_items: Any = None, prefix: str = "train") -> Any:
+        """Return losses by the names of their columns, or these names; validation measures none of a teacher."""
+        labels = super().label_loss_items(loss_items, prefix)
+        taught = {f"val/{name}" for name in self.lesson.names()} if self.lesson else set()
+        if isinstance(labels, dict):
+            return {label: loss for label, loss in labels.items() if label not in taught}
+        return [label for label in labels if label not in taught]
 
     def save_metrics(self, metrics: dict[str, float]) -> None:
         """Write results.csv anew from all epochs, so that a resumed run has each of them once."""
@@ -344,6 +366,7 @@ class Trainer(DetectionTrainer):
             "batch": self.batch_size,
             "options": self.run.options,
             "splits": self.run.splits,
+            **({"teaching": self.lesson.state()} if self.lesson else {}),
         }
         if self.best_fitness == self.fitness:
             save_checkpoint(shared, self.best)
@@ -367,6 +390,8 @@ class Trainer(DetectionTrainer):
                 check_tensors(ckpt[field], network, field)
                 check_has_values(ckpt[field], field)
                 network.load_state_dict(ckpt[field])
+            if self.lesson:
+                self.lesson.load_state(ckpt["teaching"])
             load_optimizer(self.optimizer, ckpt["optimizer"])
             if ckpt["scaler"]:  # empty after an epoch without mixed precision
                 self.scaler.load_state_dict(ckpt["scaler"])
@@ -465,6 +490,7 @@ def new_model(
     frozen_modules(model, options["freeze"])
     if options["custom_l2"]:
         penalized_blocks(model)
+    model.names = data["names"]
     return model
 
 
