@@ -1,6 +1,7 @@
 """Widened networks: they compute what the narrow ones did, and fuse to exactly what those fuse to."""
 
 import copy
+import itertools
 
 import pytest
 import timm
@@ -148,10 +149,16 @@ BRANCHED_ALL_OVER = ["repvgg-cls.yaml", "timm-cls.yaml"]  # in which no convolut
 WIDENED = [name for name in SHIPPED if name not in BRANCHED_ALL_OVER]
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[] if name == "yolov5n.yaml" else pytest.mark.slow) for name in WIDENED]
-)
-@pytest.mark.parametrize("style", STYLES)
+# each style on the smallest YAML, and each YAML with one style, in turn
+OF_YAMLS = [pytest.param("yolov5n.yaml", style) for style in STYLES]
+OF_YAMLS += [
+    pytest.param(name, style, marks=pytest.mark.slow)
+    for name, style in zip(WIDENED, itertools.cycle(STYLES))
+    if name != "yolov5n.yaml"
+]
+
+
+@pytest.mark.parametrize(("name", "style"), OF_YAMLS)
 def test_every_yaml_fuses_to_the_narrow_network(name, style):
     narrow = create_model(name, nc=3)
     cfg = narrow.spec.with_branches(style)
@@ -173,15 +180,13 @@ def test_a_yaml_whose_convolutions_have_branches_all_over_is_refused(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("arch", TIMM)
-def test_every_timm_backbone_fuses_to_the_narrow_one(arch):
+@pytest.mark.parametrize(("arch", "style"), zip(TIMM, itertools.cycle(STYLES)))
+def test_every_timm_backbone_fuses_to_the_narrow_one(arch, style):
     narrow = randomize_(create_backbone("timm", arch)).eval()
     x = pictures(*(narrow.size or (64, 96)))
-    plain = switch_to_deploy(narrow)
-    for style in STYLES:
-        wide = widened(narrow, style)
-        calibrate_batch_norms(wide, x)
-        assert_fuses_to(plain, wide, x)
+    wide = widened(narrow, style)
+    calibrate_batch_norms(wide, x)
+    assert_fuses_to(switch_to_deploy(narrow), wide, x)
 
 
 def test_the_names_are_timms():

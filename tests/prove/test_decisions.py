@@ -8,7 +8,15 @@ from ultralytics.utils.ops import xywh2xyxy
 
 from utils.deploy.ends import Nms
 from utils.prove.compare import Tolerance, compare, detections, measure_nms
-from utils.prove.decisions import Decisions, Slack, decide, overlap_range
+from utils.prove.decisions import (
+    CORNER,
+    Decisions,
+    Slack,
+    _suppressions,
+    decide,
+    overlap_range,
+    rounding_of_classes,
+)
 
 SLACK = Slack(0.05, 1e-3)
 
@@ -92,12 +100,37 @@ def test_candidates_beyond_those_that_are_judged_stay_open(monkeypatch):
 
 def test_the_range_of_overlaps_holds_all_that_are_possible():
     boxes = xywh2xyxy(crowd(0)[:4].T)
-    low, high = overlap_range(boxes, torch.full((len(boxes),), 0.3))
+    error = torch.full((len(boxes),), 0.3)
+    low, high = overlap_range(boxes[:, None], boxes, error[:, None], error)
     for seed in range(10):
         noise = torch.rand(boxes.shape, generator=torch.Generator().manual_seed(seed)) * 0.6 - 0.3
-        now, _ = overlap_range(boxes + noise, torch.zeros(len(boxes)))
+        near, exact = boxes + noise, torch.zeros(())
+        now, _ = overlap_range(near[:, None], near, exact, exact)
         assert (low <= now + 1e-6).all()
         assert (now <= high + 1e-6).all()
+
+
+@pytest.mark.parametrize("nms", [Nms(), Nms(agnostic_nms=True)], ids=str)
+@pytest.mark.parametrize("block", [1, 7, 500])
+def test_pairs_that_are_found_in_blocks_are_all_there_are(block, nms, monkeypatch):
+    monkeypatch.setattr("utils.prove.decisions.BLOCK", block)
+    candidates = crowd(3)[:, crowd(3)[4:].amax(0).argsort(descending=True)]
+    best, boxes = candidates[4:].amax(0), xywh2xyxy(candidates[:4].T)
+    classes = candidates[4:] >= best - 2 * SLACK.score
+    may, does = _suppressions(candidates[:4].T, best, classes, nms, SLACK)
+    label, single = classes.int().argmax(0), classes.sum(0) == 1
+    error = CORNER * SLACK.box_px + rounding_of_classes(label) * (not nms.agnostic_nms)
+    low, high = overlap_range(boxes[:, None], boxes, error[:, None], error)
+    low, high = (each.masked_fill(torch.eye(len(best), dtype=torch.bool), 0) for each in (low, high))
+    lead = best[:, None] - best
+    alike = nms.agnostic_nms or (classes[:, :, None] & classes[:, None]).any(0)
+    same = nms.agnostic_nms or (label[:, None] == label) & single[:, None] & single
+    due = (high > nms.iou_thres) & (lead >= -2 * SLACK.score) & alike
+    assert torch.stack(may).T.tolist() == due.nonzero().tolist()
+    due = (low > nms.iou_thres) & (lead > 2 * SLACK.score) & same
+    assert torch.stack(does).T.tolist() == due.nonzero().tolist()
+    assert not single.all()
+    assert 0 < len(does.by) < len(may.by)
 
 
 # In the proof ---------------------------------------------------------------------------------------------------------

@@ -255,9 +255,11 @@ def _misfit(found: Tensor, nms: Nms, tolerance: Tolerance) -> str:
     """Return what is wrong with boxes (n, 6 or more) that NMS is said to have left, if anything."""
     if not len(found):
         return ""
-    group = found[:, 5] * (not nms.agnostic_nms)
+    boxes, group = found[:, :4], found[:, 5] * (not nms.agnostic_nms)
     overlap, least = (
-        (overlap_range(found[:, :4], error)[0].triu(1) * (group[:, None] == group)).max().item()
+        (overlap_range(boxes[:, None], boxes, error[:, None], error)[0].triu(1) * (group[:, None] == group))
+        .max()
+        .item()
         for error in (torch.zeros_like(group), rounding_of_classes(group))
     )
     if least > nms.iou_thres:

@@ -21,6 +21,7 @@ from utils.deploy.ends import CLASS_STEP, Nms
 JUDGED = 3000  # best candidates of a picture; those after them stay undecided
 CORNER = 1.5  # error of a corner of a box over that of its centre and its sides: centre + side / 2
 FLOAT32 = 2**-23  # spacing of float32 relative to the number
+BLOCK = 128  # candidates that are paired with all others at a time
 
 
 class Slack(NamedTuple):
@@ -102,29 +103,57 @@ def _suppressions(boxes: Tensor, best: Tensor, classes: Tensor, nms: Nms, slack:
 
     Args:
         boxes: (K, 4) xywh in pixels.
-        best: score of each, (K,).
+        best: score of each, (K,), the largest first.
         classes: (nc, K): whether a class may be the best one of a candidate.
         nms: its thresholds.
         slack: what rounding may have changed.
     """
-    lead = best[:, None] - best  # (K, K): by how much the first is ahead of the second
+    label, single = classes.int().argmax(0), classes.sum(0) == 1
+    rounding: Tensor | float = 0.0
     if nms.agnostic_nms:
-        same = alike = torch.ones_like(lead, dtype=torch.bool)
-        rounding = torch.zeros_like(best)
+        label, single = torch.zeros_like(label), torch.ones_like(single)
     else:
-        label, single = classes.int().argmax(0), classes.sum(0) == 1
-        alike = label[:, None] == label
-        same = alike & single[:, None] & single
-        some = (~single).nonzero()[:, 0]
-        if len(some):
-            shared = classes.float().T @ classes[:, some].float() > 0
-            alike[:, some], alike[some] = shared, shared.T
         rounding = rounding_of_classes(label)
-    low, high = overlap_range(xywh2xyxy(boxes), CORNER * slack.box_px + rounding)
-    others = ~torch.eye(len(best), dtype=torch.bool)
-    may = (lead >= -2 * slack.score) & alike & (high > nms.iou_thres) & others
-    does = (lead > 2 * slack.score) & same & (low > nms.iou_thres)
-    return Pairs(*may.nonzero(as_tuple=True)), Pairs(*does.nonzero(as_tuple=True))
+    alike = label[:, None] == label  # (K, K)
+    some = (~single).nonzero()[:, 0]
+    if len(some):
+        shared = classes.float().T @ classes[:, some].float() > 0
+        alike[:, some], alike[some] = shared, shared.T
+    corners = xywh2xyxy(boxes)
+    error = (CORNER * slack.box_px + rounding + torch.zeros_like(best)).to(boxes.dtype)
+    by, target = _touching(corners, error.max(), best, alike, slack)
+    low, high = overlap_range(corners[by], corners[target], error[by], error[target])
+    lead = best[by] - best[target]  # by how much the first is ahead of the second
+    may = (lead >= -2 * slack.score) & (high > nms.iou_thres)
+    does = (lead > 2 * slack.score) & single[by] & single[target] & (low > nms.iou_thres)
+    return Pairs(by[may], target[may]), Pairs(by[does], target[does])
+
+
+def _touching(corners: Tensor, error: Tensor, best: Tensor, alike: Tensor, slack: Slack) -> Pairs:
+    """Return the pairs, each both ways, that may overlap at all, and whose first may come before the second in NMS.
+
+    They are few of all K x K, which are looked at in blocks of rows that stay in the processor's cache.
+
+    Args:
+        corners: (K, 4) xyxy in pixels.
+        error: by how much a corner may be off, in pixels.
+        best: score of each, (K,), the largest first.
+        alike: (K, K): the two may be of one class.
+        slack: what rounding may have changed.
+    """
+    x1, y1, x2, y2 = (corners + torch.stack([-error, -error, error, error])).T
+    first = torch.searchsorted(-best, -(best + 2 * slack.score))  # of those that are not certainly ahead
+    found = [alike[:0].nonzero(as_tuple=True)]
+    for start in range(0, len(best), BLOCK):
+        rows, columns = slice(start, start + BLOCK), slice(int(first[start]), None)
+        touch = alike[rows, columns].clone()
+        for low, high in ((x1, x2), (y1, y2)):
+            touch &= low[rows, None] < high[columns]
+            touch &= low[columns] < high[rows, None]
+        touch[torch.arange(len(touch)), torch.arange(start, start + len(touch)) - columns.start] = False
+        by, target = touch.nonzero(as_tuple=True)
+        found.append((by + start, target + columns.start))
+    return Pairs(*map(torch.cat, zip(*found, strict=True)))
 
 
 def rounding_of_classes(classes: Tensor) -> Tensor:
@@ -132,20 +161,23 @@ def rounding_of_classes(classes: Tensor) -> Tensor:
     return (classes + 1) * CLASS_STEP * FLOAT32
 
 
-def overlap_range(boxes: Tensor, error: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the least and the largest IoU, (K, K) each, of boxes (K, 4) xyxy whose corners are off by up to `error`.
+def overlap_range(first: Tensor, second: Tensor, first_error: Tensor, second_error: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the least and the largest IoU, (...), of boxes (..., 4) xyxy whose corners are off by up to the errors.
 
-    `error` is in pixels, (K,).
+    Errors are in pixels, (...). All are broadcast as torch does.
     """
-    error = error.to(boxes.dtype)
-    sides = (boxes[:, 2:] - boxes[:, :2]).clamp(min=0)
-    shared = torch.minimum(boxes[:, None, 2:], boxes[:, 2:]) - torch.maximum(boxes[:, None, :2], boxes[:, :2])
-    off = 2 * torch.maximum(error[:, None], error)[..., None]
+    errors = first_error[..., None], second_error[..., None]
+    shared = torch.minimum(first[..., 2:], second[..., 2:]) - torch.maximum(first[..., :2], second[..., :2])
+    off = 2 * torch.maximum(*errors)
     least, most = ((shared + by).clamp(min=0).prod(-1) for by in (-off, off))
-    small, large = ((sides + by).clamp(min=0).prod(-1) for by in (-2 * error[:, None], 2 * error[:, None]))
+    sides = [(box[..., 2:] - box[..., :2]).clamp(min=0) for box in (first, second)]
+    small, large = (
+        sum((side + sign * 2 * error).clamp(min=0).prod(-1) for side, error in zip(sides, errors, strict=True))
+        for sign in (-1, 1)
+    )
     tiny = 1e-9  # two empty boxes do not overlap
-    low = least / (large[:, None] + large - least + tiny)
-    high = most / (small[:, None] + small - most).clamp(min=tiny)
+    low = least / (large - least + tiny)
+    high = most / (small - most).clamp(min=tiny)
     return low, high.clamp(max=1)
 
 
