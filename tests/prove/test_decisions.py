@@ -98,6 +98,14 @@ def test_candidates_beyond_those_that_are_judged_stay_open(monkeypatch):
     assert decided((0, 0.9), (100, 0.8), (200, 0.7), (300, 0.1)) == ["kept", "kept", "open", "dropped"]
 
 
+def test_without_candidates_nothing_is_kept():
+    none = decide(crowd(0)[:, :0], 3, Nms(), SLACK), decide(crowd(0), 3, Nms(conf_thres=1.5), SLACK)
+    assert [(len(each.kept), int(each.kept.sum()), int((~each.dropped).sum())) for each in none] == [
+        (0, 0, 0),
+        (120, 0, 0),
+    ]
+
+
 def test_the_range_of_overlaps_holds_all_that_are_possible():
     boxes = xywh2xyxy(crowd(0)[:4].T)
     error = torch.full((len(boxes),), 0.3)

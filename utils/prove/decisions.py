@@ -55,11 +55,13 @@ def decide(candidates: Tensor, nc: int, nms: Nms, slack: Slack) -> Decisions:
     """
     best = candidates[4 : 4 + nc].amax(0)
     possible = best > nms.conf_thres - slack.score
+    kept, dropped = torch.zeros_like(possible), ~possible
+    if not possible.any():
+        return Decisions(kept, dropped)
     order = best.masked_fill(~possible, -1).argsort(descending=True)[: int(possible.sum())]
     judged, rest = order[:JUDGED], order[JUDGED:]
     least = best[rest[0]].item() if len(rest) else -1.0
     part = _decide_sorted(candidates[: 4 + nc, judged], nms, slack, least)
-    kept, dropped = torch.zeros_like(possible), ~possible
     kept[judged], dropped[judged] = part.kept, part.dropped
     return Decisions(kept, dropped)
 
@@ -143,7 +145,7 @@ def _touching(corners: Tensor, error: Tensor, best: Tensor, alike: Tensor, slack
     """
     x1, y1, x2, y2 = (corners + torch.stack([-error, -error, error, error])).T
     first = torch.searchsorted(-best, -(best + 2 * slack.score))  # of those that are not certainly ahead
-    found = [alike[:0].nonzero(as_tuple=True)]
+    found = []
     for start in range(0, len(best), BLOCK):
         rows, columns = slice(start, start + BLOCK), slice(int(first[start]), None)
         touch = alike[rows, columns].clone()
