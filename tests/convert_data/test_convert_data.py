@@ -147,6 +147,7 @@ def test_what_is_lost_is_counted_and_named(tmp_path):
         box(1, 1, 5, 5, image_id=77),
         box(1, 1, 5, float("nan")),
         {"image_id": 1, "category_id": 5},
+        {"image_id": 99, "category_id": 5},
         {"image_id": 1, "category_id": 5, "bbox": [1, 2, 3]},
         "none",
         box(2, 2, 5, 5, image_id=3),
@@ -164,7 +165,7 @@ def test_what_is_lost_is_counted_and_named(tmp_path):
     data, report = convert(tmp_path / "set", tmp_path / "new")
     assert counts(report) == {
         **{"missing_pictures": 1, "unreadable_pictures": 1, "other_shape": 1, "no_size": 2, "unused_files": 1},
-        **{"malformed": 5, "no_picture": 1, "unknown_classes": 1, "crowds": 1, "zero_area": 2, "outside": 1},
+        **{"malformed": 6, "no_picture": 1, "unknown_classes": 1, "crowds": 1, "zero_area": 2, "outside": 1},
         **{"clipped": 1, "repeated": 1},
     }
     assert [loss["what"] for loss in report["losses"].values()] == [LOSSES[kind] for kind in report["losses"]]
@@ -377,7 +378,11 @@ HEAVY = {"images": [{"id": 1, "file_name": "a.png"}], "categories": [{"id": 1, "
 BAD = {
     "no JSON": ("a.json", '{"images": [', "a.json is not valid JSON: line 1"),
     "deep JSON": ("a.json", '{"images": [' + "[" * 100_000, "a.json is nested too deeply"),
-    "a number of 5,000 digits": ("a.json", '{"images": [' + "1" * 5000 + "]}", "a.json Exceeds the limit"),
+    "a number of 5,000 digits": (
+        "a.json",
+        '{"images": [' + "1" * 5000 + "]}",
+        "a.json holds a number of thousands of digits",
+    ),
     "a list of images that is none": ("a.json", '{"annotations": [], "categories": [], "images": 3}', "images must be"),
     "no image": ("a.json", '{"annotations": [], "categories": [], "images": []}', "there are no pictures to convert"),
     "UTF-16": ("a.json", b'\xff\xfe{\0"\0', "no labels are seen"),
@@ -387,7 +392,7 @@ BAD = {
     "no XML": ("a.xml", "<annotation><object></annotation>", "is not valid XML: line 1: mismatched tag"),
     "an unknown encoding": ("a.xml", '<?xml version="1.0" encoding="x-none"?><annotation></annotation>', "encoding"),
     "no column": ("a.csv", "ImageID,XMin\n1,2\n", "a.csv has no column LabelName in its first line"),
-    "no text": ("a.csv", b"ImageID,LabelName,XMin,XMax,YMin,YMax\n\xff", "a.csv is not UTF-8 text"),
+    "no text": ("a.csv", b"ImageID,LabelName,XMin,XMax,YMin,YMax\n\xff", "a.csv is not UTF-8 text: line 2"),
     "a long cell": ("a.csv", f"ImageID,LabelName,XMin,XMax,YMin,YMax\n{'x' * 200_000}", "not valid CSV behind line 1"),
     "labels of CVAT": (
         "a.xml",
@@ -440,8 +445,11 @@ def test_options_are_checked_before_anything_is_read(tmp_path):
     ):
         with pytest.raises(UserError, match=message):
             convert_data.run(tmp_path / "set", **options)
-    with pytest.raises(UserError, match="only in train: divide them anew, for instance with --split"):
-        convert_data.run(tmp_path / "set/annotations/instances_train.json", to=tmp_path / "new")
+    train, val = (tmp_path / f"set/annotations/instances_{split}.json" for split in ("train", "val"))
+    with pytest.raises(UserError, match=r"only in train: divide them anew, for instance with --split 0\.8 0\.2$"):
+        convert_data.run(train, to=tmp_path / "new")
+    with pytest.raises(UserError, match=r"--split 0\.8 0\.2 \(2 pictures that are not there, left out: .*v\.1\.png\)"):
+        convert_data.run([train, val], to=tmp_path / "new", images=tmp_path / "set/images/train")
     write_json(tmp_path / "set/a.json", {"shapes": [], "imagePath": "a.png"})
     with pytest.raises(UserError, match=r"labels of LabelMe \(1 files\) and COCO \(2 files\): choose with --format"):
         convert_data.run(tmp_path / "set", to=tmp_path / "new")

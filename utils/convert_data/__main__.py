@@ -82,7 +82,7 @@ def main(args: argparse.Namespace) -> Path:
     read = TQDM(reader.read(source, losses), desc="reading")
     pictures = collect(read, PictureFinder(roots), wanted, losses)
     names = assign_classes(pictures, list(source.classes), reader.all_classes, wanted_names, losses)
-    said = assign_splits(pictures, args.split, roots[0])
+    said = assign_splits(pictures, args.split, roots[0], losses)
     if not args.link:
         check_space(pictures, target)
     with new_folder(target) as folder:

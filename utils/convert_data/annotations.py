@@ -140,6 +140,10 @@ class Losses:
         """Return those that there are."""
         return {kind: loss for kind, loss in self.of.items() if loss.count}
 
+    def first(self) -> str:
+        """Return what was lost first of all, in a few words; empty where nothing was."""
+        return next((f"{loss.count} {LOSSES[kind]}: {loss.examples[0]}" for kind, loss in self.found().items()), "")
+
     def as_dict(self) -> dict[str, dict[str, object]]:
         """Return it as JSON takes it."""
         return {

@@ -90,7 +90,8 @@ def group(
             if category not in names:
                 losses.add("unknown_classes", where, f"category_id {category}")
                 continue
-            found.setdefault(key, []).append(read_annotation(annotation, names[category], where))
+            one = read_annotation(annotation, names[category], where)
+            found.setdefault(key, []).append(one)
     return found
 
 

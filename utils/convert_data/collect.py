@@ -73,8 +73,12 @@ def why_nothing(missing: str, finder: PictureFinder, losses: Losses) -> str:
             f"none of the pictures is there, such as {shorten(missing)}: looked in {folders}, name their folder with "
             "--images"
         )
-    reasons = [loss.examples[0] for loss in losses.found().values()]
-    return f"there are no pictures to convert{': ' + reasons[0] if reasons else ''}"
+    return f"there are no pictures to convert{reason(losses)}"
+
+
+def reason(losses: Losses) -> str:
+    """Return the end of a sentence that says what was lost; empty where nothing was."""
+    return f" ({first})" if (first := losses.first()) else ""
 
 
 def find_file(picture: Picture, finder: PictureFinder, losses: Losses) -> Path | None:
@@ -132,13 +136,14 @@ def without_repeated(before: Sequence[Row], rows: Sequence[Row], path: Path, los
 
 
 # Splits ---------------------------------------------------------------------------------------------------------------
-def assign_splits(pictures: list[Labelled], parts: Sequence[float], root: Path) -> str:
+def assign_splits(pictures: list[Labelled], parts: Sequence[float], root: Path, losses: Losses) -> str:
     """Give each picture a split, and return a line that says how, empty where the source has said it.
 
     Args:
         pictures: those that will be written.
         parts: for train, val and test; empty: as the source says, and DIVIDED where it says none.
         root: a folder that holds them, by the names below which they are drawn.
+        losses: what was left out, for messages.
 
     Raises:
         UserError: a split has no pictures.
@@ -159,7 +164,7 @@ def assign_splits(pictures: list[Labelled], parts: Sequence[float], root: Path) 
         if split not in there:
             raise UserError(
                 f"no picture is in the {split} split, only in {', '.join(sorted(map(str, there)))}: divide them anew, "
-                "for instance with --split 0.8 0.2"
+                f"for instance with --split 0.8 0.2{reason(losses)}"
             )
     return said
 
@@ -201,8 +206,7 @@ def assign_classes(
     order = [*(name for name in listed if all_of_them or name in there), *sorted(there - set(listed))]
     shown = list(dict.fromkeys(map(printable, wanted or order)))
     if not shown:
-        reasons = [loss.examples[0] for loss in losses.found().values()]
-        raise UserError(f"there are no objects to convert{', for instance ' + reasons[0] if reasons else ''}")
+        raise UserError(f"there are no objects to convert{reason(losses)}")
     names = dict.fromkeys(check_names(shown, None, Path("the source")).values())
     for picture in pictures:
         rows = [(printable(label), numbers) for label, numbers in picture.rows]

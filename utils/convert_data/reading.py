@@ -17,6 +17,7 @@ from xml.parsers import expat
 
 from models.errors import UserError
 from models.files import why_no_file
+from utils.paths import is_utf8
 from utils.text import decode
 
 MAX_JSON, MAX_XML = 2 << 30, 16 << 20  # bytes
@@ -41,13 +42,17 @@ def read_json(path: Path) -> Any:
     """Return what a JSON file holds; UserError where it is none."""
     content = read_bytes(path, MAX_JSON)
     try:
-        return json.loads(decode(content))
+        text = decode(content)
+    except ValueError as error:
+        raise UserError(f"{path} {error}") from error
+    try:
+        return json.loads(text)
     except RecursionError as error:
         raise UserError(f"{path} is nested too deeply") from error
     except json.JSONDecodeError as error:
         raise UserError(f"{path} is not valid JSON: line {error.lineno}: {error.msg}") from error
-    except ValueError as error:  # of the encoding, or a number of thousands of digits
-        raise UserError(f"{path} {error}") from error
+    except ValueError as error:
+        raise UserError(f"{path} holds a number of thousands of digits") from error
 
 
 def read_xml(path: Path) -> Element:
@@ -91,14 +96,14 @@ def read_csv(path: Path) -> Iterator[tuple[int, list[str]]]:
         raise UserError(f"{path} {problem}")
     line = 0
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
+        with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
             rows = csv.reader(file)
             for row in rows:
                 line = rows.line_num
+                if not is_utf8("".join(row)):
+                    raise UserError(f"{path} is not UTF-8 text: line {line}")
                 if row:
                     yield line, row
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 text, behind line {line}") from error
     except csv.Error as error:
         raise UserError(f"{path} is not valid CSV behind line {line}: {error}") from error
     except OSError as error:
