@@ -70,6 +70,8 @@ from utils.train.batches import check_batches
 from utils.train.classes import read_class_map
 from utils.train.classify import ClassTrainer
 from utils.train.distributed import shared_run
+from utils.train.family import AUTO, STEEP, chosen_optimizer
+from utils.train.freezing import read_freeze
 from utils.train.run import (
     ANCHOR_FREE,
     CHECKED,
@@ -91,11 +93,17 @@ from utils.train.teaching.features import FEATURE_LOSSES
 from utils.train.teaching.imitation import TOKEN_MIXER
 from utils.train.teaching.lesson import Lesson
 from utils.train.teaching.teacher import EMA, teacher_path
-from utils.train.trainer import Trainer, new_model
+from utils.train.trainer import Trainer, check_trains, new_model
 
 TRAINERS = {"detect": Trainer, "segment": Trainer, "classify": ClassTrainer}
-NOT_FOR = {"classify": ("rect", "multi_scale", "single_cls", "noautoanchor", "mask_ratio", "no_overlap")}  # flags
-SGD_LR0 = 0.01  # the recipes' lr0 is for AdamW
+NOT_FOR = {  # flags by task
+    "classify": (
+        *("rect", "multi_scale", "single_cls", "noautoanchor", "mask_ratio", "no_overlap"),
+        *("image_weights", "quad"),
+    ),
+    "segment": ("quad",),
+}
+SGD_LR0 = 0.01  # of SGD and MuSGD; the recipes' lr0 is for AdamW
 QAT_EPOCHS, QAT_LR = 5, 0.05  # of --qat: epochs, and the part of lr0 to start with, without warm-up
 ANCHOR_GAINS = tuple(field.name for field in dataclasses.fields(AnchorGains))  # of the loss of heads with anchors
 ACCURACY = {  # of the metrics, those that a training ends with, in words
@@ -142,32 +150,30 @@ def make_parser() -> cli.Parser:
     add("--noautoanchor", action="store_true", help="keep the anchors of the YAML, however they fit the objects")
     add("--label-smoothing", type=cli.fraction, help="of classes, and of class targets with anchors; else the recipe's")
     add("--noplots", action="store_true", help="write no pictures")
-    add("--cache", nargs="?", const="ram", choices=["ram"], help="keep pictures in memory")
+    add("--cache", nargs="?", const="ram", choices=["ram", "disk"], help="keep decoded pictures in memory, or on disk")
     add("--device", type=cli.devices, default="", help="cpu, 0, mps; 0,1 or cpu,cpu: a process each; empty: a GPU")
     restarts = "with several devices: start again from last.pt so often when a process fails"
     add("--max-restarts", type=cli.non_negative_int, default=0, help=restarts)
+    add("--image-weights", action="store_true", help="show pictures of rare and of hard classes more often")
+    add("--quad", action="store_true", help="join four pictures to one of twice the side, or enlarge one, by chance")
     add("--multi-scale", action="store_true", help="vary the image size by +/- 50 %%")
     add("--task", choices=TASKS, help="that of the YAML's head; another one is an error")
     add("--mask-ratio", type=cli.positive_int, default=4, help="masks are learnt at this part of the picture's size")
     add("--no-overlap", action="store_true", help="masks may overlap, which takes more memory; else small ones win")
     add("--single-cls", action="store_true", help="treat all classes as one, 'item'")
-    add("--optimizer", type=optimizer, choices=OPTIMIZERS, help="of the recipe when not given")
     add("--workers", type=cli.non_negative_int, default=8, help="loader processes on a GPU")
     add("--project", default="runs/train", help="folder of the runs")
     add("--name", default="exp", help="name of the run; cfg: the YAML's name")
     add("--exist-ok", action="store_true", help="write into an existing run's folder")
-    add("--cos-lr", action="store_true", default=None, help="cosine instead of linear learning rate")
     add("--patience", type=cli.non_negative_int, default=100, help="epochs without a better one before stopping")
-    add("--freeze", nargs="+", default=[], help="backbone, a number of slots from the first, or several slots")
     add("--save-period", type=int, default=-1, help="also keep every Nth epoch's checkpoint")
-    add("--custom-l2", action="store_true", help="RepVGG's L2 on fused kernels instead of weight decay; for SGD")
     branches = "train convolutions with branches, which fusing takes away; empty: as the YAML says"
     add("--overparameterize", choices=STYLES, help=branches)
-    add("--rep-optimizer", action="store_true", help="learn as with RepVGG's branches, without any; SGD or AdamW")
     add("--qat", action="store_true", help="fine-tune --weights in their fused form, with the rounding of INT8")
     add("--sync-bn", action="store_true", help="take the statistics of BatchNorm over all processes")
     add("--seed", type=cli.non_negative_int, default=0, help="of all random numbers")
     add_teacher(parser)
+    add_learning(parser)
     cli.add_font(parser)
     cli.add_consents(parser)
     add_foreign(parser)
@@ -186,13 +192,26 @@ def add_teacher(parser: cli.Parser) -> None:
     add("--imitate", nargs="?", const=TOKEN_MIXER, help=f"{imitate}; {TOKEN_MIXER} when none is given")
 
 
+def add_learning(parser: cli.Parser) -> None:
+    """Add the options that say how the weights of a model are learnt, and which are not."""
+    add = parser.add_argument
+    add("--optimizer", type=optimizer, choices=OPTIMIZERS, help="of the recipe, or of the backbone's family")
+    add("--cos-lr", action="store_true", default=None, help="cosine instead of linear learning rate")
+    frozen = "not trained: backbone, neck, a number of rows from the first, or names: backbone.stages.0-1, 4.cv1"
+    add("--freeze", nargs="+", default=[], help=frozen)
+    add("--unfreeze-after", type=cli.positive_int, default=0, help="epochs after which what --freeze names is trained")
+    add("--lr-backbone", type=cli.positive_float, default=1.0, help="factor of the learning rate of the backbone")
+    decay = "factor of the learning rate from block to block of the backbone, from its last one to the picture"
+    add("--layer-decay", type=cli.positive_fraction, default=1.0, help=decay)
+    add("--custom-l2", action="store_true", help="RepVGG's L2 on fused kernels instead of weight decay; for SGD")
+    add("--rep-optimizer", action="store_true", help="learn as with RepVGG's branches, without any; SGD or AdamW")
+
+
 def add_foreign(parser: cli.Parser) -> None:
     """Add the flags of YOLOv5's train.py that do not apply here."""
     evolve = "hyper-parameters are not searched for; give a recipe of your own with --hyp"
     parser.refuse("--evolve", reason=evolve, values="?")
     parser.refuse("--evolve_population", "--resume_evolve", reason=evolve, values=1)
-    parser.refuse("--image-weights", reason="pictures are drawn alike, whatever their classes")
-    parser.refuse("--quad", reason="batches are not joined four to one; give a larger --imgsz or --batch-size")
     parser.refuse("--bucket", "--upload_dataset", reason="nothing is sent anywhere", values="?")
     parser.ignore("--local_rank", "--local-rank", reason="torchrun gives it in the environment", values=1)
     loggers = "losses and accuracy go to results.csv in the folder of the run, and to no service"
@@ -293,7 +312,7 @@ def beside_resume(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
         "project": {"project": str(Path(args.project).resolve())} if args.resume is not True else {},
         **{key: {key: flags[key]} for key in flags.keys() & vars(args).keys()},
         **{flag: {key: flags[key]} for flag, key in RENAMED.items()},
-        "freeze": {"freeze": freeze(args.freeze)},
+        "freeze": {"freeze": read_freeze(args.freeze)},
         "overparameterize": {"overparameterize": args.overparameterize},
         "cfg": {"model": str(find_config(args.cfg).resolve()) if args.cfg else ""},
         "data": {"data": str(find_data_file(args.data))},
@@ -308,11 +327,16 @@ def new_run(args: argparse.Namespace) -> TrainingRun:
     check_task(args, spec)
     if problem := why_wrong("yaml_name", spec.name):
         raise UserError(f"a checkpoint cannot hold the name of the model YAML: {problem}")
-    options = {**choose_recipe(args, spec.task), **flag_options(args), "freeze": freeze(args.freeze)}
+    options = {**choose_recipe(args, spec.task), **flag_options(args), "freeze": read_freeze(args.freeze)}
     data = load_dataset(args.data or BUILT_IN[spec.task], task=spec.task)
     pictures = check_images(data, single_cls=args.single_cls, training=True, task=spec.task)
     splits = describe_splits(data, pictures)
     model = new_model(spec, start, data, options, read_class_map(args.class_map))
+    chosen, reason = chosen_optimizer(model, options)
+    options |= chosen
+    check_trains(model, options)
+    if reason:
+        LOGGER.info(f"optimizer: {options['optimizer']} with lr0 {options['lr0']:g}, {reason}")
     check_batches(model, options, len(pictures["train"]))
     teacher = find_teacher(options, data["channels"])
     if options["teacher"]:
@@ -350,6 +374,11 @@ def flag_options(args: argparse.Namespace) -> dict[str, Any]:
         "qat": args.qat,
         "sync_bn": args.sync_bn,
         "accumulate": args.accumulate,
+        "lr_backbone": args.lr_backbone,
+        "layer_decay": args.layer_decay,
+        "unfreeze_after": args.unfreeze_after,
+        "image_weights": args.image_weights,
+        "quad": args.quad,
         "seed": args.seed,
         "teacher": teacher_path(str(args.teacher)) if args.teacher else None,
         "teacher_weights": str(Path(args.teacher_weights).resolve()) if args.teacher_weights else None,
@@ -418,7 +447,7 @@ def choose_recipe(args: argparse.Namespace, task: str = "detect") -> dict[str, A
             recipe["class_smoothing"] = args.label_smoothing
         else:
             recipe["anchor_gains"]["label_smoothing"] = args.label_smoothing
-    if args.optimizer == "SGD" and not args.hyp:
+    if args.optimizer in STEEP and not args.hyp:
         recipe["lr0"] = SGD_LR0
     if args.qat and not args.hyp:
         recipe.update(lr0=QAT_LR * recipe["lr0"], warmup_epochs=0.0, epochs=QAT_EPOCHS)
@@ -458,6 +487,8 @@ def read_recipe(args: argparse.Namespace, task: str = "detect") -> dict[str, Any
 
 def check_range(path: Path, key: str, value: Any) -> None:
     """Raise UserError for a value of a recipe that ultralytics refuses, or that no run has."""
+    if (key, value) == ("optimizer", AUTO):
+        return
     if isinstance(value, float) and not math.isfinite(value):
         raise UserError(f"{path}: {key} must be a finite number, got {value}")
     expected, holds = CHECKED.get(OPTION_OF.get(key, key), ("", bool))
@@ -467,15 +498,6 @@ def check_range(path: Path, key: str, value: Any) -> None:
         check_cfg({OPTION_OF.get(key, key): value})
     except (TypeError, ValueError) as error:
         raise UserError(f"{path}: {error}") from error
-
-
-def freeze(words: list[str]) -> list[int] | int | str | None:
-    """Return what `--freeze` means: one number counts slots, several name them, or the word backbone."""
-    if not words or words == ["backbone"]:
-        return words[0] if words else None
-    if not all(word.isdecimal() for word in words):
-        raise UserError(f"--freeze takes backbone, a number of slots, or several slots, not {' '.join(words)}")
-    return int(words[0]) if len(words) == 1 else [int(word) for word in words]
 
 
 def log_summary(trainer: Trainer, seconds: float) -> None:

@@ -272,7 +272,7 @@ def test_a_suggestion_is_a_misspelling_and_no_other_option(script, flag, suggest
 
 
 YOLOV5_FLAGS = {  # of the scripts of the same name, with values that YOLOv5 takes; those that have no meaning here
-    train: "--evolve|--evolve 300|--evolve_population x|--resume_evolve x|--bucket x|--image-weights|--quad|"
+    train: "--evolve|--evolve 300|--evolve_population x|--resume_evolve x|--bucket x|"
     "--local_rank -1|--local-rank=0|--entity x|--upload_dataset|--bbox_interval -1|--artifact_alias latest|"
     "--ndjson-console|--ndjson-file",
     detect: "--dnn|--update|--line-thickness 0",

@@ -31,7 +31,7 @@ ORDER = [  # a module imports from its own row and the rows above
     ["models.layers.rows"],
     ["models.layers"],
     ["models.parser"],
-    ["models.summary", "models.row_times", "models.yolo"],
+    ["models.summary", "models.row_times", "models.parts", "models.yolo"],
     ["models"],
     ["utils.text", "utils.paths", "utils.sizes", "utils.latency", "utils.writing"],
     ["utils.drawing", "utils.distributed"],

@@ -420,6 +420,11 @@ def fraction(text: str) -> float:
     return _number(text, float, "a number from 0 to 1", lambda x: 0 <= x <= 1)
 
 
+def positive_fraction(text: str) -> float:
+    """An option's value above 0, at most 1."""
+    return _number(text, float, "a number above 0, at most 1", lambda x: 0 < x <= 1)
+
+
 def positive_float(text: str) -> float:
     """An option's value above 0."""
     return _number(text, float, "a number above 0", lambda x: 0 < x < math.inf)

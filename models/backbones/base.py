@@ -70,6 +70,7 @@ class Backbone(nn.Module, ABC):
         notes: what a user should know of this network, one sentence each.
         size: height and width of the only pictures that it takes; None: any.
         normalization: mean and standard deviation of the channels of the pictures that published weights know.
+        trained_by: the optimizer by which its authors train it, and their recipe in a few words; None: not known.
     """
 
     archs: ClassVar[tuple[str, ...]] = ()
@@ -83,6 +84,7 @@ class Backbone(nn.Module, ABC):
     notes: tuple[str, ...] = ()
     size: tuple[int, int] | None = None
     normalization: tuple[tuple[float, ...], tuple[float, ...]] = IMAGENET
+    trained_by: tuple[str, str] | None = None
 
     @abstractmethod
     def forward(self, x: Tensor) -> list[Tensor]:

@@ -144,6 +144,8 @@ class TimmBackbone(Backbone):
         self.channels_last = _is_channels_last(self.body)
         self.normalization = _normalization(arch)
         self.notes = _notes(arch, self.pyramid, layout)
+        if any(isinstance(module, nn.LayerNorm) for module in self.body.modules()):
+            self.trained_by = ("AdamW", "by which transformers, and other networks with LayerNorm, are trained")
 
     @classmethod
     def classifier(cls, arch: str, num_classes: int, in_channels: int = 3, **options: Any) -> nn.Module:

@@ -144,6 +144,7 @@ class RepMLPNet(Backbone):
 
     archs: ClassVar[tuple[str, ...]] = tuple(ARCHS)
     dialects: ClassVar[tuple[Dialect, ...]] = DIALECTS
+    trained_by = ("AdamW", "as RepMLPNet's authors: learning rate 0.001, cosine, weight decay 0.1")
 
     def __init__(
         self,

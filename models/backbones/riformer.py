@@ -103,6 +103,7 @@ class RIFormer(Backbone):
 
     archs: ClassVar[tuple[str, ...]] = tuple(ARCHS)
     dialects: ClassVar[tuple[Dialect, ...]] = (OFFICIAL, DEPLOY, POOLFORMER)
+    trained_by = ("AdamW", "as in RIFormer's paper: learning rate 0.001 for 1024 pictures, cosine, weight decay 0.05")
 
     def __init__(
         self,

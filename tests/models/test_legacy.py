@@ -18,10 +18,10 @@ from models.layers import LAYERS
 from models.parser import MAX_PARAMETERS, PICTURE, BackboneLevel, parse_model
 from models.spec import load_spec
 from models.summary import backbone_card, model_table
-from tests.helpers import pictures, randomize_, tensors, tiny, worst_error, write
+from tests.helpers import pictures, randomize_, tensors, worst_error, write
 from tests.stock import pan
 from utils import inspect_backbone
-from utils.train.trainer import frozen_modules
+from utils.train.freezing import frozen_paths
 
 FOLDER = Path(__file__).parent / "legacy"
 FILES = sorted(path.name for path in FOLDER.glob("*.yaml"))
@@ -356,13 +356,10 @@ def test_options_reach_the_row_that_they_are_for(tmp_path):
 
 def test_freezing_names_slots_of_any_backbone():
     model = DetectionModel(DUAL)
-    assert frozen_modules(model, "backbone") == [0, 1, 2]
-    assert frozen_modules(model, 1) == [0]
-    assert frozen_modules(model, 2) == [0, 1], "any number of a backbone freezes it"
-    assert frozen_modules(model, [8, 11]) == [2, 3]
-    assert (
-        frozen_modules(DetectionModel(tiny(backbone=[], head=[*tiny()["backbone"], *tiny()["head"]])), "backbone") == []
-    )
+    assert frozen_paths(model, "backbone") == ["model.0", "model.1", "model.2"]
+    assert frozen_paths(model, 1) == ["model.0"]
+    assert frozen_paths(model, 2) == ["model.0", "model.1"], "any number of a backbone freezes it"
+    assert frozen_paths(model, [8, 11]) == ["model.2", "model.3"]
 
 
 def test_the_example_fits_all_backbones():

@@ -85,8 +85,10 @@ def curve(run):
 
 @pytest.mark.slow
 def test_two_processes_train_as_one_does(folder):
-    alone = train.run(**options(folder, sync_bn=True, name="alone"))
-    printed = run_by(2, words(folder, sync_bn=True, name="shared"), folder)
+    """On the same pictures, drawn by their classes, with a backbone that is trained in the second epoch only."""
+    own = {"sync_bn": True, "freeze": "backbone", "unfreeze_after": 1, "lr_backbone": 0.5, "image_weights": True}
+    alone = train.run(**options(folder, **own, name="alone"))
+    printed = run_by(2, words(folder, **own, name="shared"), folder)
     shared = folder / "runs/shared"
     assert {path.name for path in (folder / "runs").iterdir()} == {"alone", "shared"}
     assert printed.count("Results saved to") == 1
@@ -119,8 +121,9 @@ def test_processes_validate_each_picture_once(folder):
 
 @pytest.mark.slow
 def test_a_training_that_loses_a_process_goes_on_as_if_it_had_not(folder):
-    """Augmented, by two processes, of which one is killed in the second epoch."""
-    recipe = {"hyp": ROOT / "data/hyps/hyp.scratch-low.yaml", "device": "cpu,cpu"}
+    """Augmented, by two processes, of which one is killed in the second epoch, just after the backbone was unfrozen."""
+    recipe = {"hyp": ROOT / "data/hyps/hyp.scratch-low.yaml", "device": "cpu,cpu", "optimizer": "MuSGD"}
+    recipe |= {"freeze": "backbone", "unfreeze_after": 1, "image_weights": True, "layer_decay": 0.9}
     (folder / "plugin.py").write_text(PLUGIN)
     for name in ("whole", "killed"):
         command = [sys.executable, *words(folder, **recipe, name=name, max_restarts=1, plugin=folder / "plugin.py")]

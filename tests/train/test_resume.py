@@ -188,7 +188,8 @@ REFUSED = {
     **{"noval": True, "cache": "ram", "multi_scale": True, "single_cls": True, "custom_l2": True, "qat": True},
     **{"cos_lr": True, "name": "other", "task": "segment", "weights": "x.pt", "noautoanchor": True, "no_overlap": True},
     **{
-        **{"overparameterize": "acb", "sync_bn": True, "accumulate": 2},
+        **{"overparameterize": "acb", "sync_bn": True, "accumulate": 2, "lr_backbone": 0.1, "layer_decay": 0.9},
+        **{"unfreeze_after": 2, "image_weights": True, "quad": True},
         "cfg": "riformer-yolo.yaml",
         "project": "x",
         "label_smoothing": 0.1,

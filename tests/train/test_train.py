@@ -25,7 +25,7 @@ from utils.data.shapes import NAMES, Recipe, ensure_shapes
 from utils.train import trainer
 from utils.train.batches import fewest_values
 from utils.train.gradients import OPTIMIZERS
-from utils.train.trainer import Trainer, frozen_modules
+from utils.train.trainer import Trainer
 from utils.train.transfer import transfer
 
 # isort: split
@@ -384,29 +384,6 @@ def test_rectangles_of_several_scales(folder, tmp_path, head):
     assert (run / "weights/best.pt").is_file()
 
 
-def test_freeze_counts_slots():
-    model = DetectionModel(tiny_backbone("RIFormer", "s12"))
-    assert frozen_modules(model, "backbone") == frozen_modules(model, 5) == frozen_modules(model, [3]) == [0]
-    assert frozen_modules(model, None) == []
-    with pytest.raises(UserError, match="slots from 0 to 4"):
-        frozen_modules(model, 99)
-
-
-@pytest.mark.slow
-def test_layer_scales_and_affine_factors_have_no_weight_decay(folder):
-    write(folder / "riformer.yaml", tiny_backbone("RIFormer", "s12"))
-    parser = train.make_parser()
-    args = parser.from_keywords(**options(folder, "groups", cfg=folder / "riformer.yaml"))
-    trainer = Trainer(train.new_run(args))
-    trainer._setup_train()
-    decayed = {id(p) for g in trainer.optimizer.param_groups if g["weight_decay"] > 0 for p in g["params"]}
-    names = {name for name, p in trainer.model.named_parameters() if id(p) in decayed}
-    assert names
-    assert not [name for name in names if "layer_scale" in name or "affine" in name or "norm" in name]
-    every = [id(p) for g in trainer.optimizer.param_groups for p in g["params"]]
-    assert len(every) == len(set(every)) == len(list(trainer.model.parameters()))
-
-
 WRONG = {
     "no model": ({"cfg": ""}, "needs --cfg"),
     "no such model": ({"cfg": "riformer-yolov.yaml"}, "did you mean 'riformer-yolo.yaml'"),
@@ -416,7 +393,9 @@ WRONG = {
     "no image of that size": ({"imgsz": 64000}, "expected a whole number of pixels from 1 to 8192"),
     "epochs": ({"epochs": 0}, "epochs"),
     "batch": ({"batch_size": -2}, "batch"),
-    "freeze": ({"freeze": ["neck"]}, "--freeze takes backbone"),
+    "freeze": ({"freeze": ["neckk"]}, r"--freeze neckk: there is no 'neckk' in tiny\.yaml \(did you mean 'neck'\?\)"),
+    "unfreeze": ({"unfreeze_after": 1}, "--unfreeze-after is for what --freeze names"),
+    "unfreeze too late": ({"freeze": [1], "unfreeze_after": 3}, "--unfreeze-after 3 comes after the last of 3 epochs"),
     "freeze too many": ({"freeze": [99]}, "--freeze takes slots from 0 to 5, the last row being the head, not 98"),
     "custom L2 of nothing": ({"custom_l2": True}, r"of which tiny\.yaml has none to train"),
     "two sides": ({"imgsz": [64, 96]}, "--imgsz takes one side, as pictures are square here, not 64 96"),

@@ -158,6 +158,7 @@ OTHERS: Fields = {  # that need not be there
     "fitness": ("a finite number or None", is_score),
     "metrics": ("numbers by name", lambda value: is_mapping(value, is_number)),
     "teaching": ("adapters, tensors by name, and the digest of a teacher", is_teaching),
+    "maps": ("a number of each class", lambda value: is_list(value, is_finite)),
 }
 FIELDS: Fields = {**MODEL, **TRAINING, **KEPT, **OTHERS}
 

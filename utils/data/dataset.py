@@ -1,11 +1,12 @@
 """The dataset that training and validation read: ultralytics', with our scan, and pictures that may fail.
 
-An `.npy` file beside a picture does not stand in for it.
+An `.npy` file beside a picture does not stand in for it; those of `cache="disk"` are in a folder of their own.
 """
 
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,10 @@ import numpy as np
 from ultralytics.data.dataset import YOLODataset
 from ultralytics.data.utils import get_split_fraction
 from ultralytics.utils import LOCAL_RANK, LOGGER, IterableSimpleNamespace, colorstr
+from ultralytics.utils.patches import imread
 
 from models.errors import UserError
+from utils.data.disk_cache import cached_file, make_room, write_cached
 from utils.data.files import list_images
 from utils.data.labels import POLYGONS_NEEDED, label_paths
 from utils.data.scan import Record, Settings, cache_file, log_scan, scan
@@ -31,9 +34,11 @@ class SafeYOLODataset(YOLODataset):
     Attributes:
         rejected: path and reason of each picture that is left out.
         im_files: paths of the pictures that are used.
+        drawn: numbers of the pictures that an epoch shows in their place; None: each as it is.
     """
 
     im_files: list[str]
+    drawn: list[int] | None = None
 
     def __init__(self, *args: Any, data: dict[str, Any], task: str = "detect", **kwargs: Any) -> None:
         if task not in ("detect", "segment"):
@@ -88,7 +93,7 @@ class SafeYOLODataset(YOLODataset):
     ) -> tuple[np.ndarray, tuple[int, int], tuple[int, int]]:
         """Return picture `i`, its size and its size after resizing; the next one stands in for one that fails."""
         for step in range(1, min(len(self.im_files), MAX_TRIES) + 1):
-            self.npy_files[i] = NO_FILE  # the pixels come from the picture, whatever lies beside it
+            self.npy_files[i] = self.pixels_of(i)  # whatever lies beside the picture
             try:
                 return super().load_image(i, rect_mode, resize_short)
             except (OSError, cv2.error):
@@ -103,6 +108,10 @@ class SafeYOLODataset(YOLODataset):
         )
         self.im_files[i], self.labels[i] = self.im_files[j], self.labels[j]
 
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """Return picture `index` with its labels, augmented, or the one that is shown in its place."""
+        return super().__getitem__(index if self.drawn is None else self.drawn[index])
+
     def get_image_and_label(self, index: int) -> dict[str, Any]:
         """Return picture and labels `index`; both are another one's when the picture cannot be read any more."""
         sample = super().get_image_and_label(index)
@@ -114,11 +123,27 @@ class SafeYOLODataset(YOLODataset):
         self.ims: list[np.ndarray | None] = [None] * len(self.im_files)
         self.buffer.clear()
 
+    def pixels_of(self, i: int) -> Path:
+        """Return the file that ultralytics may take the pixels of picture `i` from, as it is now."""
+        return (cached_file(self.im_files[i], self.channels) if self.cache == "disk" else None) or NO_FILE
+
     def check_cache_disk(self, safety_margin: float = 0.1) -> bool:  # noqa: ARG002
-        """Return False: ultralytics would write `.npy` files beside the pictures, and the data is only read."""
-        LOGGER.warning(f"{self.prefix}pictures are not cached on disk, as their folder is only read; 'ram' is possible")
+        """Return whether there is room for the pixels of all pictures, and say how much they take."""
+        sizes = [int(np.prod(label["shape"])) * self.channels for label in self.labels]
+        if make_room(self.im_files, sizes, self.channels, self.prefix):
+            self.npy_files = [self.pixels_of(i) for i in range(self.ni)]
+            return True
         self.cache = None
         return False
+
+    def cache_images_to_disk(self, i: int) -> None:
+        """Write the pixels of picture `i` unless they are there; one that cannot be read is noticed when it is used."""
+        if self.npy_files[i] is NO_FILE or self.npy_files[i].exists():
+            return
+        with suppress(OSError, cv2.error):
+            pixels = imread(self.im_files[i], flags=self.cv2_flag)
+            if pixels is not None:
+                write_cached(self.npy_files[i], pixels)
 
 
 def label_dict(record: Record, with_segments: bool) -> dict[str, Any]:

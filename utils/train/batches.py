@@ -6,6 +6,7 @@ A network with BatchNorm does not train on one picture where its maps hold a sin
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
@@ -14,6 +15,7 @@ from ultralytics.cfg import get_cfg
 from models import DetectionModel
 from models.errors import UserError
 from models.summary import BATCH_NORMS, on_meta, run_on_meta
+from utils.data.quad import JOINED
 from utils.distributed.group import group_size, is_shared
 from utils.distributed.shards import share_of_batch
 
@@ -35,8 +37,28 @@ def check_batches(model: DetectionModel, options: dict[str, Any], pictures: int)
     if pictures < group_size():
         raise UserError(f"{group_size()} processes cannot share {pictures} pictures to train on: start fewer")
     share = min(pictures // group_size(), share_of_batch(options["batch"]))
+    if options.get("image_weights") and options["rect"]:
+        raise UserError("--image-weights shows pictures in any order, --rect by their shape: leave one of them out")
+    if options.get("quad"):
+        check_joins(options, share)
+        share //= JOINED
     if share == 1 and not (is_shared() and options["sync_bn"]):
-        check_trains_on_one(model, options["imgsz"], options["multi_scale"])
+        check_trains_on_one(model, batch_side(options), options["multi_scale"])
+
+
+def check_joins(options: dict[str, Any], share: int) -> None:
+    """Raise UserError unless `share` pictures, those of a batch that a process has, can be joined four at a time."""
+    if options["multi_scale"]:
+        raise UserError("--multi-scale takes back what --quad enlarges: leave one of them out")
+    if options["batch"] % (JOINED * group_size()) or share < JOINED:
+        processes = f" in each of {group_size()} processes" if is_shared() else ""
+        has = f"{share} pictures{processes}" if share > 0 else "a number of pictures that is not known before"
+        raise UserError(f"--quad joins {JOINED} pictures: give a --batch-size that is a multiple of that, not {has}")
+
+
+def batch_side(options: Mapping[str, Any]) -> int:
+    """Return the side in pixels of the pictures of a batch: --imgsz, or that of four that are joined."""
+    return options["imgsz"] * (2 if options.get("quad") else 1)
 
 
 def check_only_size(model: DetectionModel, options: dict[str, Any]) -> None:
@@ -45,8 +67,8 @@ def check_only_size(model: DetectionModel, options: dict[str, Any]) -> None:
     only = f"{model.spec.name} takes pictures of {height}x{width} pixels only"
     if height != width:
         raise UserError(f"{only}, and training pictures are square: build it for a square with img_size")
-    for key, flag in {"rect": "--rect", "multi_scale": "--multi-scale"}.items():
-        if options[key]:
+    for key, flag in {"rect": "--rect", "multi_scale": "--multi-scale", "quad": "--quad"}.items():
+        if options.get(key):
             raise UserError(f"{only}: leave out {flag}")
     if rounded_side(model, options["imgsz"]) != height:
         raise UserError(f"{only}, not of {options['imgsz']}: give --imgsz {height}, or the YAML another img_size")

@@ -46,7 +46,7 @@ class ClassTrainer(Trainer):
     def plot_training_labels(self) -> None:
         """Plot nothing: there are no boxes."""
 
-    def auto_batch(self) -> int:
+    def measured_batch(self) -> int:
         """Return how many pictures a step fit the GPU."""
         return BaseTrainer.auto_batch(self)
 

@@ -27,7 +27,16 @@ from models.loss import AnchorGains
 from models.spec import FORM, TASKS, ModelSpec, load_spec
 from utils import cli
 from utils.checkpoint import plain, read_checkpoint
-from utils.checkpoint.fields import described, is_count, is_finite, is_imgsz, is_mapping, is_text, why_not_resumed
+from utils.checkpoint.fields import (
+    described,
+    is_count,
+    is_finite,
+    is_imgsz,
+    is_list,
+    is_mapping,
+    is_text,
+    why_not_resumed,
+)
 from utils.data.description import load_dataset, read_yaml
 from utils.data.files import check_images
 from utils.paths import ROOT, is_path
@@ -63,6 +72,11 @@ OWN_OPTIONS: dict[str, Any] = {  # beside ultralytics' options, with their defau
     "teacher_weight": 1.0,
     "teacher_off": 0,
     "imitate": None,
+    "lr_backbone": 1.0,  # learning rates, see utils/train/groups.py
+    "layer_decay": 1.0,
+    "unfreeze_after": 0,  # epochs
+    "image_weights": False,
+    "quad": False,
 }
 PLACE = ("project", "name", "save_dir", "exist_ok", "resume", "mode")  # of a run; these follow from where its files are
 MOVABLE = ("data", "teacher", "teacher_weights")  # files that may lie elsewhere when a run is resumed
@@ -78,8 +92,8 @@ class TrainingRun:
     """What a training starts from, read and checked once.
 
     Attributes:
-        options: ultralytics' options and those of OWN_OPTIONS, as args.yaml keeps them. `freeze` is the number of
-            slots, from the first, or a list of slots, that are not trained, or "backbone".
+        options: ultralytics' options and those of OWN_OPTIONS, as args.yaml keeps them. `freeze` is as `read_freeze`
+            returns it.
         data: what `load_dataset` returned.
         splits: of the data set, as `describe_splits` returned them.
         model: that of a new run, as it is trained first; None for one that is resumed.
@@ -262,7 +276,13 @@ def is_batch(value: Any) -> bool:
 
 def is_freeze(value: Any) -> bool:
     """Return whether a value is what `freeze` may be."""
-    return value in (None, "backbone") or is_count(value) or (isinstance(value, list) and all(map(is_count, value)))
+    names = is_list(value, lambda name: is_count(name) or is_text(name))
+    return names or value in (None, "backbone") or is_count(value)
+
+
+def is_rate(value: Any) -> bool:
+    """Return whether a value is a factor of learning rates."""
+    return is_finite(value) and value > 0
 
 
 CHECKED: dict[str, tuple[str, Callable[[Any], bool]]] = {  # of which ultralytics does not check all
@@ -274,8 +294,11 @@ CHECKED: dict[str, tuple[str, Callable[[Any], bool]]] = {  # of which ultralytic
     "task": (f"one of {', '.join(TASKS)}", lambda value: value in TASKS),
     "class_smoothing": ("a number from 0 to 1", lambda value: is_finite(value) and 0 <= value <= 1),
     "optimizer": (f"one of {', '.join(OPTIMIZERS)}", lambda value: value in OPTIMIZERS),
-    "cache": ("False or ram", lambda value: value in (None, False, "ram")),
-    "freeze": ("backbone, a number of slots, or a list of slots", is_freeze),
+    "cache": ("False, ram or disk", lambda value: value in (None, False, "ram", "disk")),
+    "freeze": ("backbone, a number of slots, or a list of slots and names", is_freeze),
+    "unfreeze_after": ("a whole number of at least 0", is_count),
+    "lr_backbone": ("a number above 0", is_rate),
+    "layer_decay": ("a number above 0, at most 1", lambda value: is_rate(value) and value <= 1),
     "overparameterize": (f"one of {', '.join(STYLES)}", lambda value: value in (None, *STYLES)),
     **dict.fromkeys(
         ("class_map", "teacher", "teacher_weights"),
@@ -287,7 +310,7 @@ CHECKED: dict[str, tuple[str, Callable[[Any], bool]]] = {  # of which ultralytic
     "imitate": ("the name of modules", lambda value: value is None or is_text(value)),
     "anchor_gains": ("numbers by name", lambda value: is_mapping(value, is_finite)),
     **dict.fromkeys(
-        ("custom_l2", "autoanchor", "qat", "rep_optimizer", "sync_bn"),
+        ("custom_l2", "autoanchor", "qat", "rep_optimizer", "sync_bn", "image_weights", "quad"),
         ("true or false", lambda value: isinstance(value, bool)),
     ),
 }

@@ -39,6 +39,7 @@ from utils.checkpoint import build_model, pack_model, plain, read_checkpoint, sa
 from utils.checkpoint.file import check_has_values, check_tensors
 from utils.data.dataset import build_dataset
 from utils.data.description import write_data_yaml
+from utils.data.quad import JOINED, as_loss_of_four, collate_quad
 from utils.distributed.gradients import add_gradients
 from utils.distributed.group import (
     await_all,
@@ -56,12 +57,22 @@ from utils.drawing.fonts import use_in_plots
 from utils.evaluate.validator import VALIDATORS, ClassValidator, Validator
 from utils.paths import remove_run
 from utils.train.anchors import fit_anchors
-from utils.train.batches import check_trains_on_one, trains_on_one
+from utils.train.batches import batch_side, check_trains_on_one, trains_on_one
 from utils.train.classes import match_classes
 from utils.train.distributed import share, start_together
+from utils.train.freezing import (
+    check_unfreezing,
+    declared_frozen,
+    frozen_paths,
+    frozen_text,
+    hold,
+    keep_statistics,
+)
 from utils.train.gradients import check_scales_steps, scale_steps, start_as_sum
+from utils.train.groups import backbone_rates, groups_table, make_optimizer, optimized
 from utils.train.qat import insert_rounding, observe
 from utils.train.run import OWN_OPTIONS, SPLITS, TrainingRun, log_other_counts, save_final
+from utils.train.sampling import draw, picture_weights
 from utils.train.teaching.lesson import Lesson
 from utils.train.transfer import transfer
 from utils.writing import remove_partials, write_text
@@ -69,6 +80,8 @@ from utils.writing import remove_partials, write_text
 LOADER_SEED = 6148914691236517205  # ultralytics' own
 OTHER_PROCESS = 1_000_003  # between the seeds of processes that share batches
 BY_DEVICE = ("foreach", "fused", "capturable")  # settings of an optimizer that depend on the device
+FUSED = ("Adam", "AdamW")  # optimizers that step in one pass on a GPU; on the CPU AdamW takes 8 ms instead of 32
+DEFAULT_BATCH = 16  # pictures a step where none is given and none can be measured, as in YOLOv5
 OBSERVED = 8  # batches that ranges of INT8 are taken from before they are trained
 
 
@@ -114,6 +127,9 @@ class Trainer(DetectionTrainer):
             remove_partials(folder)
         self.history: list[dict[str, float]] = []
         self.batches = 0  # of this epoch, so far
+        self.frozen: list[str] = []  # paths of what --freeze names, for as many epochs as --unfreeze-after says
+        self.declared: list[str] = []  # paths of what the backbone itself declares as not trained
+        self.maps: list[float] = []  # mAP50-95 of each class in the last validation, for `image_weights`
         self.penalized: list[RepConv] = []
         self.lesson: Lesson | None = None
         self.add_callback("on_train_epoch_start", Trainer.seed_epoch)
@@ -148,6 +164,8 @@ class Trainer(DetectionTrainer):
         training = mode == "train"
         with first_before_others():
             dataset = self.build_dataset(dataset_path, mode, batch_size)
+        if training and self.args.quad:
+            dataset.collate_fn = collate_quad
         in_order = dataset.rect and not bool((dataset.batch_shapes == dataset.batch_shapes[0]).all())
         shuffle, workers = training and not in_order, self.args.workers if training else 2 * self.args.workers
         if is_shared():
@@ -169,15 +187,16 @@ class Trainer(DetectionTrainer):
         Raises:
             UserError: it has fewer of every batch.
         """
-        model, size = unwrap_model(self.model), (self.args.imgsz, self.args.multi_scale)
-        if self.args.sync_bn or trains_on_one(model, *size):
-            return 1
-        if min(pictures, batch_size) < 2 * group_size():
-            check_trains_on_one(model, *size)
-        return 2
+        model, side, scale = unwrap_model(self.model), batch_side(vars(self.args)), self.args.multi_scale
+        joined = JOINED if self.args.quad else 1
+        if self.args.sync_bn or trains_on_one(model, side, scale):
+            return joined
+        if min(pictures, batch_size) < 2 * joined * group_size():
+            check_trains_on_one(model, side, scale)
+        return 2 * joined
 
     def drops_last(self, pictures: int, batch_size: int) -> bool:
-        """Return whether the last batch is one picture on which the model does not train.
+        """Return whether the last batch is too small: one picture on which the model does not train, or part of one.
 
         Args:
             pictures: of an epoch.
@@ -186,12 +205,14 @@ class Trainer(DetectionTrainer):
         Raises:
             UserError: every batch is.
         """
-        model, size = unwrap_model(self.model), (self.args.imgsz, self.args.multi_scale)
-        if min(pictures, batch_size) == 1:
-            check_trains_on_one(model, *size)
-        if pictures % batch_size != 1 or trains_on_one(model, *size):
+        left, joined = pictures % batch_size, JOINED if self.args.quad else 1
+        model, side, scale = unwrap_model(self.model), batch_side(vars(self.args)), self.args.multi_scale
+        if min(pictures, batch_size) // joined == 1:
+            check_trains_on_one(model, side, scale)
+        if left == 0 or left >= 2 * joined or (left >= joined and trains_on_one(model, side, scale)):
             return False
-        LOGGER.info("the last batch would be one picture, which leaves BatchNorm a single value: each epoch drops one")
+        why = "one picture, which leaves BatchNorm a single value" if left >= joined else "too few pictures to join"
+        LOGGER.info(f"the last batch would be {why}: each epoch drops {'one' if left == 1 else left}")
         return True
 
     def setup_model(self) -> dict[str, Any] | None:
@@ -208,13 +229,18 @@ class Trainer(DetectionTrainer):
             LOGGER.info(f"\n{backbone_card(self.model)}\n{head_card(self.model)}\n")
             if text := branches_text(self.model):
                 LOGGER.info(f"{text}\n")
+            if paths := [*frozen_paths(self.model, self.args.freeze), *declared_frozen(self.model)]:
+                LOGGER.info(f"{frozen_text(self.model, paths, self.args.unfreeze_after)}\n")
         if self.args.qat:
             insert_rounding(self.model)
             LOGGER.info(f"INT8: {rounded_share(self.model):.1%} of the parameters are rounded while they learn")
-        self.args.freeze = frozen_modules(self.model, self.args.freeze)
         if self.args.teacher and self.run.left == "epochs":
             self.lesson = Lesson(self.run.teacher, self.model, vars(self.args))
             self.lesson.features.adapters.to(self.device)
+        self.frozen, self.declared = frozen_paths(self.model, self.args.freeze), declared_frozen(self.model)
+        self.args.freeze = None  # ultralytics takes all whose names are alike
+        if self.args.quad:
+            self.model.register_forward_hook(as_loss_of_four)
         checkpoint = self.run.checkpoint
         self.run = replace(self.run, model=None, checkpoint=None, teacher=None)  # which would take memory
         return checkpoint
@@ -236,30 +262,28 @@ class Trainer(DetectionTrainer):
         validator = VALIDATORS[args.task]
         return validator(self.test_loader, save_dir=self.save_dir, args=args, _callbacks=self.callbacks)
 
-    def build_optimizer(self, model: nn.Module, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
-        """Return ultralytics' optimizer, without weight decay for layer scales and other factors per channel.
+    def build_optimizer(
+        self, model: nn.Module, name: str, lr: float, momentum: float, decay: float, **_: Any
+    ) -> torch.optim.Optimizer:
+        """Return the optimizer, whose groups `utils/train/groups.py` makes, and say what is learnt how.
 
-        With `custom_l2` the weights of which its penalty speaks have none either. With `rep_optimizer` its steps are
-        scaled.
+        With `custom_l2` the weights of which its penalty speaks have no weight decay. With `rep_optimizer` its steps
+        are scaled.
         """
-        optimizer = super().build_optimizer(model, *args, **kwargs)
-        groups = {group.get("param_group"): group for group in optimizer.param_groups}
-        if {"weight", "bn"} <= groups.keys():
-            factors = [p for p in groups["weight"]["params"] if p.ndim < 2 or p[0].numel() == 1]
-            ids = {id(p) for p in factors}
-            groups["weight"]["params"] = [p for p in groups["weight"]["params"] if id(p) not in ids]
-            groups["bn"]["params"] += factors
-        if self.device.type == "cpu" and "fused" in optimizer.defaults:
-            for group in optimizer.param_groups:
-                group["fused"] = True  # one pass over the weights: AdamW's step takes 8 ms instead of 32
-        if self.args.custom_l2:
-            self.penalized = penalized_blocks(unwrap_model(model))
-            self.decay = max(group["weight_decay"] for group in optimizer.param_groups)
+        network, args = unwrap_model(model), self.args
+        entries = optimized(network, args.lr_backbone, args.layer_decay, muon=name == "MuSGD")
+        fused = self.device.type == "cpu" or (self.device.type == "cuda" and name in FUSED)
+        optimizer = make_optimizer(entries, name, lr, momentum, decay, fused)
+        if is_first():
+            LOGGER.info(f"{groups_table(entries, name, lr, decay)}\n")
+        if args.custom_l2:
+            self.penalized = penalized_blocks(network)
+            self.decay = decay
             without_decay(optimizer, [p for block in self.penalized for p in block.decayed_by_custom_l2()])
-        if self.args.rep_optimizer:
-            scale_steps(unwrap_model(model), optimizer)
+        if args.rep_optimizer:
+            scale_steps(network, optimizer)
         if self.lesson:
-            self.lesson.join(optimizer)
+            self.lesson.join(optimizer, lr)
         return optimizer
 
     def optimizer_step(self) -> None:
@@ -272,13 +296,39 @@ class Trainer(DetectionTrainer):
         self.batches += 1
         if self.batches % self.args.accumulate and self.batches < len(self.train_loader):
             return
-        if self.penalized:
-            penalty = torch.stack([block.get_custom_l2() for block in self.penalized]).sum()
+        if blocks := [block for block in self.penalized if block.rbr_dense.conv.weight.requires_grad]:
+            penalty = torch.stack([block.get_custom_l2() for block in blocks]).sum()
             self.scaler.scale(0.5 * self.decay * penalty).backward()
         add_gradients(self.model.parameters())
         if self.lesson:
             add_gradients(self.lesson.features.adapters.parameters())
         super().optimizer_step()
+
+    def freeze_in(self, epoch: int) -> None:
+        """Let what is frozen in an epoch, numbered from 0, not be trained, and the rest be trained."""
+        hold(unwrap_model(self.model), [*self.frozen, *self.declared], self.held_in(epoch))
+
+    def held_in(self, epoch: int) -> list[str]:
+        """Return the paths of what is frozen in an epoch, numbered from 0."""
+        after = self.args.unfreeze_after
+        return [*(self.frozen if not after or epoch < after else ()), *self.declared]
+
+    def _model_train(self) -> None:
+        """Put the model into training mode, but for norms that are frozen."""
+        super()._model_train()
+        keep_statistics(unwrap_model(self.model), self.held_in(self.epoch))
+
+    def auto_batch(self) -> int:
+        """Return how many pictures a step fit the GPU when all is trained that ever is."""
+        if self.device.type != "cuda":
+            LOGGER.warning(f"--batch-size -1 measures a GPU, of which there is none: steps of {DEFAULT_BATCH} pictures")
+            return DEFAULT_BATCH
+        self.freeze_in(self.epochs)
+        return self.measured_batch()
+
+    def measured_batch(self) -> int:
+        """Return how many pictures a step fit the GPU, as ultralytics measures it."""
+        return super().auto_batch()
 
     def _setup_train(self) -> None:
         """Set up all that the epochs need; a new run that is refused here leaves no folder."""
@@ -294,7 +344,9 @@ class Trainer(DetectionTrainer):
     def _build_train_pipeline(self) -> None:
         """Have `optimizer_step` called after every batch: ultralytics would gather gradients beyond the epoch's end."""
         self.args.nbs = self.batch_size
+        self.freeze_in(self.epochs)  # what is ever trained, as the optimizer has it
         super()._build_train_pipeline()
+        self.freeze_in(0)
         for split, loader in zip(SPLITS, (self.train_loader, self.test_loader), strict=True):
             self.run.splits[split]["objects"] = sum(len(label["cls"]) for label in loader.dataset.labels)
         if self.args.autoanchor and not self.resume:
@@ -312,16 +364,30 @@ class Trainer(DetectionTrainer):
         own = max(RANK, 0) * OTHER_PROCESS
         init_seeds(self.args.seed + 1 + self.epoch + own, deterministic=self.args.deterministic)
         self.train_loader.generator.manual_seed(LOADER_SEED + self.args.seed + self.epoch + own)
+        if self.args.image_weights:
+            self.draw_pictures()
         self.train_loader.reset()
-        if not self.args.cache:
+        if self.args.cache != "ram":
             self.train_loader.dataset.start_anew()
         if self.lesson:
             self.lesson.start_epoch(unwrap_model(self.model), self.epoch, self.epochs)
+        self.freeze_in(self.epoch)
+        if self.frozen and self.epoch == self.args.unfreeze_after > 0:
+            LOGGER.info(f"epoch {self.epoch + 1}: what --freeze held is trained from here on")
+
+    def draw_pictures(self) -> None:
+        """Draw the pictures of an epoch by their classes, alike in all processes."""
+        maps = from_first(lambda: {"maps": self.maps or [0.0] * self.data["nc"]})["maps"]
+        dataset = self.train_loader.dataset
+        dataset.drawn = draw(picture_weights(dataset.labels, maps), LOADER_SEED + self.args.seed + self.epoch)
 
     def validate(self) -> tuple[dict[str, float] | None, float | None]:
         """Validate the EMA, with the statistics of BatchNorm that the first process saves; it has the results alone."""
         copy_from_first(self.ema.ema.buffers())
-        return super().validate()
+        found = super().validate()
+        if self.args.image_weights and is_first():
+            self.maps = self.validator.metrics.box.maps.tolist()
+        return found
 
     def label_loss_items(self, loss_items: Any = None, prefix: str = "train") -> Any:
         """Return losses by the names of their columns, or these names; validation measures none of a teacher."""
@@ -365,6 +431,7 @@ class Trainer(DetectionTrainer):
             "seed": self.args.seed,
             "batch": self.batch_size,
             "options": self.run.options,
+            **({"maps": self.maps} if self.maps else {}),
             "splits": self.run.splits,
             **({"teaching": self.lesson.state()} if self.lesson else {}),
         }
@@ -385,6 +452,7 @@ class Trainer(DetectionTrainer):
             return
         model = unwrap_model(self.model)
         self.ema = ModelEMA(model)
+        self.freeze_in(ckpt["epoch"])
         try:
             for field, network in (("model", model), ("ema", self.ema.ema)):
                 check_tensors(ckpt[field], network, field)
@@ -402,6 +470,7 @@ class Trainer(DetectionTrainer):
         self.best_fitness = ckpt["best_fitness"]
         self.stopper.__dict__.update(ckpt["stopper"])
         self.history = ckpt["history"]
+        self.maps = ckpt.get("maps", [])
         self.start_epoch = ckpt["epoch"] + 1
         if model.end2end:  # its loss goes from one branch to the other, an epoch at a time
             model.criterion = model.init_criterion()
@@ -467,7 +536,7 @@ def new_model(
         class_map: names of its classes to those that they have in `start`, where these differ.
 
     Raises:
-        UserError: it cannot be built, or not be trained with these options; or the weights are another network's.
+        UserError: it cannot be built, or the weights are another network's.
     """
     data = of_classes(data, options["single_cls"])
     if options["qat"] and start is not None:
@@ -483,15 +552,25 @@ def new_model(
             LOGGER.info(f"{transfer(start, model, partners)}\n")
         if narrow and spec.overparameterize:
             model.widen(**spec.overparameterize)
-    if options["rep_optimizer"]:
-        check_scales_steps(model, options["optimizer"])
-        if start is None:
-            start_as_sum(model)
-    frozen_modules(model, options["freeze"])
-    if options["custom_l2"]:
-        penalized_blocks(model)
+    if options["rep_optimizer"] and start is None:
+        start_as_sum(model)
     model.names = data["names"]
     return model
+
+
+def check_trains(model: DetectionModel, options: dict[str, Any]) -> None:
+    """Check the options of a new run that say how a model learns, and which parts of it.
+
+    Raises:
+        UserError: the model cannot be trained so.
+    """
+    if options["rep_optimizer"]:
+        check_scales_steps(model, options["optimizer"])
+    if options["custom_l2"]:
+        penalized_blocks(model)
+    check_unfreezing(options)
+    frozen_paths(model, options["freeze"])
+    backbone_rates(model, options["lr_backbone"], options["layer_decay"])
 
 
 def check_branches(start: DetectionModel, spec: ModelSpec) -> None:
@@ -535,30 +614,6 @@ def fuse_for_training(model: DetectionModel, data: dict[str, Any]) -> DetectionM
     if create_model(model.spec.without_pretrained()).fuse().state_dict().keys() != fused.state_dict().keys():
         raise UserError(f"--qat cannot save {weights} in its fused form: what fuses depends on the weights")
     return fused
-
-
-def frozen_modules(model: DetectionModel, freeze: int | str | list[int] | None) -> list[int | str]:
-    """Return where in `model.model` nothing is trained: rows, and what a backbone declares as frozen.
-
-    Args:
-        freeze: a number of slots from the first, a list of slots, or "backbone": all rows up to the last list
-            backbone, or those under `backbone` where there is none.
-
-    Raises:
-        UserError: a slot that no row has.
-    """
-    declared = [f"{i}.{path}" for i, row in enumerate(model.model) if isinstance(row, Backbone) for path in row.frozen]
-    if not freeze:
-        return [*declared]
-    if freeze == "backbone":
-        backbones = [node.row.index for node in model.nodes if node.writes_list]
-        rows = backbones[-1] + 1 if backbones else model.spec.backbone_rows
-        freeze = model.nodes[rows - 1].numbers.stop if rows else 0
-    slots = {int(slot) for slot in (range(freeze) if isinstance(freeze, int) else freeze)}
-    last = model.nodes[-1].slot
-    if not slots <= set(range(last)):
-        raise UserError(f"--freeze takes slots from 0 to {last - 1}, the last row being the head, not {max(slots)}")
-    return [*(i for i, node in enumerate(model.nodes) if set(node.numbers) & slots), *declared]
 
 
 def refit_anchors(model: DetectionModel, dataset: Any, args: Any) -> None:

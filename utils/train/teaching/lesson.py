@@ -18,6 +18,7 @@ from models.shared_loss import share_of_mean
 from models.summary import count_gflops, count_parameters
 from utils.checkpoint.file import check_has_values, check_tensors
 from utils.distributed.group import copy_from_first
+from utils.train.batches import batch_side
 from utils.train.teaching import maps
 from utils.train.teaching.features import Features
 from utils.train.teaching.imitation import Imitation
@@ -177,10 +178,11 @@ class Lesson:
         return cell_scores(head, taught["output"], shapes)
 
     # Its own weights --------------------------------------------------------------------------------------------------
-    def join(self, optimizer: torch.optim.Optimizer) -> None:
-        """Let an optimizer train the adapters as it does the other weights that decay."""
+    def join(self, optimizer: torch.optim.Optimizer, lr: float) -> None:
+        """Let an optimizer, whose learning rate is `lr`, train the adapters as it does the weights of the neck."""
         if weights := list(self.features.adapters.parameters()):
-            like = next(group for group in optimizer.param_groups if group.get("param_group") == "weight")
+            groups = [group for group in optimizer.param_groups if group["param_group"] in ("weight", "muon")]
+            like = next(group for group in groups if group["lr"] == lr)
             optimizer.add_param_group({**like, "params": weights, "param_group": "adapters"})
 
     def state(self) -> dict[str, Any]:
@@ -234,7 +236,7 @@ def check_size(network: DetectionModel, options: Mapping[str, Any]) -> None:
 
 
 def _sides(options: Mapping[str, Any]) -> tuple[int, int]:
-    return options["imgsz"], options["imgsz"]
+    return batch_side(options), batch_side(options)
 
 
 def _listed(strides: Iterable[float]) -> str:

@@ -1,0 +1,40 @@
+"""The optimizer of a run that names none: that by which the authors of its backbone train it, and why it was taken."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from models import DetectionModel
+from models.parts import backbone_roots
+
+AUTO = "auto"  # what a recipe says that leaves it to the family of the backbone
+DEFAULT = "AdamW"
+STEEP = ("SGD", "MuSGD")  # optimizers that want a learning rate STEEPER times that of AdamW
+STEEPER = 10.0
+YOLOV5 = "SGD"  # for which the recipes of YOLOv5 are, which name none
+
+
+def family_optimizer(model: DetectionModel) -> tuple[str, str]:
+    """Return the optimizer for a model, and the reason: its backbone's `trained_by`, else DEFAULT."""
+    for module in backbone_roots(model).values():
+        if trained_by := getattr(module, "trained_by", None):
+            return trained_by
+    return DEFAULT, "which suits backbones with norms of any kind, and short trainings"
+
+
+def chosen_optimizer(model: DetectionModel, options: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
+    """Return the options `optimizer` and `lr0` of a new run, and a reason for the log where neither was given by name.
+
+    Args:
+        model: to train.
+        options: of its recipe and its flags. Without `optimizer`, they are those of a recipe of YOLOv5's; where it is
+            AUTO, `lr0` is meant for AdamW.
+    """
+    name = options.get("optimizer")
+    if name is None:
+        return {"optimizer": YOLOV5}, "as the recipe names none, which those of YOLOv5 do that are for it"
+    if name != AUTO:
+        return {}, ""
+    name, reason = (DEFAULT, "for the small steps of --qat") if options["qat"] else family_optimizer(model)
+    return {"optimizer": name, "lr0": options["lr0"] * (STEEPER if name in STEEP else 1.0)}, reason
