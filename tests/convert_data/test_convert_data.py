@@ -330,6 +330,26 @@ def test_names_lead_nowhere_outside(tmp_path):
     assert all(path.is_relative_to(tmp_path / "in/new") for path in after.keys() - before.keys())
 
 
+def test_a_picture_in_several_splits_is_divided_once(tmp_path):
+    both = [{"id": i, "file_name": f"train/{name}.png", "width": 40, "height": 20} for i, name in enumerate("ab")]
+    content = {"images": both, "annotations": [box(0, 0, 5, 5)], "categories": [{"id": 5, "name": "cat"}]}
+    for name in ("a", "b"):
+        write_picture(tmp_path / f"set/train/{name}.png", 40, 20)
+    for split in ("train", "val"):
+        write_json(tmp_path / f"set/{split}.json", content)
+    data, report = convert(tmp_path / "set", tmp_path / "new")
+    assert counts(report) == {"several_splits": 2} and rows_of(data, "train") == rows_of(data, "val")
+    data, _ = convert(tmp_path / "set", tmp_path / "newer", split=[0.5, 0.5])
+    assert sorted([*rows_of(data, "train"), *rows_of(data, "val")]) == ["a.png", "b.png"]
+
+
+def test_a_picture_that_is_no_file_is_not_opened(tmp_path):
+    coco_set(tmp_path / "set", [], [{"id": 2, "file_name": "zero.png", "width": 1, "height": 1}])
+    (tmp_path / "set/train/zero.png").symlink_to("/dev/zero")
+    _, report = convert(tmp_path / "set", tmp_path / "new")
+    assert report["losses"]["unreadable_pictures"]["examples"][0].endswith("zero.png: is not a file but a device")
+
+
 def test_links_lead_to_the_pictures_and_copies_are_files(tmp_path):
     write_coco(tmp_path / "set", samples())
     linked, _ = convert(tmp_path / "set", tmp_path / "linked", link=True)

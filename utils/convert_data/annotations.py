@@ -19,7 +19,7 @@ LOSSES = {  # kind: what of it is told
     "ambiguous_pictures": "pictures whose name several files have, left out",
     "other_shape": "pictures of another shape than their labels say, left out",
     "no_split": "pictures that are in no split, left out",
-    "several_splits": "pictures that are in several splits, kept in each",
+    "several_splits": "pictures that are in several splits",
     "listed_twice": "pictures that are listed several times, put together",
     "no_size": "pictures whose size is not said, taken from the file",
     "renamed": "pictures that got another name",

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from models.errors import UserError
+from models.files import why_no_file
 from utils.convert_data.annotations import Losses, Picture
 from utils.convert_data.rows import Row, Wanted, rows_of
 from utils.convert_data.source import PictureFinder
@@ -99,6 +100,8 @@ def find_file(picture: Picture, finder: PictureFinder, losses: Losses) -> Path |
 def size_of(path: Path, picture: Picture, losses: Losses) -> tuple[int, int] | None:
     """Return width and height of a picture's file as it is shown; None where it cannot be used, which is counted."""
     try:
+        if problem := why_no_file(path):
+            raise Unreadable(problem)
         size = shown_size(path)
     except (Unreadable, *BROKEN_PICTURE) as error:
         losses.add("unreadable_pictures", path, error or type(error).__name__)
@@ -140,7 +143,7 @@ def assign_splits(pictures: list[Labelled], parts: Sequence[float], root: Path, 
     """Give each picture a split, and return a line that says how, empty where the source has said it.
 
     Args:
-        pictures: those that will be written.
+        pictures: those that will be written; where they are divided anew, each of them is there once afterwards.
         parts: for train, val and test; empty: as the source says, and DIVIDED where it says none.
         root: a folder that holds them, by the names below which they are drawn.
         losses: what was left out, for messages.
@@ -151,6 +154,9 @@ def assign_splits(pictures: list[Labelled], parts: Sequence[float], root: Path, 
     splits = {picture.split for picture in pictures}
     said = ""
     if parts or splits == {None}:
+        pictures[:] = merged(pictures)
+        if len(pictures) < 2:
+            raise UserError(f"one picture alone cannot be divided into train and val{reason(losses)}")
         parts = parts or DIVIDED
         divide(pictures, parts, root)
         said = f"divided by --split {' '.join(f'{part:g}' for part in parts)}, drawn by the names of the pictures"
@@ -169,6 +175,16 @@ def assign_splits(pictures: list[Labelled], parts: Sequence[float], root: Path, 
     return said
 
 
+def merged(pictures: Sequence[Labelled]) -> list[Labelled]:
+    """Return each picture once, with the rows that it has in several splits."""
+    found: dict[Path, Labelled] = {}
+    for picture in pictures:
+        one = found.setdefault(picture.path, picture)
+        if one is not picture:
+            one.rows.extend(row for row in picture.rows if row not in one.rows)
+    return list(found.values())
+
+
 def divide(pictures: list[Labelled], parts: Sequence[float], root: Path) -> None:
     """Draw the pictures of each split: the same whenever the pictures have the same names."""
 
@@ -180,7 +196,7 @@ def divide(pictures: list[Labelled], parts: Sequence[float], root: Path) -> None
     for i, split in enumerate(("train", "val", "test")[: len(parts)]):
         last = len(drawn) if i == len(parts) - 1 else first + round(parts[i] * len(drawn))
         if i == 0:
-            last = min(max(last, 1), max(len(drawn) - 1, 1))  # one is left to validate
+            last = min(max(last, 1), len(drawn) - 1)  # one is left to validate
         for picture in drawn[first:last]:
             picture.split = split
         first = last
