@@ -29,7 +29,7 @@ FAMILIES = {  # how the smallest network of each is built, and names that its de
         ["conv_embedding.bn.weight", "stages.3.1.repmlp_block.fc3.bias", "stages.0.0.ffn_block.ffn_fc1.conv.weight"],
     ),
     "RepMLPResNet": (
-        partial(create_backbone, "RepMLPResNet", "light-224"),
+        partial(create_backbone, "RepMLPResNet", "light-224", groups=32),
         ["stage2.1.light_repmlp.fc3.bias", "stage2.1.light_repmlp.fc1_fc2.fc1.weight", "stage1.0.conv1.conv.bias"],
     ),
     "timm": (

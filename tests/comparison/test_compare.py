@@ -238,9 +238,9 @@ def test_a_comparison_that_is_killed_ends_with_the_same_numbers(data, tmp_path):
     (tmp_path / "breaks.py").write_text(BREAKS)
     rows = [[-1, 1, "Breaks", ["small"]]], [[["P2", "P3"], 1, "Detect", ["nc"]]]
     write(tmp_path, {"nc": 4, "backbone": rows[0], "head": rows[1]}, "broken.yaml")
-    args = [*words(data, "one.yaml", "broken.yaml"), "--epochs", "3", "--plugins", "breaks.py"]
-    for name in ("whole", "killed"):
-        process = start(script(*args, "--project", ".", "--name", name), tmp_path)
+    options = ["--epochs", "3", "--plugins", "breaks.py", "--project", "."]
+    for name, entries in {"whole": ["one.yaml"], "killed": ["one.yaml", "broken.yaml"]}.items():
+        process = start(script(*words(data, *entries), *options, "--name", name), tmp_path)
         if name == "killed":
             wait_for(tmp_path / "killed/jobs/one-0/train/weights/last.pt", process)
             os.killpg(process.pid, signal.SIGKILL)
