@@ -76,6 +76,15 @@ class Row:
         """Return the row as it stands in a YAML."""
         return [self.sources[0] if self.single else list(self.sources), self.number, self.module, _thaw(self.args)]
 
+    @property
+    def starts_pretrained(self) -> bool:
+        """Whether the row names a file or a download to start from."""
+        options = self.args[-1] if self.args and isinstance(self.args[-1], Mapping) else {}
+        at = WEIGHTS_AT.get(self.module, len(self.args))
+        placed = any(arg is not None and not isinstance(arg, Mapping) for arg in self.args[at : at + 1])
+        named = options.get("weights") or options.get("pretrained")
+        return bool(named) or placed or any(arg is True for arg in self.args[:1]) or any(map(is_weights, self.args))
+
     def without_pretrained(self, *others: str) -> Row:
         """Return a copy that names no file or download to start from, the published forks' `[True]` included.
 

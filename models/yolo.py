@@ -10,7 +10,7 @@ It is an ultralytics model to ultralytics' trainer, validator, predictor and exp
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -80,7 +80,7 @@ class DetectionModel(tasks.DetectionModel):
         self.imgsz: int | list[int] = 640  # that it was trained at
         self.ranges: dict[str, tuple[float, float]] = {}  # of a layer's input, where training has learnt them for INT8
         if self.spec.overparameterize:
-            self.widen(**self.spec.overparameterize)
+            self.widen(**self.spec.overparameterize, trained=self.pretrained_modules())
         if verbose:
             self.info()
 
@@ -89,19 +89,26 @@ class DetectionModel(tasks.DetectionModel):
         """The YAML as ultralytics keeps it."""
         return {**self.spec.as_dict(), "channels": self.spec.ch, "yaml_file": self.spec.name}
 
-    def widen(self, style: str) -> None:
+    def pretrained_modules(self) -> set[nn.Module]:
+        """Return all modules of the rows whose first weights come from a file or a download."""
+        rows = zip(self.model, self.nodes, strict=True)
+        return {module for row, node in rows if node.row.starts_pretrained for module in row.modules()}
+
+    def widen(self, style: str, trained: Collection[nn.Module] | None = None) -> None:
         """Give the convolutions branches to train with, in place, as the YAML's `overparameterize` does.
 
-        The model computes what it did, and so does its fused form, which has nothing more than it had.
+        The fused form has nothing more than it had.
 
         Args:
             style: one of `STYLES` in models/blocks/branches.py.
+            trained: modules that have learnt something, and compute with their branches what they did. All by default;
+                of the others the branches count as much as the convolutions from the first step on.
 
         Raises:
             ConfigError: an unknown style, no convolution that could get branches, or too many parameters.
         """
         try:
-            widen(self, style, self.example_input(), MAX_PARAMETERS)
+            widen(self, style, self.example_input(), MAX_PARAMETERS, trained)
         except ConfigError as e:
             raise ConfigError(f"{self.spec.name}: {e}") from e
         self.spec = self.spec.with_branches(style)

@@ -8,13 +8,15 @@ A convolution is widened where four things hold; all others stay as they are:
   neither would have more parameters after fusing than it had before;
 - the network gets branches for the first time.
 
-New branches end in a BatchNorm whose factor starts at 0, so that the widened network computes what the narrow one did,
-in training mode as well.
+New branches end in a BatchNorm. Beside a convolution that has learnt something its factor starts at 0, so that the
+widened network computes what the narrow one did, in training mode as well. Beside one that has not it starts at 1, as
+in the papers of all styles: with 0 the other weights of a branch would get no gradient at first.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -27,7 +29,13 @@ from models.blocks.reparam import after_norm, fuse_blocks, fuse_conv_bn, places_
 from models.errors import ConfigError, did_you_mean
 
 
-def widen(network: nn.Module, style: str, example: Tensor, limit: float = math.inf) -> int:
+def widen(
+    network: nn.Module,
+    style: str,
+    example: Tensor,
+    limit: float = math.inf,
+    trained: Collection[nn.Module] | None = None,
+) -> int:
     """Give the convolutions of a network branches, in place, and return how many got some.
 
     Args:
@@ -35,6 +43,7 @@ def widen(network: nn.Module, style: str, example: Tensor, limit: float = math.i
         style: one of STYLES.
         example: an input of it, (B, C, H, W).
         limit: parameters that the branches may have, which are made only if they have no more.
+        trained: modules among which are the convolutions that have learnt something; None: all have.
 
     Raises:
         ConfigError: an unknown style, no convolution that could get branches, or too many parameters.
@@ -54,7 +63,7 @@ def widen(network: nn.Module, style: str, example: Tensor, limit: float = math.i
         raise ConfigError(f"branches of the style {style} have {added:,} parameters, expected at most {limit:,}")
     places = places_of(network)
     for conv, bn in norms.items():
-        wide = _branched(conv, bn, style)
+        wide = _branched(conv, bn, style, 0.0 if trained is None or conv in trained else 1.0)
         after = {} if bn is None else {bn: after_norm(bn)}
         replace_modules(network, {conv: wide, **after}, places)
     return len(norms)
@@ -104,8 +113,8 @@ def _is_pair(conv: nn.Conv2d | None, bn: _BatchNorm) -> bool:
     return True
 
 
-def _branched(conv: nn.Conv2d, bn: _BatchNorm | None, style: str) -> BranchedConv:
-    """Return what computes bn(conv(x)) and has branches, which add nothing yet."""
+def _branched(conv: nn.Conv2d, bn: _BatchNorm | None, style: str, factor: float) -> BranchedConv:
+    """Return what computes bn(conv(x)) plus branches, whose last BatchNorms start with this factor."""
     wide = BranchedConv(conv, nn.Identity() if bn is None else _alone(bn), STYLES[style](conv))
     wide.branches.to(conv.weight)
     for norm in (m for m in wide.branches.modules() if isinstance(m, nn.BatchNorm2d)):
@@ -113,7 +122,7 @@ def _branched(conv: nn.Conv2d, bn: _BatchNorm | None, style: str) -> BranchedCon
             norm.eps, norm.momentum = bn.eps, bn.momentum
     branches: Any = wide.branches
     for branch in branches:
-        nn.init.zeros_(branch.bn.weight)
+        nn.init.constant_(branch.bn.weight, factor)
     return wide.train(conv.training)
 
 

@@ -62,6 +62,10 @@ def assert_fuses_to(plain, wide, x, same=SAME):
     assert worst_error(predictions(deploy), predictions(wide), x) <= same
 
 
+WIDE = ("stem", "bias")  # of the following
+DETECT = [[[-1], 1, "Detect", ["nc"]]]
+
+
 class Net(nn.Module):
     """A little of everything that a rule is about."""
 
@@ -86,7 +90,7 @@ def test_only_what_the_rule_says_is_widened(style):
     x = pictures(33, 40)
     wide = copy.deepcopy(narrow)
     assert widen(wide, style, x) == 2
-    assert branched(wide) == ["stem", "bias"]
+    assert branched(wide) == [*WIDE]
     assert isinstance(wide.bn, nn.Identity)
     norms = [m for m in wide.stem.modules() if isinstance(m, nn.BatchNorm2d)]
     assert {(m.eps, m.momentum, m.running_mean.dtype) for m in norms} == {(1e-3, 0.03, torch.float64)}
@@ -109,6 +113,37 @@ def test_training_starts_as_that_of_the_narrow_network(style):
         optimizer.step()
     learning = [p for name, p in wide.named_parameters() if name.startswith(("stem", "bias"))]
     assert all(bool(p.grad.abs().sum() > 0) for p in learning)
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_branches_beside_new_weights_count_from_the_first_step_on(style):
+    """As in the papers: a factor of 1, and every weight of a branch learns at once."""
+    wide = Net().double()
+    widen(wide, style, pictures(), trained={wide.bias})
+    factors = {name: {branch.bn.weight.unique().item() for branch in getattr(wide, name).branches} for name in WIDE}
+    assert factors == {"stem": {1.0}, "bias": {0.0}}
+    wide.train()(pictures()).square().mean().backward()
+    new = [p for name, p in wide.named_parameters() if name.startswith("stem")]
+    assert all(bool(p.grad.abs().sum() > 0) for p in new)
+
+
+@pytest.mark.parametrize(
+    ("options", "factor"),
+    [({}, 1.0), ({"weights": None}, 1.0), ({"weights": "a.pth"}, 0.0)],
+    ids=["new", "no weights", "weights"],
+)
+def test_rows_with_pretrained_weights_compute_what_they_did(options, factor, tmp_path):
+    """Those of the backbone; the neck is new in any case."""
+    narrow = create_backbone("timm", "resnet18")
+    torch.save(narrow.state_dict(), tmp_path / "a.pth")
+    options = {key: value and str(tmp_path / value) for key, value in options.items()}
+    rows = {"backbone": [[-1, 1, "timm", ["resnet18", options]]], "head": [["P5", 1, "Conv", [8, 3]], *DETECT]}
+    model = create_model({"nc": 2, **rows, "overparameterize": {"style": "acb"}})
+    factors = [
+        {branch.bn.weight.unique().item() for m in row.modules() if type(m) is BranchedConv for branch in m.branches}
+        for row in model.model
+    ]
+    assert factors[:2] == [{factor}, {1.0}]
 
 
 def test_a_network_is_widened_once():

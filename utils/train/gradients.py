@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 
 from models import DetectionModel
-from models.backbones import Backbone
 from models.blocks.repconv import identity_kernel
 from models.blocks.widen import narrow_convolutions
 from models.errors import UserError
@@ -51,9 +50,8 @@ def check_scales_steps(model: DetectionModel, optimizer: str) -> None:
 
 @torch.no_grad()
 def start_as_sum(model: DetectionModel) -> None:
-    """Let new weights be those of the sum, s (W + W1) + I, in place; backbones with weights of a file keep theirs."""
-    loaded = [row for row in model.model if isinstance(row, Backbone) and row.weights_report is not None]
-    kept = {module for row in loaded for module in row.modules()}
+    """Let new weights be those of the sum, s (W + W1) + I, in place; rows that start pretrained keep theirs."""
+    kept = model.pretrained_modules()
     for conv, scale in plain_convolutions(model).items():
         if conv not in kept:
             point = nn.Conv2d(conv.in_channels, conv.out_channels, 1, groups=conv.groups, bias=False).weight

@@ -549,9 +549,10 @@ def new_model(
         if start is not None:
             check_branches(start, spec)
             partners = match_classes(start.names, data["names"], class_map)
-            LOGGER.info(f"{transfer(start, model, partners)}\n")
-        if narrow and spec.overparameterize:
-            model.widen(**spec.overparameterize)
+            transferred = transfer(start, model, partners)
+            LOGGER.info(f"{transferred}\n")
+            if narrow and spec.overparameterize:
+                model.widen(**spec.overparameterize, trained=model.pretrained_modules() | transferred.modules)
     if options["rep_optimizer"] and start is None:
         start_as_sum(model)
     model.names = data["names"]

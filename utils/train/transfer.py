@@ -10,7 +10,7 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from models import DetectionModel
 from models.errors import WeightsError
@@ -64,6 +64,12 @@ class Transfer:
         used = {row.source for row in self.rows if row.copied}
         rows = {i: row.state_dict() for i, row in enumerate(self.source.model) if i not in used}
         return {i: sum(not name.endswith(COUNTER) for name in tensors) for i, tensors in rows.items() if tensors}
+
+    @property
+    def modules(self) -> set[nn.Module]:
+        """The modules of the target of whose own tensors some were copied."""
+        paths = {f"model.{row.row}.{name}".rpartition(".")[0] for row in self.rows for name in row.copied}
+        return {self.target.get_submodule(path) for path in paths}
 
     def is_enough(self) -> bool:
         """Return whether the backbone, or neck and head, received a good part of their tensors."""
