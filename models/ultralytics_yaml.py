@@ -30,6 +30,7 @@ THEIR_HEADS: dict[str, tuple[str, dict[str, Any]]] = {  # of boxes; our head and
     "v10Detect": ("Detect", {}),
     "Segment26": ("Segment", {"all_levels": True}),
 }
+CLASS_HEADS = ("Classify",)  # of whole pictures, which are the same here
 DEPTHWISE = {"C3k2", "A2C2f", "C2fCIB", "v10Detect"}  # words of YOLOs whose class scores come from depthwise ones
 
 

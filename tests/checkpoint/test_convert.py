@@ -44,7 +44,8 @@ def picture():
 def ultralytics_model(name, **changes):
     """Return an ultralytics model with random statistics, rounded to what its half precision checkpoint holds."""
     cfg = {**tasks.yaml_model_load(name), **changes}
-    kind = tasks.SegmentationModel if "-seg" in name else tasks.DetectionModel
+    kinds = {"seg": tasks.SegmentationModel, "cls": tasks.ClassificationModel}
+    kind = next((kinds[part] for part in Path(name).stem.split("-") if part in kinds), tasks.DetectionModel)
     return randomize_(kind(cfg, nc=5, verbose=False)).half().float().eval()
 
 
@@ -63,11 +64,12 @@ def predict(model, x):
     return output if isinstance(output, tuple) else (output,)
 
 
-ULTRALYTICS = ["yolov5n.yaml", "yolov8n.yaml", "yolo11n.yaml", "yolo26n.yaml", "yolov8n-seg.yaml"]
+ULTRALYTICS = ["yolov5n.yaml", "yolov8n.yaml", "yolo11n.yaml", "yolo26n.yaml", "yolov8n-seg.yaml", "yolo11n-cls.yaml"]
 MORE = {
     f"{name}.yaml": {} for name in "yolov9t yolov10n yolov8n-p2 yolov8n-p6 yolov5n-p6 yolov8n-ghost yolov6n".split()
 }
-MORE |= {f"{name}.yaml": {} for name in "yolov6n yolo11n-seg yolo26n-p2 yolov3-tiny yolo26n-seg".split()}
+MORE |= {f"{name}.yaml": {} for name in "yolov6n yolo11n-seg yolo26n-p2 yolov3-tiny yolo26n-seg yolov8n-cls".split()}
+MORE |= {"yolo26n-cls.yaml": {}}
 MORE |= {  # the rules for large models, at small widths
     "yolov8s.yaml": {"scales": {"s": [0.33, 0.25, 1024]}, "scale": "s", "activation": "nn.LeakyReLU(0.1)"},
     "yolo11m.yaml": {"scales": {"m": [0.5, 0.25, 512]}, "scale": "m"},
@@ -80,8 +82,8 @@ MORE |= {  # the rules for large models, at small widths
 def assert_same_network(name, changes, picture, tmp_path):
     theirs = ultralytics_model(name, **changes)
     ours = load_checkpoint(convert.run(save_as_ultralytics(theirs, tmp_path / "theirs.pt")))
-    theirs.model[-1].end2end = ours.model[-1].end2end  # which their predictor sets
-    picture = picture if max(theirs.stride) < 64 else picture.repeat(1, 1, 1, 2)[..., :128]
+    theirs.model[-1].end2end = ours.end2end  # which their predictor sets
+    picture = picture if max(ours.stride) < 64 else picture.repeat(1, 1, 1, 2)[..., :128]
     pairs = list(zip(predict(theirs, picture), predict(ours, picture), strict=True))
     assert all(relative_error(b.double(), a.double()) < 1e-6 for a, b in pairs)
     assert (ours.names[3], ours.nc, ours.imgsz) == ("name 3", 5, 320)
@@ -115,7 +117,7 @@ def test_the_head_is_the_one_of_the_file_whatever_ultralytics_built_last(tmp_pat
 )
 def test_a_head_that_there_is_not_here_is_named(kind, name, head, tmp_path):
     torch.save({"model": kind(name, nc=5, verbose=False), "ema": None}, tmp_path / "a.pt")
-    with pytest.raises(WeightsError, match=f"whose head is {head}, of which there are Detect, Segment"):
+    with pytest.raises(WeightsError, match=f"whose head is {head}, of which there are Classify, Detect, Segment"):
         convert.run(tmp_path / "a.pt")
 
 

@@ -14,9 +14,13 @@ from torch import Tensor, nn
 
 from models import ultralytics_yaml
 from models.errors import WeightsError
+from models.spec import HEADS
 from utils.checkpoint.unpickle import Inert
 from utils.sizes import MAX_IMGSZ
 
+KNOWN_HEADS = {*ultralytics_yaml.THEIR_HEADS, *ultralytics_yaml.CLASS_HEADS}
+SIDES = {"classify": 224}  # of pictures, by task, where a file does not say what it was trained at
+OTHER_SIDE = 640  # of other tasks
 MAX_TREE = 100_000
 MAX_LEVELS = 50  # of modules in each other
 OWN_KEYS = ("nc", "depth_multiple", "width_multiple", "anchors", "activation", "backbone", "head")
@@ -61,7 +65,7 @@ def read_model(content: Any, name: str) -> ForeignModel:
     """Return the model among what `read_pickled` has read from a file called `name`.
 
     Raises:
-        WeightsError: there is none, or one that does something else than detect or segment.
+        WeightsError: there is none, or one that does something else than detect, segment or classify.
     """
     root = find_model(content)
     if root is None:
@@ -77,8 +81,8 @@ def read_model(content: Any, name: str) -> ForeignModel:
 def _read_model(root: Inert, content: Any, name: str) -> ForeignModel:
     modules = dict(named_modules(root, name))
     last, head = list(_children(root.get("_modules")["model"]).items())[-1]
-    if not isinstance(head, Inert) or head.class_name not in ultralytics_yaml.THEIR_HEADS:
-        known = ", ".join(sorted(ultralytics_yaml.THEIR_HEADS))
+    if not isinstance(head, Inert) or head.class_name not in KNOWN_HEADS:
+        known = ", ".join(sorted(KNOWN_HEADS))
         raise WeightsError(f"{name} holds a model whose head is {_class(head)}, of which there are {known} here")
     yaml = root.get("yaml")
     if not isinstance(yaml, Mapping) or not all(isinstance(yaml.get(key), list) for key in ("backbone", "head")):
@@ -93,10 +97,12 @@ def _read_model(root: Inert, content: Any, name: str) -> ForeignModel:
     spec["yaml_file"] = Path(str(yaml.get("yaml_file") or f"{Path(name).stem}.yaml")).name
     if maker == "ultralytics":
         spec = ultralytics_yaml.translate(spec, spec["yaml_file"], legacy=not _has_depthwise_classes(head))
-    else:
+    elif head.class_name in ultralytics_yaml.THEIR_HEADS:
         _use_anchors(spec, tensors, f"model.{last}", _attribute(head, "stride", root.get("stride")), name)
     names = _class_names(root.get("names"), spec.get("nc"))
-    return ForeignModel(maker, spec, names, tensors, modules, _image_size(content, root))
+    return ForeignModel(
+        maker, spec, names, tensors, modules, _image_size(content, root, HEADS.get(head.class_name, ""))
+    )
 
 
 # The tree of modules --------------------------------------------------------------------------------------------------
@@ -163,14 +169,14 @@ def _class_names(names: Any, nc: Any) -> dict[int, str]:
     return {int(i): numbered[i] for i in sorted(numbered)} if valid else {}
 
 
-def _image_size(content: Any, root: Inert) -> int:
-    """Return the side of the pictures that it was trained on, 640 if the file does not say."""
+def _image_size(content: Any, root: Inert, task: str) -> int:
+    """Return the side of the pictures that it was trained on, the usual one of its task if the file does not say."""
     options = [content.get(key) for key in ("train_args", "opt")] if isinstance(content, Mapping) else []
     for option in (*options, root.get("args")):
         size = option.get("imgsz") if isinstance(option, Mapping | Inert) else None
         if type(size) is int and 32 <= size <= MAX_IMGSZ:
             return size
-    return 640
+    return SIDES.get(task, OTHER_SIDE)
 
 
 def _use_anchors(spec: dict[str, Any], tensors: dict[str, Tensor], head: str, strides: Any, name: str) -> None:
