@@ -83,6 +83,40 @@ def follow(
         yield Link(consumer, producer if alone else None, tuple(tensor.shape))
 
 
+def feeding_modules(model: nn.Module, example: Tensor, modules: Iterable[nn.Module]) -> set[nn.Module]:
+    """Return those of some modules on whose outputs the inputs of others of them depend, by whatever stands between.
+
+    Args:
+        model: in eval mode.
+        example: an input of `model`; only its shape, dtype and device matter.
+        modules: of the model.
+    """
+    made: dict[Any, nn.Module] = {}  # by the nodes of autograd's graph, which stay their own while they are kept
+    waiting: list[Any] = []
+
+    def nodes(values: Any) -> list[Any]:
+        leaves = [leaf for leaf in tree_leaves(values) if isinstance(leaf, Tensor)]
+        return [leaf.grad_fn for leaf in leaves if leaf.grad_fn is not None]
+
+    def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        waiting.extend(nodes((args, kwargs)))
+        made.update(dict.fromkeys(nodes(output), module))
+
+    hooks = [module.register_forward_hook(note, with_kwargs=True) for module in modules]
+    try:
+        with torch.enable_grad():
+            model(example.detach().requires_grad_())
+    finally:
+        for hook in hooks:
+            hook.remove()
+    seen = set(waiting)
+    while waiting:
+        found = {node for node, _ in waiting.pop().next_functions if node is not None} - seen
+        seen |= found
+        waiting.extend(found)
+    return {made[node] for node in seen if node in made}
+
+
 def ran_modules(model: nn.Module, example: Tensor) -> set[nn.Module]:
     """Return the modules that `model(example)` calls."""
     ran: set[nn.Module] = set()

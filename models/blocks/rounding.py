@@ -29,6 +29,8 @@ TINY = 1e-12  # the least scale, for channels of zeros
 class Rounding(nn.Module):
     """What a layer that rounds has beside what it is; see `start_rounding`."""
 
+    channel_axis = 0  # of the output channels in the weight
+
     weight: Tensor
     input_low: Tensor
     input_high: Tensor
@@ -40,10 +42,14 @@ class Rounding(nn.Module):
         scale = ((self.input_high - self.input_low) / ACTIVATION_LEVELS).clamp(min=TINY)
         zero = (-self.input_low / scale).round().clamp(0, ACTIVATION_LEVELS).int()
         seen = torch.fake_quantize_per_tensor_affine(x, scale, zero, 0, ACTIVATION_LEVELS)
-        steps = (self.weight.detach().abs().flatten(1).amax(1) / LARGEST_WEIGHT).clamp(min=TINY)
+        return seen, self._rounded_weight()
+
+    def _rounded_weight(self) -> Tensor:
+        axis = self.channel_axis
+        largest = self.weight.detach().abs().transpose(0, axis).flatten(1).amax(1)
+        steps = (largest / LARGEST_WEIGHT).clamp(min=TINY)
         zeros = torch.zeros_like(steps, dtype=torch.int32)
-        weight = torch.fake_quantize_per_channel_affine(self.weight, steps, zeros, 0, -LARGEST_WEIGHT, LARGEST_WEIGHT)
-        return seen, weight
+        return torch.fake_quantize_per_channel_affine(self.weight, steps, zeros, axis, -LARGEST_WEIGHT, LARGEST_WEIGHT)
 
     @torch.no_grad()
     def observe(self, x: Tensor, momentum: float) -> None:
@@ -58,6 +64,20 @@ class RoundingConv(Rounding, nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         return self._conv_forward(*self.rounded(x), self.bias)
+
+
+class RoundingConvTranspose(Rounding, nn.ConvTranspose2d):
+    """A transposed convolution that rounds; with groups, one step serves a channel of each of them, as in ONNX."""
+
+    channel_axis = 1
+
+    def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
+        seen, weight = self.rounded(x)
+        like: Any = self  # torch types these as of any length
+        size = self._output_padding(seen, output_size, like.stride, like.padding, like.kernel_size, 2, like.dilation)
+        return F.conv_transpose2d(
+            seen, weight, self.bias, like.stride, like.padding, tuple(size), self.groups, like.dilation
+        )
 
 
 class RoundingLinear(Rounding, nn.Linear):
@@ -91,6 +111,7 @@ class RoundingTileFC(Rounding, TileFC):
 
 KINDS: dict[type[nn.Module], type[Rounding]] = {  # what can round, by its exact type, and what it is while it does
     nn.Conv2d: RoundingConv,
+    nn.ConvTranspose2d: RoundingConvTranspose,
     nn.Linear: RoundingLinear,
     TileFC: RoundingTileFC,
 }
