@@ -36,7 +36,7 @@ from models.summary import count_gflops, count_parameters
 from utils import cli
 from utils.benchmark.forms import DEFAULT_FORMS, FORMS, Made, fit_size, loader, make, open_network
 from utils.benchmark.memory import peak_memory, weights_size
-from utils.benchmark.report import BenchmarkRow, add_ratios, benchmark_table, processor, remarks, save
+from utils.benchmark.report import ACCURACIES, BenchmarkRow, add_ratios, benchmark_table, processor, remarks, save
 from utils.data.description import load_dataset
 from utils.data.files import check_images
 from utils.data.samples import make_pictures
@@ -72,7 +72,7 @@ def make_parser() -> cli.Parser:
     add("--cfg", nargs="+", default=[], metavar="YAML", help="model YAMLs; all models are compared with the first")
     add("--zoo", nargs="+", default=[], metavar="PATTERN", help="every YAML of models/configs whose name fits")
     add("--weights", nargs="+", default=[], metavar="PT", help="checkpoints of train.py")
-    add("--data", default="", help="dataset YAML: measure the accuracy of --weights on its val split, in every form")
+    add("--data", default="", help="dataset YAML or class folders: measure the accuracy of --weights on its val split")
     add("--forms", nargs="+", default=[], metavar="FORM", help=f"some of {', '.join(FORMS)}")
     add("--backbone", action="store_true", help="the list backbone of each model without neck and head")
     add("--imgsz", "--img", "--img-size", nargs="+", type=cli.image_side, default=[640], help="pixels")
@@ -125,9 +125,8 @@ def benchmark(args: argparse.Namespace) -> list[BenchmarkRow]:
     check_imgsz(args.imgsz, 1)
     args.forms = check_forms(args.forms)
     args.threads = args.threads or torch.get_num_threads()
-    sources, data = find_sources(args), check_data(args)
-    if data:
-        check_knows_classes(sources, data)
+    sources = find_sources(args)
+    data = check_data(args, sources)
     folder = increment_path(args.project, args.name, args.exist_ok)
     with torch_threads(args.threads), tempfile.TemporaryDirectory(dir=folder) as temporary:
         rows = measure_models(sources, data, args, Path(temporary))
@@ -185,31 +184,40 @@ def check_forms(names: Sequence[str]) -> list[str]:
     return keys
 
 
-def check_data(args: argparse.Namespace) -> dict[str, Any] | None:
-    """Return the data set to measure accuracy on, if any; UserError where there are no weights to measure."""
+def check_data(args: argparse.Namespace, sources: Mapping[str, Path]) -> dict[str, Any] | None:
+    """Return the data set to measure accuracy on, if any.
+
+    Raises:
+        UserError: there are no weights to measure, or some for boxes and some for classes; or one knows another number
+            of classes than the data set, or other channels.
+    """
     if not args.data:
         return None
     if not args.weights or args.backbone:
-        raise UserError("--data measures the accuracy of trained detectors: name them with --weights, no --backbone")
+        raise UserError("--data measures the accuracy of trained networks: name them with --weights, no --backbone")
     if len(set(args.imgsz)) > 1:
         raise UserError("--data measures accuracy on square pictures: give --imgsz one side")
-    data = load_dataset(args.data)
-    check_images(data)
+    networks: dict[Path, Any] = {path: open_network(path) for path in sources.values() if path.suffix == ".pt"}
+    tasks = {path: network.task for path, network in networks.items()}
+    task = next(iter(tasks.values()))
+    if len({each == "classify" for each in tasks.values()}) > 1:
+        listed = ", ".join(f"{path}: {each}" for path, each in tasks.items())
+        raise UserError(f"--data measures boxes or classes, --weights are for both ({listed})")
+    data = load_dataset(args.data, task=task)
+    check_images(data, task=task)
+    for path, network in networks.items():
+        check_knows_classes(path, network, data)
     return data
 
 
-def check_knows_classes(sources: Mapping[str, Path], data: dict[str, Any]) -> None:
-    """Raise UserError for a checkpoint that knows another number of classes than the data set, or other channels."""
-    for source in sources.values():
-        if source.suffix != ".pt":
-            continue
-        network: Any = open_network(source)
-        known, given = (network.nc, network.spec.ch), (data["nc"], data["channels"])
-        if known != given:
-            raise UserError(
-                f"{source} knows {known[0]} classes and {known[1]} channels, {Path(data['yaml_file']).name} has "
-                f"{given[0]} and {given[1]}: --data is the data set that all --weights were trained on"
-            )
+def check_knows_classes(source: Path, network: Any, data: dict[str, Any]) -> None:
+    """Raise UserError for a network that knows another number of classes than the data set, or other channels."""
+    known, given = (network.nc, network.spec.ch), (data["nc"], data["channels"])
+    if known != given:
+        raise UserError(
+            f"{source} knows {known[0]} classes and {known[1]} channels, {Path(data['yaml_file']).name} has "
+            f"{given[0]} and {given[1]}: --data is the data set that all --weights were trained on"
+        )
 
 
 # Measuring ------------------------------------------------------------------------------------------------------------
@@ -253,7 +261,7 @@ def prepare(
     images = make_pictures(size, network.example_input().shape[1])[BENCHMARK_PICTURE][None]
     pictures = None
     if data and FORMS[row.form].int8:
-        pictures = batches(calibration_pictures(data, CALIBRATION), images.shape, "INT8: calibrating")
+        pictures = batches(calibration_pictures(data, CALIBRATION), images.shape, "INT8: calibrating", network.task)
     made = make(row.form, network, size, folder, pictures)
     with torch.inference_mode():
         made.load(args.threads)(images)
@@ -281,7 +289,9 @@ def add_accuracy(entries: Sequence[Entry], network: DetectionModel, data: dict[s
     found = measure_accuracy(runs, network, data, (height, width))
     for entry in entries:
         accuracy = found[str(entry.made.path)]
-        entry.row.map, entry.row.map50 = round(100 * accuracy.map, 2), round(100 * accuracy.map50, 2)
+        for name in ACCURACIES:
+            value = getattr(accuracy, name)
+            setattr(entry.row, name, None if value is None else round(100 * value, 2))
 
 
 def add_latency(entries: Sequence[Entry], args: argparse.Namespace) -> None:

@@ -51,6 +51,7 @@ from utils.deploy.formats import DEFAULT_FORMATS, FORMATS, check_formats, check_
 from utils.deploy.fresh import fresh_model
 from utils.deploy.write import ABLE, DEFAULT_OPSETS, EXPORTERS, ExportError, check_exporter, check_opset
 from utils.detect.sources import Files
+from utils.evaluate.accuracy import JUDGES
 from utils.export import Options, Report, export
 from utils.export.report import fused_text
 from utils.int8.calibration import calibration_pictures
@@ -81,7 +82,7 @@ def make_parser() -> cli.Parser:
     add("--timm", default="", metavar="NAME", help="timm's classifier of that name, with timm's file in --weights")
     add("--output", default="", help="folder of the files; default: beside the weights, with --cfg runs/export/exp*")
     add("--include", nargs="+", default=list(DEFAULT_FORMATS), metavar="FORMAT", help=f"of {', '.join(FORMATS)}")
-    add("--data", default="", help="dataset YAML: prove on its val split, errors and mAP, not on two photographs alone")
+    add("--data", default="", help="dataset YAML or class folders: prove on its val split, errors and accuracy")
     add("--source", nargs="+", default=[], help="pictures to prove on: files, folders, patterns, .txt lists of these")
     add("--pictures", type=cli.non_negative_int, default=MANY, help="of --data or --source, evenly taken; 0: all")
     add("--imgsz", "--img", "--img-size", nargs="+", type=cli.image_side, help="pixels; one side, or height width")
@@ -98,7 +99,7 @@ def make_parser() -> cli.Parser:
     )
     add("--half", **flag, help="float16 weights; what computes in float16, too, depends on the format")
     add("--int8", **flag, help="quantize as well, calibrated on the train split of --data, or of the weights' own")
-    add("--max-drop", type=cli.finite_float, default=1.0, help="points of mAP50-95 that --int8 may cost on val")
+    add("--max-drop", type=cli.finite_float, default=1.0, help="points of mAP50-95 or top-1 that --int8 may cost")
     add("--calibration-pictures", type=cli.positive_int, default=100, help="of the training split, for --int8")
     add("--reduce-range", **flag, help="7-bit weights in ONNX, for x86 processors without VNNI")
     add("--simplify", **flag, help="slim the ONNX graph with onnxslim")
@@ -192,7 +193,7 @@ def add_pictures(options: Options, args: argparse.Namespace, model: DetectionMod
     read = (path, *args.plugins, *args.source, *listed)
     size = check_imgsz(args.imgsz or model.imgsz, int(model.stride.max()))
     if args.int8:
-        check_int8(options.formats, options.opset, args.half, size, args.batch_size, args.max_drop)
+        check_int8(options.formats, options.opset, args.half, size, args.batch_size, args.max_drop, JUDGES[model.task])
     int8 = quantization(args, path, model) if args.int8 else None
     return dataclasses.replace(
         options, size=(size[0], size[1]), pictures=few, proof_pictures=proof_pictures, int8=int8, read=read
@@ -209,9 +210,8 @@ def check_surroundings(args: argparse.Namespace, model: DetectionModel, formats:
         raise UserError("--int8 quantizes the network alone: leave out --nms and --preprocess")
     if args.half and args.exporter == "dynamo" and "onnx" in formats:
         raise UserError("--half cannot convert what --exporter dynamo writes: leave out one of them")
-    if model.task == "classify" and (args.nms or args.int8):
-        reason = "has no boxes" if args.nms else "has no mAP, by which --int8 is judged"
-        raise UserError(f"a classifier {reason}: leave out {'--nms' if args.nms else '--int8'}")
+    if model.task == "classify" and args.nms:
+        raise UserError("a classifier has no boxes: leave out --nms")
     if args.nms and model.end2end:
         raise UserError("the model gives each object once and needs no NMS: leave out --nms")
     if args.preprocess and model.spec.ch != 3:
@@ -264,7 +264,7 @@ def gather(
     data = load_dataset(args.data, task=model.task) if args.data else None
     pictures = [Path(image) for image in list_images(data["val"], data["path"])] if data else []
     few = readable(pictures + files, name)
-    if data and not args.cfg and model.task != "classify" and is_labelled(data):  # fresh weights have no accuracy
+    if data and not args.cfg and is_labelled(data, model.task):  # fresh weights have no accuracy
         check_classes(data, model)
         return few, ProofPictures(data, tuple(files), args.pictures, name), ()  # Options.sources lists those of `data`
     listed = tuple(files_of(data)) if data else ()
@@ -281,20 +281,20 @@ def readable(files: Sequence[Path], name: str) -> tuple[Path, ...]:
 
 def quantization(args: argparse.Namespace, weights: Path, model: DetectionModel) -> Int8:
     """Return what to quantize with: the data set that --data names, else that of the weights' training."""
-    data = find_data(args.data, weights)
-    check_images(data)
+    data = find_data(args.data, weights, task=model.task)
+    check_images(data, task=model.task)
     check_classes(data, model)
     pictures = calibration_pictures(data, args.calibration_pictures)
     LOGGER.info(f"INT8: {len(pictures)} calibration pictures of {printable(data['train'])}")
     return Int8(data, tuple(pictures), args.max_drop, args.reduce_range)
 
 
-def is_labelled(data: dict[str, Any]) -> bool:
+def is_labelled(data: dict[str, Any], task: str) -> bool:
     """Return whether the val split of a data set has labels, and say so if it has not."""
     try:
-        check_images(data, ("val",))
+        check_images(data, ("val",), task=task)
     except UserError as error:
-        LOGGER.warning(f"{error}; its pictures are compared, mAP is not measured")
+        LOGGER.warning(f"{error}; its pictures are compared, {JUDGES[task]} is not measured")
         return False
     return True
 
@@ -358,7 +358,8 @@ def proof_lines(report: Report) -> list[str]:
         "",
     ]
     if report.scale_proofs and report.options.proof_pictures:
-        lines += [scale_table(report.scale_proofs, report.options.proof_pictures, report.options.size), ""]
+        pictures, size = report.options.proof_pictures, report.options.size
+        lines += [scale_table(report.scale_proofs, pictures, size, THINGS[report.model.task]), ""]
     return lines
 
 
@@ -370,7 +371,7 @@ def int8_lines(report: Report) -> list[str]:
             f"INT8 {found.format.title}, calibrated on {found.pictures} pictures; the layers that suffer most:",
             layer_table(found.layers),
             "",
-            "The worst layers in float, mAP in points:",
+            f"The worst layers in float, {JUDGES[report.model.task]} in points:",
             curve_table(found),
             *([f"In the file that is written, {found.share}."] if found.share else []),
             "",

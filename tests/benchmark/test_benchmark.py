@@ -13,10 +13,12 @@ import pytest
 import torch
 
 import benchmark
-from models import DetectionModel, create_backbone
+from models import DetectionModel, create_backbone, create_model
 from models.blocks.riformer import RIFormerBlock
 from models.errors import UserError
 from tests.helpers import randomize_, relative_error, tiny, tiny_backbone, write
+from tests.helpers import save as save_weights
+from tests.runs import make_folders
 from utils import cli
 from utils.benchmark import forms
 from utils.benchmark.memory import peak_memory, weights_size
@@ -189,6 +191,18 @@ def test_weights_that_know_other_classes_than_the_data_set(tmp_path):
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.slow
+def test_top1_of_classifiers(tmp_path):
+    cfgs = [tiny(nc=3, head=[[-1, 1, "Classify", ["nc"]]]), tiny(nc=3)]
+    weights = [save_weights(create_model(cfg), tmp_path / f"{cfg['head'][-1][2]}/weights/best.pt") for cfg in cfgs]
+    options = {"data": make_folders(tmp_path / "colours", train=1, val=2), "imgsz": 32, "rounds": 1, "no_memory": True}
+    options |= {"project": tmp_path / "runs", "forms": ["eager", "onnx"]}
+    rows = benchmark.run(weights=weights[0], **options)
+    assert all(0 <= row.top1 <= row.top5 == 100 and row.map is None for row in rows)
+    with pytest.raises(UserError, match="--data measures boxes or classes, --weights are for both"):
+        benchmark.run(weights=weights, **options)
+
+
 def test_names_of_models(tmp_path):
     parse = benchmark.make_parser().from_keywords
     for run in ("exp", "exp2"):
@@ -320,7 +334,7 @@ def test_without_any_measurement_there_is_still_a_page(tmp_path):
         (["--forms", "fussed"], "there is no form 'fussed' (did you mean 'fused'?)"),
         (["--zoo", "ripvgg*"], "no file in models/configs fits 'ripvgg*'"),
         (["--weights", "README.md"], "--weights takes checkpoints of train.py (*.pt)"),
-        (["--data", "shapes.yaml"], "--data measures the accuracy of trained detectors"),
+        (["--data", "shapes.yaml"], "--data measures the accuracy of trained networks"),
     ],
 )
 def test_wrong_options_are_one_sentence(words, message, tmp_path, capsys):

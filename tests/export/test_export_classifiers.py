@@ -1,6 +1,7 @@
 """Classifiers as files: written in every format that runs here, compared by their probabilities, read by val.py."""
 
 import json
+import re
 
 import onnx
 import pytest
@@ -75,18 +76,37 @@ def test_a_file_of_another_classifier_is_refused(best, tmp_path, monkeypatch, ca
     assert "the files disagree with the model" in caplog.text
 
 
-@pytest.mark.parametrize(("flag", "said"), [("--nms", "has no boxes"), ("--int8", "has no mAP")])
-def test_what_is_for_boxes_is_refused(flag, said, best, tmp_path, capsys):
-    assert command("--weights", best, "--output", tmp_path, "--include", "onnx", flag) == 2
-    assert f"a classifier {said}" in capsys.readouterr().err
+def test_what_is_for_boxes_is_refused(best, tmp_path, capsys):
+    assert command("--weights", best, "--output", tmp_path, "--include", "onnx", "--nms") == 2
+    assert "a classifier has no boxes" in capsys.readouterr().err
 
 
-def test_an_exported_classifier_is_as_accurate_as_its_weights(best, tmp_path):
+def test_an_exported_classifier_is_as_accurate_as_its_weights(best, tmp_path, caplog):
     data = make_folders(tmp_path / "colours", train=1, val=3)
     assert command("--weights", best, "--output", tmp_path, "--data", data, "--include", "onnx") == 0
+    proven = report_in(tmp_path)["formats"]["onnx"]["survey"]
+    assert proven["pictures"] == 9
+    assert proven["accuracy"]["unfused"] == proven["accuracy"]["this"]
+    assert re.search(r"same classes .* top-1 +top-5", caplog.text)
     options = {"data": data, "project": tmp_path / "val", "workers": 0}
     found = [val.run(weights=weights, **options) for weights in (best, tmp_path / "best.onnx")]
     assert found[0] == found[1]
+    names = {"top1": "metrics/accuracy_top1", "top5": "metrics/accuracy_top5"}
+    assert {key: found[0][name] for key, name in names.items()} == pytest.approx(proven["accuracy"]["this"])
+
+
+def test_int8_is_calibrated_on_class_folders_and_judged_by_top1(best, tmp_path, caplog, capsys):
+    words = ["--weights", best, "--output", tmp_path, "--include", "onnx", "--int8"]
+    data = make_folders(tmp_path / "colours", train=2, val=3)
+    assert command(*words, "--data", data, "--max-drop", 100) == 0
+    found = report_in(tmp_path)["int8"]["onnx"]
+    assert found["calibration_pictures"] == 6
+    assert all(0 <= point["top1"] <= point["top5"] == 100 for point in found["curve"])
+    assert found["share"]["operations"] > 0.9
+    assert "The worst layers in float, top-1 in points" in caplog.text
+    assert load_runner(tmp_path / "best-int8.onnx")(torch.rand(1, 3, 32, 32))[0].shape == (1, 3)
+    assert command(*words, "--data", data, "--imgsz", 32, 64) == 2
+    assert "--int8 is judged by top-1, on square pictures" in capsys.readouterr().err
 
 
 def test_probabilities_are_compared_one_by_one():

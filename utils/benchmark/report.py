@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+ACCURACIES = ("map", "map50", "top1", "top5")  # of a row, as `utils.evaluate.accuracy.Accuracy` has them
 TEMPLATE = Path(__file__).parent / "benchmark.html"
 
 
@@ -34,6 +35,8 @@ class BenchmarkRow:
     ratio_to_first: float | None = None  # of the minima, to the same form of the first model
     map: float | None = None  # mAP50-95 of the boxes, in percent
     map50: float | None = None
+    top1: float | None = None  # of classifiers, in percent
+    top5: float | None = None
     file_mb: float | None = None
     weights_mb: float | None = None  # parameters and buffers in memory
     peak_mb: float | None = None  # that a process of its own needs to run it
@@ -65,6 +68,8 @@ class Axis:
 COLUMNS = (
     Column("map", "mAP50-95", 1),
     Column("map50", "mAP50", 1),
+    Column("top1", "top-1", 1),
+    Column("top5", "top-5", 1),
     Column("minimum_ms", "min ms", 1),
     Column("median_ms", "median ms", 1),
     Column("ratio_to_unfused", "/unfused", 2),
@@ -89,6 +94,7 @@ COMPARED = (  # forms: the slower one, the faster one
 AXES = (  # the first one that there are numbers for is shown first
     Axis("map", "mAP50-95", "%", 1, "more", f"Up and to the left is better. {DASHED}"),
     Axis("map50", "mAP50", "%", 1, "more", f"Up and to the left is better. {DASHED}"),
+    Axis("top1", "Top-1", "%", 1, "more", f"Up and to the left is better. {DASHED}"),
     Axis(
         *("work", "Work", "GFLOPs of the fused model", 1, "more"),
         "Without trained weights the operations of a model stand for what it can learn: up and to the left, more work "

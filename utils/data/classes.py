@@ -22,7 +22,7 @@ MAX_TRIES = 100  # pictures in a row that may fail to load
 class ClassFolders(ClassificationDataset):
     """ultralytics' dataset of class folders, without a scan that would write beside them.
 
-    An item is {"img": (3, side, side) RGB in [0, 1], "cls": number of the class}.
+    An item is {"img": (3, side, side) RGB in [0, 1], "cls": number of the class, "im_file": path of the picture}.
     """
 
     rect = False  # what the trainers read of data sets
@@ -71,7 +71,7 @@ class ClassFolders(ClassificationDataset):
         for step in range(min(len(self), MAX_TRIES)):
             j = (i + step) % len(self)
             try:
-                return super().__getitem__(j)
+                return {**super().__getitem__(j), "im_file": self.samples[j][0]}
             except Unreadable as error:
                 LOGGER.warning(f"{self.prefix}{printable(self.samples[j][0])} is left out: {error}")
         raise UserError(f"the pictures of {self.root} cannot be read")

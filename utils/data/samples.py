@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
+from PIL import Image
 from torch import Tensor
-from ultralytics.data.augment import LetterBox
+from ultralytics.data.augment import LetterBox, classify_transforms
 from ultralytics.utils import ASSETS
 
 from utils.data.pictures import read_picture
@@ -37,19 +38,27 @@ def make_pictures(size: tuple[int, int], channels: int = 3, files: Sequence[Path
     return pictures
 
 
-def load_picture(path: Path, size: tuple[int, int], channels: int = 3) -> Tensor:
-    """Return a picture, letterboxed to a size, as (channels, *size) float32 in [0, 1]; arguments as above.
+def load_picture(path: Path, size: tuple[int, int], channels: int = 3, task: str = "detect") -> Tensor:
+    """Return a picture as (channels, *size) float32 in [0, 1]; arguments as above.
+
+    To detect it is letterboxed to the size; to classify it is scaled by its shorter side, and the middle is taken.
 
     Raises:
         Unreadable: the file is no picture.
     """
-    return letterbox(path, size)[[i % 3 for i in range(channels)]]
+    fit = center_crop if task == "classify" else letterbox
+    return fit(path, size)[[i % 3 for i in range(channels)]]
 
 
 def letterbox(path: Path, size: tuple[int, int]) -> Tensor:
     """Return a file as (3, *size) RGB in [0, 1]."""
     bgr = LetterBox(size)(image=read_picture(path))
     return torch.from_numpy(bgr[..., ::-1].copy()).permute(2, 0, 1).float() / 255
+
+
+def center_crop(path: Path, size: tuple[int, int]) -> Tensor:
+    """Return the middle of a file as (3, *size) RGB in [0, 1], as ultralytics' classifiers see it."""
+    return classify_transforms(size)(Image.fromarray(read_picture(path)[..., ::-1]))
 
 
 def evenly(items: Sequence[T], most: int) -> list[T]:

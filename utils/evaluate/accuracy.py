@@ -1,4 +1,4 @@
-"""How well several networks detect the objects of one data set: ultralytics' validator, one pass over the pictures.
+"""How well several networks do their task on one data set: ultralytics' validator, one pass over the pictures.
 
 Every picture is read and prepared once and given to all networks, so that they are compared on the same numbers, and
 whoever wants to compare their raw outputs can look on.
@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
@@ -22,30 +22,72 @@ from models import DetectionModel
 from utils.data.description import write_data_yaml
 from utils.data.samples import evenly
 from utils.deploy.run import Outputs, Runner, load_runner
-from utils.evaluate.validator import SegmentationValidator, Validator
+from utils.evaluate.validator import ClassValidator, SegmentationValidator, Validator
 
 Observe = Callable[[Sequence[str], Tensor, Mapping[str, Outputs]], None]  # file names, (B, ch, H, W), network → outputs
 
 VAL_CONF, VAL_IOU, VAL_MAX_DET = 0.001, 0.6, 300  # val.py's defaults
 
 
+class Metric(NamedTuple):
+    """One of the numbers of an `Accuracy`."""
+
+    statistic: str  # ultralytics' name of it
+    title: str  # in tables
+    key: str  # in reports, of points
+    judges: bool = False  # networks are compared by it
+    shown: bool = True  # in tables and reports, beside the drop
+
+
+METRICS = {  # by the names of the attributes of `Accuracy`; of a task the judge comes first
+    "map": Metric("metrics/mAP50-95(B)", "mAP50-95", "map50_95", judges=True),
+    "map50": Metric("metrics/mAP50(B)", "mAP50", "map50"),
+    "mask_map": Metric("metrics/mAP50-95(M)", "mask mAP50-95", "mask_map50_95", judges=True, shown=False),
+    "mask_map50": Metric("metrics/mAP50(M)", "mask mAP50", "mask_map50", shown=False),
+    "top1": Metric("metrics/accuracy_top1", "top-1", "top1", judges=True),
+    "top5": Metric("metrics/accuracy_top5", "top-5", "top5"),
+}
+JUDGES = {  # task: what its networks are compared by, for messages
+    "detect": METRICS["map"].title,
+    "segment": METRICS["map"].title,
+    "classify": METRICS["top1"].title,
+}
+
+
 @dataclass(frozen=True)
 class Accuracy:
-    """mAP in [0, 1]: at IoU 0.5, and the mean over IoU 0.5 to 0.95; of a segmenter that of its masks as well."""
+    """How well a network does its task, each number in [0, 1]; those of other tasks are None.
 
-    map50: float
-    map: float
+    Attributes:
+        map50: mAP of the boxes at IoU 0.5.
+        map: the mean over IoU 0.5 to 0.95.
+        mask_map50: of a segmenter the same of its masks.
+        mask_map: likewise.
+        top1: of a classifier the part of the pictures whose class is the most probable one.
+        top5: or among the five most probable ones.
+    """
+
+    map50: float | None = None
+    map: float | None = None
     mask_map50: float | None = None
     mask_map: float | None = None
+    top1: float | None = None
+    top5: float | None = None
 
     def as_dict(self) -> dict[str, float]:
         """Return what there is."""
         return {key: value for key, value in asdict(self).items() if value is not None}
 
+    @property
+    def points(self) -> dict[Metric, float]:
+        """What tables show, in points, the one that judges first."""
+        found = self.as_dict()
+        return {metric: 100 * found[name] for name, metric in METRICS.items() if name in found and metric.shown}
+
     def drop_to(self, other: Accuracy) -> float:
-        """Return by how many points the mAP of `other` is lower, boxes or masks, whichever lost more."""
-        pairs = [(self.map, other.map), (self.mask_map, other.mask_map)]
-        return 100 * max(mine - theirs for mine, theirs in pairs if mine is not None and theirs is not None)
+        """Return by how many points `other` is worse: mAP of boxes or masks, whichever lost more, or top-1."""
+        mine, theirs = self.as_dict(), other.as_dict()
+        return 100 * max(mine[key] - theirs[key] for key, m in METRICS.items() if m.judges and key in mine)
 
 
 def measure_accuracy(
@@ -57,13 +99,13 @@ def measure_accuracy(
     most: int = 0,
     observe: Observe = lambda *_: None,
 ) -> dict[str, Accuracy]:
-    """Return the mAP of each network on the val split of a data set.
+    """Return the accuracy of each network on the val split of a data set.
 
     Args:
         networks: name → what runs it; they all do the task of `model`, with its classes.
         model: says what the outputs mean.
         data: what `load_dataset` returned.
-        size: height and width that the pictures are letterboxed to.
+        size: height and width that the pictures are letterboxed to; those to classify are scaled and cropped.
         batch: pictures at a time; the last batch may hold fewer.
         most: the number of pictures, taken evenly from the split; 0 takes all.
         observe: called with every batch and what the networks put out for it.
@@ -82,7 +124,7 @@ def measure_accuracy(
 
 
 def measure_file(path: Path, model: DetectionModel, data: dict[str, Any], size: tuple[int, int]) -> Accuracy:
-    """Return the mAP of one exported file of `model` on the val split of a data set; arguments are those above."""
+    """Return the accuracy of one exported file of `model` on the val split of a data set; arguments are those above."""
     return measure_accuracy({path.name: load_runner(path)}, model, data, size)[path.name]
 
 
@@ -114,10 +156,10 @@ class SeveralNetworks(nn.Module):
         return outputs if len(outputs) > 1 else outputs[0]
 
 
-class ComparisonValidator(Validator):
-    """Validates several networks in one pass over the pictures, each with metrics of its own.
+class Comparison:
+    """What validators have in common that validate several networks in one pass over the pictures.
 
-    What ultralytics measures of a network is in `self.metrics` alone, so this is exchanged for each of them in turn.
+    ultralytics keeps what it measures of a network in a few attributes, which are exchanged for each of them in turn.
     The validation returns a dictionary of name → statistics.
 
     Args:
@@ -127,7 +169,8 @@ class ComparisonValidator(Validator):
         settings: of ultralytics' validator.
     """
 
-    metrics: Any  # of the network that is being measured
+    measured: tuple[str, ...] = ("metrics",)  # the attributes
+    args: Any
     keeps_boxes = False
 
     def __init__(self, several: SeveralNetworks, most: int, observe: Observe, **settings: Any) -> None:
@@ -140,29 +183,31 @@ class ComparisonValidator(Validator):
 
     def get_dataloader(self, dataset_path: str, batch_size: int) -> DataLoader:
         """Return batches of the pictures that were chosen."""
-        dataset = self.build_dataset(dataset_path, batch=batch_size)
+        dataset = self.build_dataset(dataset_path)  # type: ignore[attr-defined]
         chosen = Subset(dataset, evenly(range(len(dataset)), self.most))
-        return DataLoader(chosen, batch_size, collate_fn=dataset.collate_fn)
+        return DataLoader(chosen, batch_size, collate_fn=getattr(dataset, "collate_fn", None))
 
     def init_metrics(self, model: Any) -> None:
         """Start to measure each network."""
-        super().init_metrics(model)
+        super().init_metrics(model)  # type: ignore[misc]
         self.args.save_json = False  # ultralytics would measure COCO a second time
-        self.metrics_of = {name: copy.deepcopy(self.metrics) for name in self.several.networks}
+        start = {key: getattr(self, key) for key in self.measured}
+        self.measured_of = {name: copy.deepcopy(start) for name in self.several.networks}
 
     def update_metrics(self, preds: Any, batch: dict[str, Any]) -> None:
-        """Measure all networks on one batch, of which `preds` are the first one's boxes."""
-        for i, (name, metrics) in enumerate(self.metrics_of.items()):
-            self.metrics = metrics
-            super().update_metrics(self.postprocess(self.several.output_of(name)) if i else preds, batch)
+        """Measure all networks on one batch, of which `preds` are the first one's, after NMS if there is any."""
+        for i, (name, measured) in enumerate(self.measured_of.items()):
+            vars(self).update(measured)
+            own = self.postprocess(self.several.output_of(name)) if i else preds  # type: ignore[attr-defined]
+            super().update_metrics(own, batch)  # type: ignore[misc]
         self.observe(batch["im_file"], batch["img"], self.several.outputs)
 
     def get_stats(self) -> dict[str, Any]:
         """Return the statistics of each network by its name."""
         stats = {}
-        for name, metrics in self.metrics_of.items():
-            self.metrics = metrics
-            stats[name] = super().get_stats()
+        for name, measured in self.measured_of.items():
+            vars(self).update(measured)
+            stats[name] = super().get_stats()  # type: ignore[misc]
         return stats
 
     def get_desc(self) -> str:
@@ -173,11 +218,25 @@ class ComparisonValidator(Validator):
         """Print nothing: one table reports on all networks."""
 
 
-class SegmentationComparisonValidator(ComparisonValidator, SegmentationValidator):
-    """Measures masks as well as boxes; a `ComparisonValidator` in all else."""
+class ComparisonValidator(Comparison, Validator):
+    """Measures the boxes of several networks."""
 
 
-COMPARISONS = {"detect": ComparisonValidator, "segment": SegmentationComparisonValidator}
+class SegmentationComparisonValidator(Comparison, SegmentationValidator):
+    """Measures masks as well as boxes."""
+
+
+class ClassComparisonValidator(Comparison, ClassValidator):
+    """Measures the classes that several networks give pictures."""
+
+    measured = ("metrics", "pred", "targets")
+
+
+COMPARISONS: dict[str, Any] = {
+    "detect": ComparisonValidator,
+    "segment": SegmentationComparisonValidator,
+    "classify": ClassComparisonValidator,
+}
 
 
 def _options(task: str, folder: Path, side: int, batch: int) -> dict[str, Any]:
@@ -195,8 +254,7 @@ def _options(task: str, folder: Path, side: int, batch: int) -> dict[str, Any]:
 
 
 def _accuracy(stats: dict[str, float]) -> Accuracy:
-    keys = {"map50": "mAP50(B)", "map": "mAP50-95(B)", "mask_map50": "mAP50(M)", "mask_map": "mAP50-95(M)"}
-    return Accuracy(**{key: float(stats[f"metrics/{of}"]) for key, of in keys.items() if f"metrics/{of}" in stats})
+    return Accuracy(**{key: float(stats[m.statistic]) for key, m in METRICS.items() if m.statistic in stats})
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""What a quantized file is made and judged with: pictures of the training split, and the mAP on the val split."""
+"""What a quantized file is made with: pictures of the training split, as the network sees them."""
 
 from __future__ import annotations
 
@@ -30,13 +30,14 @@ def calibration_pictures(data: dict[str, Any], count: int) -> list[Path]:
     return readable
 
 
-def batches(pictures: Sequence[Path], shape: Sequence[int], what: str) -> Iterator[Tensor]:
-    """Yield the pictures, letterboxed as detection does, as one input after the other, with a progress bar.
+def batches(pictures: Sequence[Path], shape: Sequence[int], what: str, task: str = "detect") -> Iterator[Tensor]:
+    """Yield the pictures, as a task sees them, as one input after the other, with a progress bar.
 
     Args:
         pictures: files; the last input is filled with the first ones.
         shape: batch, channels, height and width of an input.
         what: is done with them, for the bar.
+        task: of the network.
 
     Returns:
         float32 in [0, 1], each of `shape`.
@@ -44,4 +45,4 @@ def batches(pictures: Sequence[Path], shape: Sequence[int], what: str) -> Iterat
     batch, channels, height, width = shape
     for start in TQDM(range(0, len(pictures), batch), desc=what):
         files = [pictures[i % len(pictures)] for i in range(start, start + batch)]
-        yield torch.stack([load_picture(file, (height, width), channels) for file in files])
+        yield torch.stack([load_picture(file, (height, width), channels, task) for file in files])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -37,7 +37,7 @@ class Int8:
 
     data: dict[str, Any]  # what `load_dataset` gave: its val split judges
     pictures: tuple[Path, ...]  # of its training split, to calibrate on
-    max_drop: float = 1.0  # points of mAP50-95 below the float file
+    max_drop: float = 1.0  # points of mAP50-95 or top-1 below the float file
     reduce_range: bool = False  # 7 bits for the weights of ONNX files
 
 
@@ -47,7 +47,7 @@ class Point:
 
     floats: int
     accuracy: Accuracy
-    drop: float  # points of mAP50-95 below the float file
+    drop: float  # points of mAP50-95 or top-1 below the float file
     path: Path  # in the temporary folder
     bytes: int
 
@@ -111,8 +111,7 @@ class Quantization:
             "curve": [
                 {
                     "float_layers": point.floats,
-                    "map50_95": round(100 * point.accuracy.map, 3),
-                    "map50": round(100 * point.accuracy.map50, 3),
+                    **{metric.key: round(value, 3) for metric, value in point.accuracy.points.items()},
                     "drop": round(point.drop, 3),
                     "latency_min_ms": round(fast[point.floats], 3),
                     "bytes": point.bytes,
@@ -125,23 +124,23 @@ class Quantization:
 
 # The whole of it ------------------------------------------------------------------------------------------------------
 def check_int8(
-    formats: Sequence[str], opset: int, half: bool, size: Sequence[int], batch: int, max_drop: float
+    formats: Sequence[str], opset: int, half: bool, size: Sequence[int], batch: int, max_drop: float, judge: str
 ) -> None:
     """Raise UserError for options of an export that do not go with `--int8`."""
     if half:
         raise UserError("--int8 and --half are two precisions: choose one")
     if not 0 <= max_drop <= LARGEST_MAX_DROP:
-        raise UserError(
-            f"--max-drop is a number of points of mAP50-95 from 0 to {LARGEST_MAX_DROP:g}, not {max_drop:g}"
-        )
+        raise UserError(f"--max-drop is a number of points of {judge} from 0 to {LARGEST_MAX_DROP:g}, not {max_drop:g}")
     if not set(formats) & set(FORMATS_WITH_INT8):
         raise UserError(f"--int8 is for {' and '.join(FORMATS_WITH_INT8)}, of which --include names none")
     if opset < MIN_OPSET:
         raise UserError(f"--int8 needs an --opset of at least {MIN_OPSET}, in which scales may differ between channels")
     if size[0] != size[1]:
-        raise UserError(f"--int8 is judged by mAP, on square pictures: --imgsz of one side, not {size[0]} {size[1]}")
+        raise UserError(
+            f"--int8 is judged by {judge}, on square pictures: --imgsz of one side, not {size[0]} {size[1]}"
+        )
     if batch > 1:
-        raise UserError(f"--int8 is judged by mAP, a picture at a time: --batch-size 1, not {batch}")
+        raise UserError(f"--int8 is judged by {judge}, a picture at a time: --batch-size 1, not {batch}")
     if "openvino" in formats:
         import_nncf()
 
@@ -162,18 +161,19 @@ def quantize(
         format → what was found, for those of `files` that have INT8.
     """
     graph, folder = FloatGraph(graph_file), graph_file.parent
-    ranges = graph.calibrate(batches(options.pictures, shape, "INT8: calibrating"), folder, model.ranges)
+
+    def inputs(what: str, most: int | None = None) -> Iterator[Tensor]:
+        return batches(options.pictures[:most], shape, f"INT8: {what}", model.task)
+
+    ranges = graph.calibrate(inputs("calibrating"), folder, model.ranges)
     whole = graph.quantized(ranges, reduce_range=options.reduce_range)
-    layers = graph.measure_noise(
-        whole, batches(options.pictures[:NOISE_PICTURES], shape, "INT8: signal-to-noise ratios")
-    )
+    layers = graph.measure_noise(whole, inputs("signal-to-noise ratios", NOISE_PICTURES))
 
     def write_onnx(path: Path, floats: Collection[str]) -> None:
         onnx.save(graph.quantized(ranges, floats, options.reduce_range), str(path))
 
     def write_openvino(path: Path, floats: Collection[str]) -> None:
-        inputs = batches(options.pictures, shape, "INT8: calibrating OpenVINO")
-        quantize_openvino(files["openvino"], path, inputs, (*floats, *graph.ends))
+        quantize_openvino(files["openvino"], path, inputs("calibrating OpenVINO"), (*floats, *graph.ends))
 
     writers = {"onnx": write_onnx, "openvino": write_openvino}
     readers: dict[str, Callable[[Path], list[str]]] = {
@@ -181,7 +181,7 @@ def quantize(
         "openvino": layers_of_openvino,
     }
     evaluate = partial(measure_file, model=model, data=options.data, size=(shape[-2], shape[-1]))
-    image = next(iter(batches(options.pictures[:1], shape, "INT8: latency")))
+    image = next(inputs("latency", 1))
     found = {}
     for name in (name for name in files if name in FORMATS_WITH_INT8):
         points = search(
@@ -226,8 +226,8 @@ def search(
         layers: worst first.
         write: writes a file with some layers in float.
         reference: the float file.
-        evaluate: measures a file's mAP.
-        max_drop: points of mAP50-95.
+        evaluate: measures a file's accuracy.
+        max_drop: points of mAP50-95 or top-1.
 
     Returns:
         one point for each file, in the order of the layers in float; the last one is the float file.
@@ -259,7 +259,7 @@ def search(
 
 def _log_point(kind: Format, point: Point, layers: int) -> None:
     what = "float" if point.floats == layers else f"{point.floats} of {layers} layers in float"
-    accuracy = f"mAP50-95 {100 * point.accuracy.map:.2f}, mAP50 {100 * point.accuracy.map50:.2f}"
+    accuracy = ", ".join(f"{metric.title} {value:.2f}" for metric, value in point.accuracy.points.items())
     LOGGER.info(f"INT8 {kind.title}: {what}: {accuracy}, drop {point.drop:.2f}")
 
 
@@ -286,12 +286,14 @@ def layer_table(layers: Sequence[LayerNoise], count: int = 10) -> str:
 def curve_table(found: Quantization) -> str:
     """Return the curve of drop against speed as text, the chosen file marked."""
     whole = found.latency[len(found.layers)].minimum
-    lines = [f"{'layers in float':>16}{'mAP50-95':>10}{'mAP50':>8}{'drop':>8}{'latency':>13}{'speed':>8}{'size':>11}"]
+    titles = "".join(f"{metric.title:>10}" for metric in found.points[0].accuracy.points)
+    lines = [f"{'layers in float':>16}{titles}{'drop':>8}{'latency':>13}{'speed':>8}{'size':>11}"]
     for point in found.points:
-        latency, accuracy = found.latency[point.floats].minimum, point.accuracy
+        latency = found.latency[point.floats].minimum
+        accuracy = "".join(f"{value:>10.2f}" for value in point.accuracy.points.values())
         lines.append(
-            f"{point.floats:>12}/{len(found.layers):<3}{100 * accuracy.map:>10.2f}{100 * accuracy.map50:>8.2f}"
-            f"{point.drop:>8.2f}{latency:>10.1f} ms{whole / latency:>7.2f}x{point.bytes / 1e6:>8.1f} MB"
+            f"{point.floats:>12}/{len(found.layers):<3}{accuracy}{point.drop:>8.2f}"
+            f"{latency:>10.1f} ms{whole / latency:>7.2f}x{point.bytes / 1e6:>8.1f} MB"
             f"{'  <- written' if point is found.chosen else ''}"
         )
     return "\n".join(lines)
@@ -301,6 +303,7 @@ def draw_curves(found: Sequence[Quantization], path: Path) -> Path:
     """Write a picture of drop against latency, each point labelled with its layers in float; return its path."""
     from matplotlib.figure import Figure  # noqa: PLC0415 (slow, and only this picture needs it)
 
+    judge = next(iter(found[0].points[0].accuracy.points))
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.subplots()
     for one in found:
@@ -310,7 +313,7 @@ def draw_curves(found: Sequence[Quantization], path: Path) -> Path:
         for point, *place in zip(one.points, x, y, strict=True):
             axes.annotate(str(point.floats), (place[0], place[1]), textcoords="offset points", xytext=(4, 4))
     axes.axhline(found[0].max_drop, color="gray", linestyle=":", label="--max-drop")
-    axes.set(xlabel="latency on the CPU in ms", ylabel="drop of mAP50-95 in points", title="Layers left in float")
+    axes.set(xlabel="latency on the CPU in ms", ylabel=f"drop of {judge.title} in points", title="Layers left in float")
     axes.legend()
     figure.savefig(path, dpi=120)
     return path

@@ -1,4 +1,4 @@
-"""The proof at scale: files compared with the unfused model on many pictures, and by their mAP on labelled ones.
+"""The proof at scale: files compared with the unfused model on many pictures, and by their accuracy on labelled ones.
 
 Pictures pass one batch at a time. Of the errors of all their numbers only counts are kept, and of the pictures the one
 whose errors are the largest, so memory does not grow with their number.
@@ -32,7 +32,7 @@ from utils.text import printable
 
 T = TypeVar("T")
 
-MAX_DROP = 0.1  # points of mAP that rounding may cost, or gain
+MAX_DROP = 0.1  # points of mAP or top-1 that rounding may cost, or gain
 HALF_MAX_DROP = 0.5  # in float16
 QUANTILES = {"median": 0.5, "p95": 0.95, "p99": 0.99}
 BINS = 2**15  # sign, exponent and 7 bits of a float32's fraction: neighbours are 0.8 % apart
@@ -128,20 +128,27 @@ class ScaleProof:
 
     @property
     def drop(self) -> float | None:
-        """Points of mAP that the file has less than the unfused model."""
+        """Points of mAP or top-1 that the file has less than the unfused model."""
         return self.unfused.drop_to(self.accuracy) if self.unfused and self.accuracy else None
 
     @property
+    def allowed_drop(self) -> float:
+        """Points that the file may have less: of classes, what those pictures are worth that hang on rounding."""
+        if self.accuracy is None or self.accuracy.top1 is None:
+            return self.most_drop
+        return max(self.most_drop, 100 * self.undecidable / max(self.pictures, 1))
+
+    @property
     def ok(self) -> bool:
-        """Whether the file agrees on every picture, and its mAP with the model's."""
-        return self.pictures > 0 and not self.failed and (self.drop is None or self.drop <= self.most_drop)
+        """Whether the file agrees on every picture, and its accuracy with the model's."""
+        return self.pictures > 0 and not self.failed and (self.drop is None or self.drop <= self.allowed_drop)
 
     def as_dict(self) -> dict[str, Any]:
         """Return it as JSON takes it."""
         accuracy: dict[str, Any] = {}
         if self.unfused and self.accuracy:
             measured = {"unfused": self.unfused.as_dict(), "this": self.accuracy.as_dict()}
-            accuracy = {"accuracy": {**measured, "drop_points": self.drop, "max_drop_points": self.most_drop}}
+            accuracy = {"accuracy": {**measured, "drop_points": self.drop, "max_drop_points": self.allowed_drop}}
         return {
             "pictures": self.pictures,
             "box_error_px": self.box.as_dict(),
@@ -180,7 +187,7 @@ def compare_at_scale(
         size: height and width that the files take.
         batch: how many pictures they take at a time.
         tolerance: the largest errors that need no explanation.
-        most_drop: the points of mAP that a file may lose.
+        most_drop: the points of mAP or top-1 that a file may lose.
         nms: what the files end in. Their mAP is not measured: ultralytics' validator wants other boxes than users do.
 
     Raises:
@@ -209,17 +216,17 @@ def compare_at_scale(
         split = list_images(proof_pictures.data["val"], proof_pictures.data["path"])
         chosen = [*map(Path, evenly(split, proof_pictures.most)), *chosen]
     bar = TQDM(chosen, desc="comparing pictures") if chosen else chosen
-    for group in _batched(prefetch(_loaded(bar, size, reference.channels)), batch):
+    for group in _batched(prefetch(_loaded(bar, size, reference)), batch):
         images = torch.stack([image for _, image in group])
         observe([name for name, _ in group], images, {side: run(images) for side, run in networks.items()})
     return scale_proofs
 
 
-def _loaded(files: Iterable[Path], size: tuple[int, int], channels: int) -> Iterator[tuple[str, Tensor]]:
-    """Yield the name and the pixels of each file that can be read, and warn of the others."""
+def _loaded(files: Iterable[Path], size: tuple[int, int], reference: Reference) -> Iterator[tuple[str, Tensor]]:
+    """Yield the name and the pixels of each file that can be read, as the model sees it, and warn of the others."""
     for path in files:
         try:
-            yield path.name, load_picture(path, size, channels)
+            yield path.name, load_picture(path, size, reference.channels, reference.model.task)
         except Unreadable as reason:
             LOGGER.warning(printable(f"{path} is left out: {reason}"))
 
@@ -242,8 +249,16 @@ def _filling(run: Runner, batch: int) -> Runner:
 
 
 # Output ---------------------------------------------------------------------------------------------------------------
-def scale_table(scale_proofs: Mapping[str, ScaleProof], proof_pictures: ProofPictures, size: tuple[int, int]) -> str:
-    """Return the scale_proofs as text: the distribution of the errors, then detections and mAP, then what fails."""
+def scale_table(
+    scale_proofs: Mapping[str, ScaleProof],
+    proof_pictures: ProofPictures,
+    size: tuple[int, int],
+    things: str = "boxes",
+) -> str:
+    """Return the scale_proofs as text: the distribution of the errors, then detections and accuracy, then what fails.
+
+    `things` are what the networks find in pictures.
+    """
     pictures = max(found.pictures for found in scale_proofs.values())
     width = max(len(found.file) for found in scale_proofs.values()) + 2
     shape = "x".join(map(str, size))
@@ -256,18 +271,23 @@ def scale_table(scale_proofs: Mapping[str, ScaleProof], proof_pictures: ProofPic
                 numbers = "".join(f"{value:>10.1e}" for value in part.as_dict().values())
                 lines.append(f"{found.file:<{width}}{name:<10}{numbers}")
     first = next(iter(scale_proofs.values()))
-    accuracy = f"{'mAP50':>10}{'mAP50-95':>10}{'drop, points':>14}" if first.unfused else ""
-    lines += ["", f"{'file':<{width}}{'same boxes':>16}{'least IoU':>12}{accuracy}"]
+    titles = "".join(f"{m.title:>10}" for m in first.unfused.points) if first.unfused else ""
+    drop = f"{'drop, points':>14}" if first.unfused else ""
+    lines += ["", f"{'file':<{width}}{'same ' + things:>16}{'least IoU':>12}{titles}{drop}"]
     if first.unfused:
-        lines.append(f"{UNFUSED_MODEL:<{width}}{'':>28}{first.unfused.map50:>10.4f}{first.unfused.map:>10.4f}")
+        lines.append(f"{UNFUSED_MODEL:<{width}}{'':>28}{_numbers(first.unfused)}")
     for found in scale_proofs.values():
         same = f"{found.matched}/{found.reference}"
         accuracy = ""
         if found.accuracy and found.drop is not None:
-            accuracy = f"{found.accuracy.map50:>10.4f}{found.accuracy.map:>10.4f}{found.drop:>14.3f}"
+            accuracy = f"{_numbers(found.accuracy)}{found.drop:>14.3f}"
         lines.append(f"{found.file:<{width}}{same:>16}{found.min_iou:>12.6f}{accuracy}")
         lines += [f"    {text}" for text in _remarks(found)]
     return "\n".join(lines)
+
+
+def _numbers(accuracy: Accuracy) -> str:
+    return "".join(f"{value / 100:>10.4f}" for value in accuracy.points.values())
 
 
 def _remarks(found: ScaleProof) -> Iterator[str]:
@@ -277,5 +297,6 @@ def _remarks(found: ScaleProof) -> Iterator[str]:
     if found.failed:
         yield f"✗ {found.failed} of {found.pictures} pictures differ"
         yield from found.remarks
-    if found.drop is not None and found.drop > found.most_drop:
-        yield f"✗ the mAP drops by {found.drop:.3f} points, allowed are {found.most_drop}"
+    if found.accuracy and found.drop is not None and found.drop > found.allowed_drop:
+        judge = next(iter(found.accuracy.points))
+        yield f"✗ the {judge.title} drops by {found.drop:.3f} points, allowed are {found.allowed_drop:.3g}"
