@@ -21,7 +21,7 @@ from models.blocks.repmlp import TileFC, from_tiles, to_tiles
 from models.blocks.rounding import KINDS, Rounding, rounded_share, start_rounding, stop_rounding
 from models.errors import UserError
 from tests.helpers import randomize_, relative_error, tiny, write
-from tests.runs import stopped
+from tests.runs import make_data, stopped
 from utils import cli
 from utils.checkpoint import load_checkpoint, pack_model, save_checkpoint
 from utils.data.files import find_data
@@ -405,8 +405,8 @@ def test_the_val_split_judges(best):
         (["--max-drop", "101"], "--max-drop is a number of points of mAP50-95 from 0 to 100, not 101"),
         (["--max-drop", "-1"], "--max-drop is a number of points of mAP50-95 from 0 to 100, not -1"),
         (["--opset", "12"], "--int8 needs an --opset of at least 13"),
-        (["--imgsz", "64", "96"], "--int8 is judged by mAP, on square pictures"),
-        (["--batch-size", "2"], "--int8 is judged by mAP, a picture at a time"),
+        (["--imgsz", "64", "96"], "--int8 is judged by mAP50-95, on square pictures"),
+        (["--batch-size", "2"], "--int8 is judged by mAP50-95, a picture at a time"),
         (["--data", "nothing.yaml"], "there is no file nothing.yaml"),
         (["--data", "shapes.yaml"], "the weights know 2 classes and"),
         (["--calibration-pictures", "0"], "expected a whole number of at least 1"),
@@ -477,7 +477,26 @@ def test_openvino_keeps_layers_in_float(deploy, graph, tmp_path):
 def test_a_missing_package_is_one_sentence(monkeypatch):
     monkeypatch.setitem(sys.modules, "nncf", None)
     with pytest.raises(UserError, match=re.escape("needs the package nncf: pip install nncf==3.4.0")):
-        check_int8(["openvino"], 17, False, [64, 64], 1, 1.0)
+        check_int8(["openvino"], 17, False, [64, 64], 1, 1.0, "mAP50-95")
+
+
+# Steps of an optimizer that are scaled --------------------------------------------------------------------------------
+@pytest.mark.slow
+def test_what_learns_by_scaled_steps_loses_no_more_in_int8(tmp_path):
+    """RepOptimizer leaves a plain network: of the scores, relative to their spread, INT8 takes no more than there."""
+    data, cfg = make_data(tmp_path / "set", train=16), write(tmp_path, tiny(activation="nn.ReLU()"))
+    lost = {}
+    for scaled in (False, True):
+        options = {"epochs": 1, "imgsz": 64, "batch_size": 4, "noplots": True, "project": tmp_path / "runs"}
+        run = train.run(cfg=cfg, data=data, rep_optimizer=scaled, **options)
+        deploy = load_checkpoint(run / "weights/best.pt").fuse()
+        write_file(deploy, tmp_path / "float.onnx", Options(size=SHAPE[2:]))
+        graph = FloatGraph(tmp_path / "float.onnx")
+        quantized = graph.quantized(graph.calibrate(photographs(), tmp_path, {}))
+        files = graph.path, saved(quantized, tmp_path / "int8.onnx")
+        exact, rounded = (torch.cat([load_runner(file)(x)[0][:, 4:] for x in photographs()]) for file in files)
+        lost[scaled] = ((rounded - exact).square().mean() / (exact - exact.mean((0, 2), True)).square().mean()).sqrt()
+    assert 0 < lost[True] <= 1.1 * lost[False]
 
 
 # Quantization-aware fine-tuning ---------------------------------------------------------------------------------------
@@ -498,6 +517,7 @@ def test_training_rounds_as_the_file_does(model, deploy, graph, ranges, tmp_path
 
 LAYERS = {  # a layer of each kind that rounds, and the shape of its input
     "convolution": (lambda: nn.Conv2d(4, 6, 3, groups=2), (2, 4, 8, 9)),
+    "transposed convolution": (lambda: nn.ConvTranspose2d(4, 6, 3, 2, 1, 1, groups=2), (2, 4, 8, 9)),
     "linear layer": (lambda: nn.Linear(5, 4), (2, 7, 5)),
     "layer of a tile": (lambda: TileFC(4, 2, 3, 5, groups=2, bias=True), (6, 4, 3, 5)),
 }
