@@ -18,6 +18,10 @@ Convolutions that train with branches, which fusing takes away:
 
     python train.py --cfg yolov5n.yaml --overparameterize dbb
 
+A larger network that teaches a smaller one, beside the labels:
+
+    python train.py --cfg yolov5n.yaml --data my-data.yaml --teacher yolov5m/weights/best.pt
+
 A YAML whose head is Segment trains masks as well as boxes, from labels that are polygons:
 
     python train.py --cfg yolov5n-seg.yaml

@@ -28,6 +28,7 @@ HEADS = {
     "anchors": tiny(anchors=ANCHORS, head=[*TWO_LEVELS, [[3, 4], 1, "Detect", ["nc", "anchors"]]]),
     "end2end": tiny(end2end=True),
     "masks": tiny(anchors=ANCHORS, head=[*TWO_LEVELS, [[3, 4], 1, "Segment", ["nc", "anchors", 8, 16]]]),
+    "masks without anchors": tiny(head=[*TWO_LEVELS, [[3, 4], 1, "Segment", ["nc", 8, 16]]]),
     "classes": tiny(backbone=[*TINY_BACKBONE, TWO_LEVELS[0]], head=[[-1, 1, "Classify", ["nc"]]]),
 }
 ONE_LEVEL = tiny(backbone=[*TINY_BACKBONE, TWO_LEVELS[0]], head=[[[3], 1, "Detect", ["nc"]]])
@@ -120,7 +121,14 @@ def no_card(monkeypatch):
 @pytest.mark.usefixtures("no_card")
 @pytest.mark.parametrize(
     ("head", "kind"),
-    [("anchor-free", "pkd"), ("anchors", "l2"), ("end2end", "l2"), ("masks", "cwd"), ("classes", "cwd")],
+    [
+        ("anchor-free", "pkd"),
+        ("anchors", "l2"),
+        ("end2end", "l2"),
+        ("masks", "cwd"),
+        ("masks without anchors", "pkd"),
+        ("classes", "cwd"),
+    ],
 )
 def test_a_copy_teaches_nothing_and_another_does(head, kind):
     student, x = build(HEADS[head]), pictures(64, 64)
@@ -370,7 +378,7 @@ def test_a_classifier_learns_from_a_classifier(tmp_path):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ({"teacher": "net.yaml"}, r"net\.yaml has weights as they were initialised, from which nothing can be learnt"),
+        ({"teacher": "net.yaml"}, r"net\.yaml has no list backbone that reads the picture with trained weights"),
         ({"teacher": "timm:resnet10t"}, "downloaded only when you allow it: --download"),
         ({"teacher": "none.pt"}, "there is no weights file .*none.pt"),
         ({"teacher_loss": "pkd"}, "--teacher-loss is for a teacher: name one with --teacher"),

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from models.loss import in_full
 from utils.train.teaching.losses import channel_divergence, correlation_loss, normalize, weighted_square
 
 FEATURE_LOSSES = ("cwd", "pkd", "l2")
@@ -56,6 +57,7 @@ class Features:
         return torch.stack(levels).sum()
 
     def _level(self, student: Tensor, teacher: Tensor, stride: float, scores: Tensor | None) -> Tensor:
+        student, teacher = in_full(student), in_full(teacher)
         if (key := _key(stride)) in self.adapters:
             student = self.adapters[key](student)
         teacher = _resized(teacher, student)

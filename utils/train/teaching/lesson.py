@@ -147,7 +147,8 @@ class Lesson:
         if self.taught is None:
             return loss, {**parts, **{name: loss.new_zeros(()) for name in self.names()}}
         found, taught, self.taught = self.watches[0].stop(), self.taught, None
-        losses = {name: self.options["teacher_weight"] * each for name, each in self.losses(found, taught).items()}
+        with torch.autocast(loss.device.type, enabled=False):  # boxes and distributions need float32
+            losses = {name: self.options["teacher_weight"] * each for name, each in self.losses(found, taught).items()}
         pictures = loss.new_tensor(float(len(inputs[0]["img"])))
         scale = pictures if isinstance(self.heads[0], Detect) else share_of_mean(pictures)  # as the model's own loss
         total = torch.stack([*losses.values()]).sum() * scale

@@ -23,7 +23,6 @@ class Tap(NamedTuple):
 class Place(NamedTuple):
     """Where a model has maps: their channels by stride, and the taps that give them by their strides."""
 
-    name: str
     channels: dict[float, int]
     taps: tuple[Tap, ...]
     last: int  # row that they are known after
@@ -35,7 +34,7 @@ def neck(model: DetectionModel) -> Place:
     sources = [model.features[slot] for slot in model.nodes[-1].sources]
     channels = {stride: feature.channels for stride, feature in zip(strides, sources, strict=True)}
     tap = Tap(model.model[-1], True, lambda inputs: dict(zip(strides, inputs[0], strict=True)))
-    return Place("neck", channels, (tap,), len(model.nodes) - 1)
+    return Place(channels, (tap,), len(model.nodes) - 1)
 
 
 def backbone(model: DetectionModel, published: bool = False) -> Place:
@@ -59,7 +58,7 @@ def backbone(model: DetectionModel, published: bool = False) -> Place:
             return {stride: each for stride, each in zip(channels, maps, strict=True) if stride >= FINEST}
 
         taps: tuple[Tap, ...] = (Tap(part, own is not None, keep),)
-        return Place("backbone", _coarse(channels), taps, i)
+        return Place(_coarse(channels), taps, i)
     last: dict[float, tuple[int, nn.Module, int]] = {}
     for i, module, node in rows[: model.spec.backbone_rows]:
         feature = model.features[node.slots[0]]
@@ -67,7 +66,7 @@ def backbone(model: DetectionModel, published: bool = False) -> Place:
             last[feature.stride] = i, module, feature.channels
     channels = _coarse({stride: count for stride, (_, _, count) in last.items()})
     taps = tuple(Tap(last[stride][1], False, _keep_as(stride)) for stride in channels)
-    return Place("backbone", channels, taps, max((last[stride][0] for stride in channels), default=0))
+    return Place(channels, taps, max((last[stride][0] for stride in channels), default=0))
 
 
 def _coarse(channels: dict[float, int]) -> dict[float, int]:

@@ -81,7 +81,7 @@ class Outputs:
             "it knows none of the data set's classes by name": not self.own,
             f"it does not know {unknown} of the data set's classes": not boxes and unknown > 0,
             "one head has anchors, the other has none": anchors != isinstance(other, AnchorDetect),
-            "its head reads other levels": teacher.stride.tolist() != student.stride.tolist(),
+            "its head reads other levels": boxes and teacher.stride.tolist() != student.stride.tolist(),
             "its head has other anchors": anchors and not _same_anchors(head, other),
             "its head has lost the dense branch by which it was trained": boxes and not has_dense(other),
         }

@@ -17,6 +17,7 @@ from models import Backbone, DetectionModel, create_model, switch_to_deploy
 from models.backbones.weights import load_plain
 from models.errors import UserError, WeightsError
 from models.layers import is_backbone
+from models.parser import PICTURE
 from models.spec import ModelSpec, Row, find_config, is_weights, load_spec
 from utils.checkpoint import build_model, load_checkpoint, pack_model
 from utils.checkpoint.file import FORMAT
@@ -95,18 +96,18 @@ def open_teacher(word: str, weights: str | None, channels: int) -> Teacher:
         return Teacher(Path(word).name, network, whole=True)
     spec = _of_timm(word, weights) if word.startswith(TIMM) else _with_weights(load_spec(find_config(word)), weights)
     network = create_model(spec, ch=channels).eval()
-    origins = {row.index: _origin(row) for row in spec.rows if is_backbone(row.module)}
-    trained = [module for i, module in enumerate(network.model) if origins.get(i) and isinstance(module, Backbone)]
-    if not trained:
+    rows = zip(network.model, network.nodes, strict=True)
+    module, node = next(((m, n) for m, n in reversed([*rows]) if isinstance(m, Backbone)), (None, None))
+    origin = _origin(node.row) if node and node.sources == (PICTURE,) else False
+    if module is None or not origin:
         raise UserError(
-            f"--teacher {word} has weights as they were initialised, from which nothing can be learnt: name a "
-            f"checkpoint, or weights for its backbone with --teacher-weights FILE"
+            f"--teacher {word} has no list backbone that reads the picture with trained weights, so that nothing can "
+            f"be learnt from it: name a checkpoint, or weights for its backbone with --teacher-weights FILE"
         )
-    network.pt_path = word
-    normalization = trained[-1].normalization if channels == len(trained[-1].normalization[0]) else None
-    ours = any(_is_checkpoint(origin) for origin in origins.values() if isinstance(origin, str))
+    is_published = origin is True or not _is_checkpoint(origin)
+    normalization = module.normalization if is_published and channels == len(module.normalization[0]) else None
     name = word if word.startswith(TIMM) else Path(word).name
-    return Teacher(name, network, whole=False, normalization=None if ours else normalization)
+    return Teacher(name, network, whole=False, normalization=normalization)
 
 
 def _of_timm(word: str, weights: str | None) -> ModelSpec:
