@@ -23,13 +23,13 @@ import datetime
 import itertools
 import os
 import sys
-from collections.abc import Mapping
-from functools import partial
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from models import switch_to_deploy
 from models.errors import UserError
+from models.files import why_no_file
 from models.summary import count_parameters
 from utils import cli
 from utils.benchmark.report import processor
@@ -43,10 +43,10 @@ from utils.comparison.report import PAGE, Compared, cells, save, text_table, ver
 from utils.comparison.statistics import Sample
 from utils.comparison.work import work_off
 from utils.data.description import BUILT_IN, load_dataset, read_yaml
-from utils.data.files import check_images
+from utils.data.files import check_images, list_images
 from utils.data.samples import make_pictures
 from utils.deploy.formats import FORMATS
-from utils.deploy.run import load_runner
+from utils.deploy.opened import open_runner
 from utils.export.report import versions
 from utils.latency import Latency, measure, torch_threads
 from utils.train.run import HYPS
@@ -57,6 +57,8 @@ from ultralytics.utils import LOGGER, TQDM
 
 from utils.paths import find_file, increment_path
 from utils.sizes import check_imgsz
+from utils.text import printable, shorten
+from utils.writing import remove_partials
 
 TIMED_PICTURE = "bus.jpg"
 RECIPE = {"epochs": 100, "imgsz": 640, "batch": 16}  # where neither the command line nor the recipe says another number
@@ -76,7 +78,7 @@ def make_parser() -> cli.Parser:
         type=cli.positive_float,
         help="for each training, instead: each entry gets the epochs that fit",
     )
-    add("--seeds", type=cli.positive_int, default=3, help="trainings of each entry")
+    add("--seeds", type=cli.small_int, default=3, help="trainings of each entry")
     add("--imgsz", "--img", "--img-size", type=cli.image_side, help="side of the pictures in pixels; of the recipe")
     add("--batch-size", type=cli.positive_int, help="pictures a step; of the recipe when not given")
     add("--hyp", default="", help="recipe of all trainings")
@@ -87,7 +89,7 @@ def make_parser() -> cli.Parser:
     add(
         "--device", nargs="+", type=cli.device, default=[""], help="one training at a time on each; cpu, or GPUs: 0 1 2"
     )
-    add("--jobs", type=cli.positive_int, default=1, help="trainings side by side on each device")
+    add("--jobs", type=cli.small_int, default=1, help="trainings side by side on each device")
     add("--dry-run", action="store_true", help="say what would be done and for how long, and do nothing")
     add("--resume", default="", metavar="FOLDER", help="go on with a comparison, or take a part of one that runs")
     add("--only", default="", metavar="TRAINING", help="beside --resume: one training, by the name of its folder")
@@ -132,7 +134,8 @@ def resumed_plan(args: argparse.Namespace) -> Plan:
     """Return the plan of the folder that `--resume` names; what failed there is tried again.
 
     Raises:
-        UserError: there is none, or other options are given that would make it another comparison.
+        UserError: there is none or a damaged one, its data set is wrong, or other options are given that would make it
+            another comparison.
     """
     plan = read_plan(Path(args.resume))
     given = [name for name in args.given if name in plan.options]
@@ -140,9 +143,12 @@ def resumed_plan(args: argparse.Namespace) -> Plan:
         flag = f"--{given[0].replace('_', '-')}"
         raise UserError(f"{flag} cannot be changed in a comparison that goes on: leave it out, or start another one")
     vars(args).update(plan.options)
+    load_dataset(plan.options["data"])
+    remove_partials(plan.folder)
     for job in plan.jobs():
         lock = job.take()
         if lock is not None:
+            remove_partials(job.folder)
             if "problem" in (job.result() or {}):
                 job.forget()
             os.close(lock)
@@ -227,29 +233,30 @@ def finish(plan: Plan, job: Job) -> int:
     """Measure the files of a job that was trained and exported, and keep the result."""
     model = load_checkpoint(job.weights)
     size = check_imgsz(model.imgsz, int(model.stride.max()))
-    kind, int8 = FORMATS[plan.options["runtime"]], plan.options["int8"]
-    names = {kind.name: job.weights.stem, **({f"{kind.name}-int8": f"{job.weights.stem}-int8"} if int8 else {})}
-    files = {form: job.weights.with_name(f"{stem}{kind.ending}") for form, stem in names.items()}
     found = {
-        form: find_objects(path, plan.options["data"], max(size), job.folder / form) for form, path in files.items()
+        form: find_objects(path, plan.options["data"], max(size), job.folder / form) for form, path in job.files.items()
     }
-    _, sizes, detections = found[kind.name]
+    _, sizes, detections = found[job.runtime]
     detections.save(job.found)
     job.end(
         minutes=trained_minutes(job.run / "results.csv"),
         params=count_parameters(switch_to_deploy(model)),
         maps={form: accuracy for form, (accuracy, *_) in found.items()},
         sizes=sizes,
-        files={form: str(path) for form, path in files.items()},
         input=[model.spec.ch, *size],
     )
     return 0
 
 
 def trained_minutes(results: Path) -> float:
-    """Return how long a run trained, whose clock starts anew when it is resumed."""
-    with results.open(encoding="utf-8") as file:
-        times = [float(row["time"]) for row in csv.DictReader(file)]
+    """Return how long a run trained, whose clock starts anew when it is resumed; UserError for a damaged file."""
+    if problem := why_no_file(results):
+        raise UserError(f"{results} {problem}")
+    try:
+        with results.open(encoding="utf-8") as file:
+            times = [float(row["time"]) for row in csv.DictReader(file)]
+    except (ValueError, LookupError, TypeError, csv.Error) as error:
+        raise UserError(f"{results} is damaged: it does not say how long the epochs took") from error
     return sum(now - before if now > before else now for before, now in itertools.pairwise([0.0, *times])) / 60
 
 
@@ -262,16 +269,17 @@ def report(plan: Plan, args: argparse.Namespace) -> list[Compared]:
     good: dict[str, list[Job]] = {}
     for row in rows:
         mine = [job for job in results if job.entry.name == row.name]
-        row.problem = "; ".join(dict.fromkeys(results[job]["problem"] for job in mine if "problem" in results[job]))
+        problems = dict.fromkeys(results[job]["problem"] for job in mine if "problem" in results[job])
+        row.problem = printable("; ".join(problems))
         if not row.problem:
             good[row.name] = mine
     if not good:
         LOGGER.error(f"nothing could be trained, see {plan.folder}/jobs/*/log.txt")
         return rows
-    found = {name: [Detections.load(job.found) for job in jobs] for name, jobs in good.items()}
+    data = load_dataset(plan.options["data"])
+    found = {name: [load_found(job, data) for job in jobs] for name, jobs in good.items()}
     sample = Sample(found)
-    latency = time_files({name: results[jobs[0]] for name, jobs in good.items()}, args)
-    classes = load_dataset(plan.options["data"])["names"]
+    latency = time_files({name: (jobs[0].files, results[jobs[0]]["input"]) for name, jobs in good.items()}, args)
     for row in (row for row in rows if row.name in good):
         outcomes = [results[job] for job in good[row.name]]
         row.params, row.minutes = outcomes[0]["params"], float(np.mean([one["minutes"] for one in outcomes]))
@@ -279,8 +287,8 @@ def report(plan: Plan, args: argparse.Namespace) -> list[Compared]:
         row.accuracy, row.seeds = sample.accuracy(row.name), sample.scores[row.name].tolist()
         row.behind = sample.difference(sample.best(), row.name) if row.name != sample.best() else None
         each = sample.classes[row.name]
-        row.classes = {classes[key]: float(np.mean([one[key] for one in each])) for key in each[0]}
-        by_size = [one.get("sizes", {}) for one in outcomes]  # a comparison of an earlier version has none
+        row.classes = {data["names"][key]: float(np.mean([one[key] for one in each])) for key in each[0]}
+        by_size = [one["sizes"] for one in outcomes]
         known = [size for size in by_size[0] if all(size in one for one in by_size)]
         row.sizes = {size: float(np.mean([one[size] for one in by_size])) for size in known}
         row.latency = latency[row.name]
@@ -288,7 +296,7 @@ def report(plan: Plan, args: argparse.Namespace) -> list[Compared]:
     pictures = {}
     if len(good) > 1:
         first, second = sorted(good, key=lambda name: -sample.scores[name].mean())[:2]
-        files = {name: Path(results[good[name][0]]["files"][form]) for name in (first, second)}
+        files = {name: good[name][0].files[form] for name in (first, second)}
         first_seed = {name: found[name][0] for name in files}
         pictures = {f"Where {first} and {second} disagree most": draw_disagreements(files, first_seed, plan.folder)}
     save(plan.folder, rows, sentence, form, about(plan, args), pictures)
@@ -296,17 +304,37 @@ def report(plan: Plan, args: argparse.Namespace) -> list[Compared]:
     return rows
 
 
-def time_files(results: Mapping[str, Mapping[str, Any]], args: argparse.Namespace) -> dict[str, dict[str, Latency]]:
-    """Return entry → form → latency of a file on one picture, all of them timed in turns."""
+def load_found(job: Job, data: Mapping[str, Any]) -> Detections:
+    """Return what the network of a job found in the val pictures of a data set, as `load_dataset` returns it.
+
+    Raises:
+        UserError: the file of it is damaged, or of other pictures or classes.
+    """
+    found = Detections.load(job.found)
+    others = set(found.names) - set(list_images(data["val"], data["path"]))
+    if others or max(found.true_cls, default=0) >= data["nc"]:
+        why = f"such as {shorten(min(others))}" if others else f"which has {data['nc']} classes"
+        raise UserError(f"{job.found} is not of the val pictures of {data['yaml_file']}, {why}")
+    return found
+
+
+def time_files(
+    files: Mapping[str, tuple[Mapping[str, Path], Sequence[int]]], args: argparse.Namespace
+) -> dict[str, dict[str, Latency]]:
+    """Return entry → form → latency of a file on one picture, all of them timed in turns.
+
+    Args:
+        files: entry → the file of each form, and [channels, height, width] of its input.
+        args: the options.
+    """
     runs = {}
-    for name, result in results.items():
-        channels, height, width = result["input"]
+    for name, (forms, (channels, height, width)) in files.items():
         images = make_pictures((height, width), channels)[TIMED_PICTURE][None]
-        for form, path in result["files"].items():
-            runs[name, form] = partial(load_runner(Path(path), args.threads), images)
+        for form, path in forms.items():
+            runs[name, form] = open_runner(path, images, args.threads)
     with TQDM(total=args.rounds, desc="timing") as bar, torch_threads(args.threads):
         latency = measure(runs, args.rounds, after_round=bar.update)
-    return {name: {form: latency[name, form] for form in result["files"]} for name, result in results.items()}
+    return {name: {form: latency[name, form] for form in forms} for name, (forms, _) in files.items()}
 
 
 def about(plan: Plan, args: argparse.Namespace) -> dict[str, Any]:

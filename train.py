@@ -474,7 +474,7 @@ def read_recipe(args: argparse.Namespace, task: str = "detect") -> dict[str, Any
     known = {*hyper_parameters(), *RECIPE, *UNUSED}
     without = content.pop(ANCHOR_FREE, {})
     if not isinstance(without, dict):
-        raise UserError(f"{path}: {ANCHOR_FREE} must be a mapping of hyper-parameters, got {without!r}")
+        raise UserError(f"{path}: {ANCHOR_FREE} must be a mapping of hyper-parameters, got {described(without)}")
     for key, value in (*content.items(), *without.items()):
         if key not in known:
             raise UserError(f"{path}: unknown hyper-parameter '{key}'{did_you_mean(str(key), known)}")

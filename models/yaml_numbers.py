@@ -1,7 +1,7 @@
 """YAML as people write it, where PyYAML reads YAML 1.1 and takes the last of two values.
 
 `1e-3` is a number, as in YAML 1.2. `1:30` is a text rather than 90, and so is `010` rather than 8. A key that stands
-twice in a mapping is an error.
+twice in a mapping is an error, and so are aliases of aliases that stand for more values than any file holds.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import IO, Any, ClassVar
 
 import yaml
 
+MAX_VALUES = 1_000_000  # each alias counted as what it stands for; messages and copies have all of them
 FLOAT, INTEGER = "tag:yaml.org,2002:float", "tag:yaml.org,2002:int"
 NUMBERS = {
     FLOAT: re.compile(
@@ -50,10 +51,29 @@ def load_yaml(text: str | bytes | IO[Any]) -> Any:
     """Return the values that a YAML text holds: mappings, lists, texts, numbers, booleans, dates and None.
 
     Raises:
-        yaml.YAMLError: the text is no YAML, asks for an object of Python's, or has a key twice in one mapping.
+        yaml.YAMLError: the text is no YAML, asks for an object of Python's, has a key twice in one mapping, or holds
+            more than MAX_VALUES values.
     """
     loader = _Loader(text)
     try:
-        return loader.get_single_data()
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        _check_size(node)
+        return loader.construct_document(node)
     finally:
         loader.dispose()
+
+
+def _check_size(root: yaml.Node) -> None:
+    """Raise YAMLError for a document whose aliases stand for too many values, or for themselves."""
+    count, stack = 0, [root]
+    while stack:
+        node = stack.pop()
+        count += 1
+        if count > MAX_VALUES:
+            raise yaml.MarkedYAMLError(problem=f"aliases stand for more than {MAX_VALUES:,} values")
+        if isinstance(node, yaml.MappingNode):
+            stack += (part for pair in node.value for part in pair)
+        elif isinstance(node, yaml.SequenceNode):
+            stack += node.value

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from utils.cli import Terminated
-from utils.writing import remove_partials, replacing, signals_held, write_text
+from utils.writing import open_log, remove_partials, replacing, signals_held, write_text
 
 
 @pytest.fixture
@@ -75,3 +75,18 @@ def test_what_dead_processes_left_is_removed(tmp_path):
         (tmp_path / name).touch()
     remove_partials(tmp_path)
     assert names(tmp_path) == kept
+
+
+def test_nothing_is_added_to_what_a_link_leads_to_or_to_a_pipe(tmp_path):
+    (tmp_path / "secret.txt").write_text("secret")
+    (tmp_path / "link").symlink_to("secret.txt")
+    os.mkfifo(tmp_path / "pipe")
+    for name in ("link", "pipe", "link", "new"):
+        with open_log(tmp_path / name) as file:
+            file.write(b"line\n")
+    assert (tmp_path / "secret.txt").read_text() == "secret"
+    assert {name: (tmp_path / name).read_text().count("line") for name in ("link", "pipe", "new")} == {
+        "link": 2,
+        "pipe": 1,
+        "new": 1,
+    }

@@ -435,6 +435,11 @@ def positive_int(text: str) -> int:
     return _number(text, int, "a whole number of at least 1", lambda x: 1 <= x < 2**31)
 
 
+def small_int(text: str) -> int:
+    """An option's value that says how often something long is done: 1 to 1000."""
+    return _number(text, int, "a whole number from 1 to 1000", lambda x: 1 <= x <= 1000)
+
+
 def image_side(text: str) -> int:
     """An option's value that is the side of a picture in pixels, 1 to MAX_IMGSZ."""
     return _number(text, int, f"a whole number of pixels from 1 to {MAX_IMGSZ}", lambda x: 1 <= x <= MAX_IMGSZ)

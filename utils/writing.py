@@ -12,6 +12,8 @@ from pathlib import Path
 from types import FrameType
 from typing import IO, Any
 
+from models.files import why_no_file
+
 PARTIAL = ".partial"  # the end of the names of files that are being written
 HELD: list[list[int]] = []  # the signals that wait, of each `signals_held` that is under way
 
@@ -52,6 +54,13 @@ def write_text(path: Path, text: str) -> None:
     """Write a text in UTF-8 to `path`, as a whole."""
     with replacing(path) as file:
         file.write(text.encode())
+
+
+def open_log(path: Path) -> IO[bytes]:
+    """Open a file to add to its end; a link, or what is no file, is replaced by one and not written to."""
+    if path.is_symlink() or why_no_file(path):
+        path.unlink(missing_ok=True)
+    return path.open("ab")
 
 
 def remove_partials(folder: Path) -> None:

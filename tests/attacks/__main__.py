@@ -2,6 +2,7 @@
 
     python -m tests.attacks                          # all, takes minutes
     python -m tests.attacks --every 10               # each tenth
+    python -m tests.attacks --each 2                 # two of each kind
     python -m tests.attacks --only ONNX -k names     # those of one kind whose name holds a word
 
 Written to runs/attacks/exp: attacks.md, the table, and attacks.json, each attack with its output.
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import subprocess
 import sys
@@ -42,6 +44,7 @@ def make_parser() -> cli.Parser:
     parser = cli.Parser(prog="python -m tests.attacks", description=__doc__)
     add = parser.add_argument
     add("--every", type=cli.positive_int, default=1, help="run each n-th attack")
+    add("--each", type=cli.positive_int, help="run so many attacks of each kind")
     add("--only", nargs="+", default=[], choices=KINDS, metavar="KIND", help=f"of {', '.join(KINDS)}")
     add("-k", "--key", default="", help="a word that the names of attacks must hold")
     add("--processes", type=cli.positive_int, default=2, help="how many attacks run at once")
@@ -57,6 +60,8 @@ def main(args: argparse.Namespace) -> int:
         for number, attack in enumerate(ATTACKS)
         if (not args.only or attack.kind in args.only) and args.key in attack.name
     ][:: args.every]
+    if args.each:
+        chosen = [number for kind in KINDS for number in some(kind, chosen, args.each)]
     outcomes = run(chosen, args.processes)
     folder = increment_path(args.project, args.name)
     rows = [
@@ -72,6 +77,13 @@ def main(args: argparse.Namespace) -> int:
             LOGGER.info(printable(f"{number} {ATTACKS[number].kind}: {ATTACKS[number].name}: {what(found)}: {last}"))
     LOGGER.info(printable(f"Results saved to {folder.resolve()}: attacks.md and attacks.json"))
     return 0 if all(found.ok for found in outcomes.values()) else 1
+
+
+def some(kind: str, numbers: Sequence[int], count: int) -> Sequence[int]:
+    """Return the numbers of `count` attacks of a kind, or fewer where there are fewer, spread over all of them."""
+    mine = [number for number in numbers if ATTACKS[number].kind == kind]
+    step = max(1, math.ceil(len(mine) / count))
+    return mine[(step - 1) // 2 :: step]
 
 
 def run(numbers: Sequence[int], processes: int = 2) -> dict[int, Outcome]:

@@ -1,4 +1,4 @@
-"""The sound files that attacks are made from: pictures, a data set, a run, its checkpoint and its exports."""
+"""The sound files that attacks are made from: pictures, data sets, a run, its checkpoint, exports and a comparison."""
 
 from __future__ import annotations
 
@@ -10,16 +10,23 @@ import cv2
 import numpy as np
 import yaml
 
+import compare
 import export
 import train
+from tests.comparisons import make_comparison
 from tests.helpers import tiny
+from tests.runs import make_folders
 
 CLASSES = ["person", "car"]
+COMPARISON = "comparison"  # a folder
 SIZE = 64
 
 
 def make_base(folder: Path) -> None:
-    """Write them into a folder: model.yaml, data.yaml, set/, photo.png, clip.avi, run/, best.pt, best.onnx, …"""
+    """Write them into a folder: model.yaml, data.yaml, set/, photo.png, clip.avi, run/, best.pt, best.onnx, …
+
+    To classify there are classifier.yaml and folders/; and comparison/ has come to its end.
+    """
     os.chdir(folder)
     rng = np.random.default_rng(0)
     for split in ("train", "val"):
@@ -43,3 +50,9 @@ def make_base(folder: Path) -> None:
     shutil.move(run, "run")
     shutil.copy("run/weights/best.pt", "best.pt")
     export.run(weights="best.pt", include=["onnx", "torchscript", "openvino"], imgsz=SIZE)
+    make_folders(folder / "folders", train=2, val=1)
+    Path("classifier.yaml").write_text(yaml.safe_dump(tiny(nc=3, head=[[-1, 1, "Classify", ["nc"]]])))
+    network = tiny(), folder / "best.pt", folder / "best.onnx"
+    plan = make_comparison(folder / COMPARISON, folder / "data.yaml", {"a": network, "b": network})
+    for job in plan.jobs():
+        compare.finish(plan, job)

@@ -69,8 +69,9 @@ def test_a_sentence_is_a_refusal_and_a_broken_attack_is_none(tmp_path, monkeypat
 
 
 @pytest.mark.slow
-def test_some_attacks_of_each_kind_come_to_nothing(tmp_path):
-    command = [sys.executable, "-m", "tests.attacks", "--every", "9", "--project", str(tmp_path)]
+def test_an_attack_of_each_kind_comes_to_nothing(tmp_path):
+    options = ["--each", "1", "--processes", "1", "--project", str(tmp_path)]
+    command = [sys.executable, "-m", "tests.attacks", *options]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert (tmp_path / "exp/attacks.md").read_text().count("\n") == len(KINDS) + 3

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import shutil
+import struct
 import warnings
 import zipfile
 from collections.abc import Callable, Iterator
@@ -18,8 +19,8 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
 from tests.attacks.attack import Attack, Attacks, Command, Place
-from tests.attacks.payloads import WRAPPINGS, expressions, pickles, yaml_tags
-from tests.attacks.yamls import EXPRESSIONS, SOME, TAGS, train_on
+from tests.attacks.payloads import LAUGHS, WRAPPINGS, archive, expressions, pickles, yaml_tags
+from tests.attacks.yamls import EXPRESSIONS, HERE, SOME, TAGS, train_on
 
 PICKLES = tuple(pickles(SOME))
 
@@ -37,8 +38,14 @@ OPENERS: dict[str, Callable[[Place], Command]] = {
     "train": lambda place: train_on(place, str(place.base / "data.yaml"), "--weights", "evil.pt"),
     "benchmark": lambda place: ["benchmark", "--weights", "evil.pt", "--rounds", "1"],
     "utils.convert": lambda place: ["utils.convert", "evil.pt"],
-    "utils.check_weights": lambda place: ["utils.check_weights", "--arch", "RepVGG/A0", "--weights", "evil.pt"],
+    "utils.check_weights": lambda place: check_weights(place, "evil.pt"),
 }
+
+
+def check_weights(place: Place, weights: str) -> Command:
+    """Return the command that measures published weights on class folders."""
+    words = ["--arch", "RepVGG/A0", "--weights", weights, "--data", str(place.base / "folders/val")]
+    return ["utils.check_weights", *words]
 
 
 def pickled() -> Attacks:
@@ -137,6 +144,92 @@ def zipped(entries: dict[str, bytes]) -> bytes:
     return buffer.getvalue()
 
 
+# Files of tensors -----------------------------------------------------------------------------------------------------
+TENSOR = {"dtype": "F32", "shape": [2, 2], "data_offsets": [0, 16]}
+TENSOR_8 = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
+HEADERS: dict[str, dict[str, Any] | bytes] = {
+    "nothing": {},
+    "a giant shape": {"a": {**TENSOR, "shape": [2**40, 2**40]}},
+    "a shape that overflows": {"a": {**TENSOR, "shape": [2**62, 4]}},
+    "a negative shape": {"a": {**TENSOR, "shape": [-2, -2]}},
+    "another shape": {"a": {**TENSOR, "shape": [3, 2]}},
+    "a thousand dimensions": {"a": {**TENSOR, "shape": [2, 2, *[1] * 1000]}},
+    "no dimensions": {"a": TENSOR_8, "b": {"dtype": "I64", "shape": [], "data_offsets": [8, 16]}},
+    "no numbers": {"a": TENSOR, "b": {**TENSOR, "shape": [0, 2**60], "data_offsets": [16, 16]}},
+    "fractions as shape": {"a": {**TENSOR, "shape": [2.5, 2]}},
+    "texts as shape": {"a": {**TENSOR, "shape": ["2", "2"]}},
+    "overlapping offsets": {"a": TENSOR, "b": TENSOR},
+    "a gap": {"a": TENSOR, "b": {**TENSOR, "data_offsets": [32, 48]}},
+    "offsets in the wrong order": {"a": {**TENSOR, "data_offsets": [16, 0]}},
+    "offsets behind the end": {"a": {**TENSOR, "data_offsets": [2**40, 2**40 + 16]}},
+    "negative offsets": {"a": {**TENSOR, "data_offsets": [-16, 0]}},
+    "giant offsets": {"a": {**TENSOR, "data_offsets": [0, 2**64 - 1]}},
+    "an unknown type": {"a": {**TENSOR, "dtype": "PICKLE"}},
+    "another size of type": {"a": {**TENSOR, "dtype": "F64"}},
+    "whole numbers": {"a": {**TENSOR, "dtype": "I32"}},
+    "eight bits": {"a": {**TENSOR, "dtype": "F8_E4M3", "shape": [4, 4]}},
+    "four bits": {"a": {**TENSOR, "dtype": "F4", "shape": [8, 4]}},
+    "truths": {"a": {**TENSOR, "dtype": "BOOL", "shape": [4, 4]}},
+    "complex numbers": {"a": {**TENSOR, "dtype": "C64", "shape": [2]}},
+    "a path as a name": {"../../outside/secret.txt": TENSOR},
+    "a long name": {"a" * 1_000_000: TENSOR},
+    "code as a name": {expressions(HERE)["eval"]: TENSOR},
+    "an escape as a name": {"\x1b[2J": TENSOR},
+    "100,000 names": {f"a{i}": {**TENSOR, "shape": [0], "data_offsets": [0, 0]} for i in range(100_000)}
+    | {"a": TENSOR},
+    "code as metadata": {"__metadata__": {"format": expressions(HERE)["eval"]}, "a": TENSOR},
+    "numbers as metadata": {"__metadata__": {"format": 7}, "a": TENSOR},
+    "lists as metadata": {"__metadata__": [[]], "a": TENSOR},
+    "a name twice": b'{"a": %s, "a": %s}' % ((json.dumps(TENSOR).encode(),) * 2),
+    "metadata that are no UTF-8": b'{"__metadata__": {"a": "\xff\xfe"}}',
+    "a lone surrogate": b'{"\\ud800": %s}' % json.dumps(TENSOR).encode(),
+    "deep brackets": b'{"a": ' + b"[" * 100_000,
+    "no mapping": b"{7}",
+    "null bytes": b"{" + bytes(999),
+}
+LENGTHS = {"none": 0, "one": 1, "too long": 999, "a giant": 2**63 - 1, "the largest": 2**64 - 1, "100 MB": 10**8}
+
+
+def tensor_file(header: dict[str, Any] | bytes, content: bytes = bytes(16), length: int | None = None) -> bytes:
+    """Return a file of safetensors, whose header may say anything, with the length that it says of itself."""
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return struct.pack("<Q", len(text) if length is None else length) + text + content
+
+
+def tensor_files() -> Attacks:
+    """Yield attacks by files of safetensors."""
+    contents: dict[str, Callable[[Place], bytes]] = {
+        **{name: lambda _, h=header: tensor_file(h) for name, header in HEADERS.items()},
+        **{
+            f"length: {n}": lambda _, length=length: tensor_file({"a": TENSOR}, length=length)
+            for n, length in LENGTHS.items()
+        },
+        "no content": lambda _: tensor_file({"a": TENSOR}, b""),
+        "half of the content": lambda _: tensor_file({"a": TENSOR}, bytes(8)),
+        "no numbers in it": lambda _: tensor_file({"a": TENSOR}, b"\xff" * 16),
+        "a pickle": lambda place: pickles(place.marker)["os.system"],
+        "a pickle as content": lambda place: tensor_file({"a": TENSOR}, pickles(place.marker)["os.system"]),
+        "a checkpoint": lambda place: archive(pickles(place.marker)["os.system"]),
+    }
+    openers: dict[str, Callable[[Place], Command]] = {
+        "utils.check_weights": lambda place: check_weights(place, "evil.safetensors"),
+        "utils.convert": lambda _: [
+            *"utils.convert evil.safetensors --arch RepVGG/A0 --output new.safetensors".split()
+        ],
+        "models.yolo": lambda _: [*"models.yolo --cfg evil.yaml --imgsz 64".split()],
+    }
+    for number, (name, content) in enumerate(contents.items()):
+        opener = list(openers)[number % len(openers)]
+
+        def prepare(place: Place, content: Callable[[Place], bytes] = content, opener: str = opener) -> Command:
+            place.write("evil.safetensors", content(place))
+            row = [-1, 1, "RepVGG", ["A0", {"weights": "evil.safetensors", "allow_partial": True}]]
+            place.write("evil.yaml", json.dumps({"nc": 2, "backbone": [row], "head": [[["P3"], 1, "Detect", ["nc"]]]}))
+            return openers[opener](place)
+
+        yield Attack("safetensors", f"{name}, by {opener}", prepare)
+
+
 # Exports --------------------------------------------------------------------------------------------------------------
 class Writer(nn.Module):
     """Writes to a file when it is run."""
@@ -164,6 +257,13 @@ class Reader(nn.Module):
         return torch.zeros(1, 6, 84) + self.weight
 
 
+def save_program(module: nn.Module, path: Path, **disguise: Any) -> None:
+    """Write a module as a TorchScript file; `disguise` are further files in it."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        torch.jit.script(module).save(str(path), **disguise)
+
+
 def programs() -> Attacks:
     """Yield attacks by TorchScript files."""
     for title, module in {"writes": Writer, "reads and changes": Reader}.items():
@@ -176,9 +276,7 @@ def programs() -> Attacks:
             def prepare(
                 place: Place, module: Any = module, disguise: dict[str, str] = disguise, name: str = name
             ) -> Command:
-                with warnings.catch_warnings():
-                    warnings.simplefilter("ignore", FutureWarning)
-                    torch.jit.script(module()).save(str(place.folder / "best.torchscript"), _extra_files=disguise)
+                save_program(module(), place.folder / "best.torchscript", _extra_files=disguise)
                 if "report" in name:
                     shutil.copy(place.base / "best.export.json", place.folder)
                 return detect_with(place, "best.torchscript")
@@ -187,9 +285,7 @@ def programs() -> Attacks:
     for name, script in {"val": ["val", "--data", "data.yaml"], "benchmark": ["benchmark"], "train": ["train"]}.items():
 
         def other(place: Place, script: Command = script) -> Command:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", FutureWarning)
-                torch.jit.script(Writer()).save(str(place.folder / "best.torchscript"))
+            save_program(Writer(), place.folder / "best.torchscript")
             shutil.copy(place.base / "data.yaml", place.folder)
             return [*script, "--weights", "best.torchscript"]
 
@@ -197,9 +293,7 @@ def programs() -> Attacks:
     for ending in (".pt", ".onnx", ".mnn"):
 
         def renamed(place: Place, ending: str = ending) -> Command:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", FutureWarning)
-                torch.jit.script(Writer()).save(str(place.folder / f"evil{ending}"))
+            save_program(Writer(), place.folder / f"evil{ending}")
             return detect_with(place, f"evil{ending}")
 
         yield Attack("TorchScript", f"a file that writes, called {ending}", renamed)
@@ -320,6 +414,7 @@ def openvino_folders() -> Attacks:
         )
     for name, text in XML.items():
         yield attack(f"XML: {name}", lambda p, f, t=text: next(f.glob("*.xml")).write_text(t))
+    yield attack("nested aliases as names", lambda _, f: (f / "metadata.yaml").write_text(f"{LAUGHS}names: [*l]\n"))
     yield attack("weights that lead out", lambda p, f: relink(next(f.glob("*.bin")), p.secret))
     yield attack("endless weights", lambda p, f: relink(next(f.glob("*.bin")), Path("/dev/zero")))
     yield attack("endless metadata", lambda p, f: relink(f / "metadata.yaml", Path("/dev/zero")))
@@ -334,5 +429,5 @@ def relink(path: Path, target: Path) -> None:
 
 def weight_attacks() -> Iterator[Attack]:
     """Yield all of this file."""
-    for make in (pickled, fields, damaged, programs, onnx_files, openvino_folders):
+    for make in (pickled, fields, damaged, tensor_files, programs, onnx_files, openvino_folders):
         yield from make()

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 
 import benchmark
+import compare
 import detect
 import export
 import train
@@ -31,7 +32,7 @@ from tests.attacks.catalogue import ATTACKS
 from utils import check_weights, cli, convert, describe_model
 
 SCRIPTS = {
-    **{module.__name__: module for module in (benchmark, detect, export, train, val)},
+    **{module.__name__: module for module in (benchmark, compare, detect, export, train, val)},
     "models.yolo": describe_model,
     "utils.convert": convert,
     "utils.check_weights": check_weights,

@@ -15,6 +15,7 @@ from tests.attacks.attack import Attack, Attacks, Command, Place
 from tests.attacks.payloads import LAUGHS, archive, expressions, pickles, yaml_tags
 
 SOME = Path("/attacked/in/executed")  # for the names of payloads only
+HERE = Path("../in/executed")  # the marker, seen from the folder of any attack
 TAGS, EXPRESSIONS = tuple(yaml_tags(SOME)), tuple(expressions(SOME))
 SHORT = ["--epochs", "1", "--imgsz", "64", "--batch-size", "2", "--noplots", "--device", "cpu", "--workers", "0"]
 BUILD: Command = ["models.yolo", "--cfg", "evil.yaml", "--imgsz", "64"]
@@ -198,7 +199,16 @@ def data_yamls() -> Attacks:
     for name, names in strange.items():
         yield attack(f"names: {name}", lambda p, n=names: _json_yaml({"names": n}, p))
     yield attack("nested aliases", lambda p: LAUGHS + p.base_text("data.yaml"))
+    for key in ("names", "train", "kpt_shape"):
+        yield attack(f"nested aliases as {key}", lambda p, k=key: nested(k, p.base_text("data.yaml")))
     yield attack("links out of the set", _linked_out)
+
+
+def nested(key: str, text: str) -> str:
+    """Return the text of a YAML with nested aliases as one of its values."""
+    content = yaml.safe_load(text)
+    content.pop(key, None)
+    return f"{LAUGHS}{yaml.safe_dump(content)}{key}: [*l]\n"
 
 
 def _json_yaml(changes: dict[str, Any], place: Place) -> dict[str, Any] | str:
@@ -239,6 +249,7 @@ def hyp_yamls() -> Attacks:
     for value in ("nan", ".inf", "-1e300", "[1]", "{}", "null", "'0x10'", "10 ** 9"):
         yield attack(f"{value} as a number", lambda p, v=value: f"lr0: {v}\nmosaic: {v}\n")
     yield attack("nested aliases", lambda p: LAUGHS)
+    yield attack("nested aliases as anchor_free", lambda p: LAUGHS.replace("l: &l", "anchor_free: &l"))
 
 
 # Runs -----------------------------------------------------------------------------------------------------------------
@@ -292,10 +303,16 @@ def resumed_runs() -> Attacks:
             f"tag {tag} in data.yaml",
             lambda p, run, t=tag: _append(run / "data.yaml", f"\nx: {yaml_tags(p.marker)[t]}\n"),
         )
-    for name in ("args.yaml", "data.yaml", "weights/last.pt", "weights/best.pt", "results.csv"):
+    for key in ("lr0", "data", "anchor_gains"):
+        yield attack(
+            f"nested aliases as {key} of args.yaml",
+            lambda p, run, k=key: (run / "args.yaml").write_text(nested(k, (run / "args.yaml").read_text())) and None,
+        )
+    for name in ("args.yaml", "data.yaml", "weights/last.pt", "weights/best.pt", "results.csv", "final.json"):
         yield attack(f"{name} is noise", lambda p, run, n=name: (run / n).write_bytes(os.urandom(999)) and None)
         yield attack(f"{name} is a pipe", lambda p, run, n=name: _pipe(run / n))
         yield attack(f"{name} leads to endless zeros", lambda p, run, n=name: _link(run / n, "/dev/zero"))
+        yield attack(f"{name} leads to a secret", lambda p, run, n=name: _link(run / n, str(p.secret)))
 
 
 def _append(path: Path, text: str) -> None:

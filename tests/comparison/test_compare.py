@@ -17,12 +17,15 @@ import yaml
 import compare
 from models.errors import UserError
 from tests.helpers import tiny, write
+from tests.runs import make_data
 from utils.checkpoint import load_checkpoint
 from utils.comparison.detections import Detections
 from utils.comparison.entries import Entry, find_entries
 from utils.comparison.plan import Job, Plan, load_plan
 from utils.comparison.report import Compared, cells, frontier, text_table, verdict
 from utils.comparison.statistics import Estimate
+from utils.data.description import load_dataset
+from utils.data.files import list_images
 from utils.data.shapes import NAMES, Recipe, ensure_shapes
 from utils.latency import Latency
 
@@ -83,7 +86,10 @@ def test_wrong_entries_are_told(words, said):
 # Plans ----------------------------------------------------------------------------------------------------------------
 def make_plan(folder: Path, **options) -> Plan:
     plan = Plan(
-        folder, {"seeds": 2, "runtime": "onnx", **options}, [Entry("a", tiny()), Entry("b", tiny())], {"a": 3, "b": 4}
+        folder,
+        {"data": str(make_data(folder)), "seeds": 2, "runtime": "onnx", "int8": False, **options},
+        [Entry("a", tiny()), Entry("b", tiny())],
+        {"a": 3, "b": 4},
     )
     plan.save()
     return plan
@@ -95,11 +101,85 @@ def test_a_plan_is_read_as_it_was_written(tmp_path):
     assert [job.name for job in plan.jobs()] == ["a-0", "b-0", "a-1", "b-1"]
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"options": {}, "entries": [{}], "epochs": {}}'])
+@pytest.mark.parametrize("content", ["", "{", "[]", "[" * 9999, '{"options": {}, "entries": [{}], "epochs": {}}'])
 def test_a_damaged_plan_is_told(tmp_path, content):
     (tmp_path / "plan.json").write_text(content)
     with pytest.raises(UserError, match="is damaged"):
         load_plan(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["../../a", "a/b", "", "$(a)", "\ud800", 7, None, "b"])
+def test_a_plan_names_no_other_folders(tmp_path, name):
+    make_plan(tmp_path)
+    content = json.loads((tmp_path / "plan.json").read_text())
+    content["entries"][0]["name"] = name
+    content["epochs"][str(name)] = 3
+    (tmp_path / "plan.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match="is damaged"):
+        load_plan(tmp_path)
+
+
+SOUND = {"minutes": 1.0, "params": 9, "maps": {"onnx": 0.5}, "sizes": {"small": 0.25}, "input": [3, 64, 64]}
+
+
+def test_a_result_is_read_as_it_was_written(tmp_path):
+    job = Job(Entry("a", {}), 0, tmp_path)
+    assert job.result() is None
+    job.end(**SOUND)
+    assert job.result() == SOUND
+
+
+@pytest.mark.parametrize("changes", [{"minutes": None}, {"params": -1}, {"maps": {}}, {"input": [3, 10**9, 10**9]}])
+def test_a_damaged_result_is_told(tmp_path, changes):
+    job = Job(Entry("a", {}), 0, tmp_path)
+    job.end(**{**SOUND, **changes})
+    with pytest.raises(UserError, match=r"result.json is damaged: remove it"):
+        job.result()
+
+
+def found_objects(**changes) -> Detections:
+    """Return one object that is found in the second of two pictures."""
+    one = {"tp": np.ones((1, 10), bool), "conf": np.ones(1), "names": ["0.png", "1.png"]}
+    return Detections(
+        **{**one, **{key: np.ones(1, int) for key in ("cls", "picture", "true_cls", "true_picture")}, **changes}
+    )
+
+
+def test_what_was_found_is_read_as_it_was_written(tmp_path):
+    found_objects().save(tmp_path / "found.npz")
+    read, want = (vars(found) for found in (Detections.load(tmp_path / "found.npz"), found_objects()))
+    assert all(np.array_equal(read[key], value) for key, value in want.items())
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"conf": np.ones(2)},
+        {"conf": np.full(1, np.nan)},
+        {"conf": np.array(["a"])},
+        {"tp": np.ones((1, 9), bool)},
+        {"picture": np.full(1, 2)},
+        {"true_cls": np.full(1, -1)},
+        {"names": []},
+    ],
+    ids=str,
+)
+def test_damaged_detections_are_told(tmp_path, changes):
+    found_objects(**changes).save(tmp_path / "found.npz")
+    with pytest.raises(UserError, match=r"found\.npz is damaged"):
+        Detections.load(tmp_path / "found.npz")
+
+
+def test_detections_in_other_pictures_are_told(tmp_path):
+    data = load_dataset(make_data(tmp_path))
+    job = Job(Entry("a", {}), 0, tmp_path)
+    pictures = list_images(data["val"])
+    found_objects(names=pictures).save(job.found)
+    assert compare.load_found(job, data).names == pictures
+    for others in ({"names": [pictures[0], "/dev/zero"]}, {"names": pictures, "true_cls": np.full(1, 2)}):
+        found_objects(**others).save(job.found)
+        with pytest.raises(UserError, match="is not of the val pictures of"):
+            compare.load_found(job, data)
 
 
 def test_options_of_a_plan_are_checked_as_those_of_a_command_line(tmp_path):
@@ -142,10 +222,10 @@ def test_what_failed_is_tried_again(tmp_path):
     done, failed, *_ = make_plan(tmp_path).jobs()
     for job in (done, failed):
         job.folder.mkdir(parents=True)
-    done.end(minutes=1.0)
+    done.end(**SOUND)
     failed.end(problem="no memory")
     compare.resumed_plan(compare.make_parser().parse_args(["--resume", str(tmp_path)]))
-    assert done.result() == {"minutes": 1.0}
+    assert done.result() == SOUND
     assert failed.result() is None
 
 

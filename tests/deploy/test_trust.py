@@ -11,7 +11,7 @@ from models import load
 from models.errors import UserError
 from tests.helpers import random_model, save, tiny
 from utils.deploy import trust
-from utils.deploy.opened import open_weights
+from utils.deploy.opened import open_runner, open_weights
 
 
 class Writer(nn.Module):
@@ -52,6 +52,8 @@ def test_a_foreign_program_is_refused_before_it_is_opened(foreign, tmp_path):
     foreign.write_bytes(b"no archive at all")
     with pytest.raises(UserError, match="--trust"):
         load(foreign)
+    with pytest.raises(UserError, match="--trust"):
+        open_runner(foreign, torch.zeros(1, 3, 64, 64), threads=1)
     assert not (tmp_path / "written").exists()
 
 

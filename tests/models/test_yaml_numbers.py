@@ -61,3 +61,12 @@ def test_a_key_that_stands_twice_is_an_error(text, said):
 def test_keys_that_a_merge_brings_may_stand_again():
     text = "a: &a {x: 1}\nb: {<<: *a, x: 2}\nc: {d: &d {<<: *a, x: 3}}\ne: {<<: [*d, *a]}"
     assert load_yaml(text) == {"a": {"x": 1}, "b": {"x": 2}, "c": {"d": {"x": 3}}, "e": {"x": 3}}
+
+
+def test_aliases_of_aliases_are_counted_as_what_they_stand_for():
+    nested = "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 9))
+    for text in (f"a0: &a0 [1]\n{nested}", "a: &a [*a]"):
+        with pytest.raises(yaml.YAMLError, match="aliases stand for more than 1,000,000 values"):
+            load_yaml(text)
+    assert load_yaml("a: &a [1, 2]\nb: [*a, *a]")["b"] == [[1, 2]] * 2
+    assert load_yaml("") is None

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import csv
 import math
+from collections import Counter
 from pathlib import Path
 
 import pytest
 import torch
+from ultralytics.cfg import get_cfg
 
 import detect
 import train
@@ -18,8 +20,9 @@ from models.spec import load_spec
 from tests.helpers import randomize_, save, tiny, write
 from tests.runs import COLOURS, make_folders, stopped
 from utils.checkpoint import load_checkpoint, read_checkpoint
+from utils.data.classes import ClassFolders
 from utils.data.description import CUT_OUTS, load_dataset
-from utils.data.files import check_images
+from utils.data.files import check_images, class_pictures
 from utils.train.classify import mix, smooth
 from utils.train.transfer import transfer
 
@@ -188,14 +191,40 @@ def test_a_damaged_picture_is_left_out(folder, tmp_path, caplog):
     assert (run / "weights/best.pt").is_file()
 
 
+def test_links_that_lead_up_are_followed_once(tmp_path):
+    root = make_folders(tmp_path / "set", train=2, val=1)
+    for place in ("train/all", "train/red/a", "train/red/b", "train/red/c"):
+        (root / place).symlink_to(".")
+    (root / "train/blue/system").symlink_to("/proc")
+    assert load_dataset(root, task="classify")["nc"] == 3
+    found = class_pictures(str(root / "train"))
+    assert Counter(name for _, name in found) == dict.fromkeys(COLOURS, 2)
+
+
+def test_pictures_kept_in_memory_are_those_that_can_be_read(tmp_path, caplog):
+    root = make_folders(tmp_path / "set", train=2, val=1)
+    damaged(root)
+    args = get_cfg(overrides={"imgsz": 32, "cache": "ram"})
+    with caplog.at_level("WARNING", logger="ultralytics"):
+        kept = ClassFolders(str(root / "train"), args, augment=True, prefix="", names=dict(enumerate(COLOURS)))
+    assert "train/red/0.png is left out: not a picture" in caplog.text
+    assert [item["cls"] for item in map(kept.__getitem__, range(len(kept)))] == [0, 0, 1, 1, 2]
+    for path in root.glob("train/*/*"):
+        path.write_bytes(b"")
+    with pytest.raises(UserError, match=r"the pictures of .*train cannot be read"):
+        ClassFolders(str(root / "train"), args, augment=True, prefix="", names=dict(enumerate(COLOURS)))
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
         (lambda root: (root / "val").rename(root / "values"), "has no folder val"),
         (lambda root: (root / "val/red").rename(root / "val/rot"), "has a folder rot, which is none of the 3 classes"),
         (lambda root: [(root / "train" / name).rename(root / name) for name in COLOURS], "train has no folders"),
+        (lambda root: [(root / "val" / name).rename(root / name) for name in COLOURS], "val has no folders"),
+        (lambda root: [path.unlink() for path in root.glob("val/*/*")], "no pictures in the class folders of .*val"),
     ],
-    ids=["no val", "unknown class", "no classes"],
+    ids=["no val", "unknown class", "no classes", "no classes to validate", "no pictures"],
 )
 def test_wrong_folders_are_one_sentence(tmp_path, change, said):
     root = make_folders(tmp_path / "set", train=1, val=1)

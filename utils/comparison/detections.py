@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,12 +11,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from models.errors import UserError
+from models.files import why_no_file
+from models.spec import MAX_CLASSES
 from utils.data.description import load_dataset, write_data_yaml
 from utils.deploy.opened import open_weights
 from utils.evaluate.accuracy import VAL_CONF, VAL_IOU, VAL_MAX_DET
 from utils.evaluate.validator import SIZE_KEYS, VALIDATORS
+from utils.writing import replacing
 
 Numbers = NDArray[np.float64]
+IOUS = tuple(i / 100 for i in range(50, 100, 5))  # at which a detection may be right
+ARRAYS = {"tp": "b", "conf": "f", **dict.fromkeys(("cls", "picture", "true_cls", "true_picture"), "i"), "names": "U"}
+MAX_BYTES = 1 << 31  # of a file, unpacked
 
 
 @dataclass(frozen=True)
@@ -23,7 +31,7 @@ class Detections:
     """What one network found in the pictures of a split, and what is there.
 
     Attributes:
-        tp: (n, 10) whether each detection is right at IoU 0.5, 0.55, … 0.95.
+        tp: (n, 10) whether each detection is right at the IoUs of IOUS.
         conf: (n,) scores in [0, 1].
         cls: (n,) classes.
         picture: (n,) numbers of the pictures they are in.
@@ -56,15 +64,47 @@ class Detections:
 
     def save(self, path: Path) -> None:
         """Write it to a .npz file."""
-        with path.open("wb") as file:
+        with replacing(path) as file:
             np.savez_compressed(file, **{**vars(self), "names": np.array(self.names, dtype=str)})
 
     @classmethod
     def load(cls, path: Path) -> Detections:
-        """Return what `save` wrote."""
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {key: file[key] for key in file.files}
-        return cls(**{**arrays, "names": arrays["names"].tolist()})
+        """Return what `save` wrote.
+
+        Raises:
+            UserError: the file is not there, or damaged.
+        """
+        if problem := why_no_file(path):
+            raise UserError(f"{path} {problem}")
+        try:
+            with zipfile.ZipFile(path) as archive:
+                if sum(entry.file_size for entry in archive.infolist()) > MAX_BYTES:
+                    raise ValueError("too large")
+            with np.load(path, allow_pickle=False) as file:
+                arrays = {key: file[key] for key in ARRAYS}
+            if any(arrays[key].dtype.kind != kind for key, kind in ARRAYS.items()):
+                raise TypeError("arrays of other numbers")
+            found = cls(**{**arrays, "names": arrays["names"].ravel().tolist()})
+            if not found.is_sound():
+                raise ValueError("arrays that do not fit each other")
+        except Exception as error:  # damaged archives and arrays make their readers fail in any way there is
+            raise UserError(f"{path} is damaged") from error
+        return found
+
+    def is_sound(self) -> bool:
+        """Return whether its arrays fit each other."""
+        count, found, true = len(self.names), self.conf.size, self.true_cls.size
+        lists = {"conf": found, "cls": found, "picture": found, "true_cls": true, "true_picture": true}
+        shapes = all(getattr(self, key).shape == (length,) for key, length in lists.items())
+        if not (count and shapes and self.tp.shape == (found, len(IOUS)) and np.isfinite(self.conf).all()):
+            return False
+        numbers = (
+            (self.picture, count),
+            (self.true_picture, count),
+            (self.cls, MAX_CLASSES),
+            (self.true_cls, MAX_CLASSES),
+        )
+        return all(((array >= 0) & (array < bound)).all() for array, bound in numbers)
 
     def sorted(self) -> Detections:
         """Return it with the detections of the highest scores first."""

@@ -10,6 +10,7 @@ import numpy as np
 
 from utils.comparison.detections import Detections
 from utils.detect.api import load
+from utils.writing import replacing
 
 MOST = 4  # pictures
 HEIGHT = 320  # of each, in pixels
@@ -38,7 +39,8 @@ def draw_disagreements(files: Mapping[str, Path], found: Mapping[str, Detections
             np.vstack([cv2.copyMakeBorder(p, 0, 0, 0, width - p.shape[1], cv2.BORDER_CONSTANT) for p in parts])
         )
     path = folder / PICTURE
-    path.write_bytes(cv2.imencode(".jpg", np.hstack(columns))[1].tobytes())
+    with replacing(path) as file:
+        file.write(cv2.imencode(path.suffix, np.hstack(columns))[1].tobytes())
     return path
 
 

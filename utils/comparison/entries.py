@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from models.spec import CONFIGS, ModelSpec, find_config, load_spec
 TASKS = ("detect", "segment")  # whose accuracy is measured by boxes
 TIMM, ULTRALYTICS = "timm:", "ultralytics:"  # what names begin with that are no YAMLs of ours
 TIMM_YAML = "timm-yolo.yaml"  # whose backbone row takes any model of timm
+NAME = re.compile(r"\w[\w.-]*")  # of an entry
 SCALED = re.compile(r"(yolov?\d+)([nslmx])(.*)")  # yolo11n-seg is yolo11-seg.yaml in size n
 
 
@@ -40,10 +41,16 @@ def find_entries(words: Sequence[str]) -> list[Entry]:
     """
     specs: dict[str, ModelSpec] = {}
     for word in words:
-        name = re.sub(r"[^\w.-]", "-", Path(word).stem)
+        name = re.sub(r"^\W+", "", re.sub(r"[^\w.-]", "-", Path(word).stem)) or "entry"
         if name in specs:
             raise UserError(f"--cfg names {name} twice: an entry is trained with several seeds by --seeds")
         specs[name] = load_spec(_source(word))
+    check_tasks(specs)
+    return [Entry(name, spec.as_dict()) for name, spec in specs.items()]
+
+
+def check_tasks(specs: Mapping[str, ModelSpec]) -> None:
+    """Raise UserError unless all entries do the same, and something whose accuracy is compared; `specs` by name."""
     for name, spec in specs.items():
         if spec.task not in TASKS:
             raise UserError(f"{name} is for the task {spec.task}, and what is compared is {' or '.join(TASKS)}")
@@ -51,7 +58,6 @@ def find_entries(words: Sequence[str]) -> list[Entry]:
     if len(set(tasks.values())) > 1:
         listed = ", ".join(f"{name}: {task}" for name, task in tasks.items())
         raise UserError(f"networks of one task can be compared, --cfg names several ({listed})")
-    return [Entry(name, spec.as_dict()) for name, spec in specs.items()]
 
 
 def _source(word: str) -> Path | dict[str, Any]:

@@ -11,17 +11,32 @@ nobody has taken.
 from __future__ import annotations
 
 import json
+import math
+import os
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from models.errors import UserError
 from models.files import why_no_file
-from utils.comparison.entries import Entry
+from models.spec import load_spec
+from utils.checkpoint.fields import is_count, is_finite, is_list, is_mapping, is_text
+from utils.comparison.entries import NAME, Entry, check_tasks
+from utils.deploy.formats import FORMATS
+from utils.sizes import MAX_IMGSZ
 from utils.writing import lock_folder, write_text
 
 PLAN, RESULT = "plan.json", "result.json"
-PLANNED = {"options": dict, "entries": list, "epochs": dict}  # what plan.json holds
+MAX_BYTES = 1 << 24  # of either
+MOST_EPOCHS = 2**31
+MAX_NUMBERS = 3 * MAX_IMGSZ**2  # of a picture
+KINDS: dict[str, Callable[[Any], bool]] = {  # what result.json holds
+    "minutes": lambda value: is_finite(value) and value >= 0,
+    "params": is_count,
+    **dict.fromkeys(("maps", "sizes"), lambda value: is_mapping(value, is_finite)),
+    "input": lambda value: is_list(value, is_count) and len(value) == 3 and 0 < math.prod(value) <= MAX_NUMBERS,
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,11 +47,15 @@ class Job:
         entry: what is trained.
         seed: of all random numbers.
         folder: of everything that it writes.
+        runtime: a name in FORMATS, of the file that is written.
+        int8: another one is written in INT8.
     """
 
     entry: Entry
     seed: int
     folder: Path
+    runtime: str = "onnx"
+    int8: bool = False
 
     @property
     def name(self) -> str:
@@ -59,6 +78,13 @@ class Job:
         return self.run / "weights/best.pt"
 
     @property
+    def files(self) -> dict[str, Path]:
+        """The files of the best weights that are proven, measured and timed, by their form."""
+        kind, stem = FORMATS[self.runtime], self.weights.stem
+        stems = {kind.name: stem, **({f"{kind.name}-int8": f"{stem}-int8"} if self.int8 else {})}
+        return {form: self.weights.with_name(f"{stem}{kind.ending}") for form, stem in stems.items()}
+
+    @property
     def log(self) -> Path:
         """The file of what its process says."""
         return self.folder / "log.txt"
@@ -69,9 +95,23 @@ class Job:
         return self.folder / "found.npz"
 
     def result(self) -> dict[str, Any] | None:
-        """Return what came out, with `problem` where it failed; None while it is not done."""
+        """Return what came out, with `problem` where it failed; None while it is not done.
+
+        Raises:
+            UserError: its file is damaged.
+        """
         path = self.folder / RESULT
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+        if not os.path.lexists(path):
+            return None
+        hint = "remove it, and the training is measured again"
+        content = read_json(path, hint)
+        if is_mapping(content) and is_text(content.get("problem")):
+            return {"problem": content["problem"]}
+        content = {"sizes": {}, **content} if is_mapping(content) else {}  # those of an earlier version have no sizes
+        sound = all(key in content and holds(content[key]) for key, holds in KINDS.items())
+        if not sound or content["maps"].keys() != self.files.keys():
+            raise UserError(f"{path} is damaged: {hint}")
+        return {key: content[key] for key in KINDS}
 
     def end(self, **result: Any) -> None:
         """Keep what came out: the job is done."""
@@ -113,8 +153,8 @@ class Plan:
     def jobs(self) -> list[Job]:
         """Return all trainings: the first seed of every entry, then the second, …"""
         folder = self.folder / "jobs"
-        seeds = range(self.options["seeds"])
-        return [Job(entry, seed, folder / f"{entry.name}-{seed}") for seed in seeds for entry in self.entries]
+        seeds, form = range(self.options["seeds"]), (self.options["runtime"], self.options["int8"])
+        return [Job(entry, seed, folder / f"{entry.name}-{seed}", *form) for seed in seeds for entry in self.entries]
 
     def job(self, name: str) -> Job:
         """Return one of them by its name; UserError where there is none."""
@@ -133,17 +173,42 @@ def load_plan(folder: Path) -> Plan:
     """Return the plan that a folder holds.
 
     Raises:
-        UserError: it holds none, or a damaged one.
+        UserError: it holds none, a damaged one, or a wrong model YAML.
     """
     path = folder / PLAN
     if problem := why_no_file(path):
         raise UserError(f"{folder} is not the folder of a comparison: its {PLAN} {problem}")
+    hint = "start the comparison anew"
+    content = read_json(path, hint)
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        if not all(isinstance(content[key], kind) for key, kind in PLANNED.items()):
-            raise TypeError("another form")
         entries = [Entry(entry["name"], dict(entry["cfg"])) for entry in content["entries"]]
-        epochs = {entry.name: int(content["epochs"][entry.name]) for entry in entries}
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is damaged: start the comparison anew") from error
-    return Plan(folder.resolve(), content["options"], entries, epochs)
+        epochs = {entry.name: content["epochs"][entry.name] for entry in entries}
+        options = dict(content["options"])
+    except (ValueError, LookupError, TypeError) as error:
+        raise UserError(f"{path} is damaged: {hint}") from error
+    names = [entry.name for entry in entries]
+    sound = all(isinstance(name, str) and NAME.fullmatch(name) for name in names) and len(set(names)) == len(names)
+    if not (names and sound and all(is_count(count) and 0 < count < MOST_EPOCHS for count in epochs.values())):
+        raise UserError(f"{path} is damaged: {hint}")
+    check_tasks({entry.name: load_spec(entry.cfg) for entry in entries})
+    return Plan(folder.resolve(), options, entries, epochs)
+
+
+def read_json(path: Path, hint: str) -> Any:
+    """Return what a file of a comparison holds.
+
+    Args:
+        path: one that is there.
+        hint: what to do where it is damaged.
+
+    Raises:
+        UserError: it is no file, or no JSON.
+    """
+    if problem := why_no_file(path):
+        raise UserError(f"{path} {problem}: {hint}")
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise ValueError("too large")
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is damaged: {hint}") from error

@@ -13,7 +13,7 @@ from typing import Any
 
 from utils.comparison.statistics import Estimate, Sample
 from utils.latency import Latency
-from utils.writing import write_text
+from utils.writing import replacing, write_text
 
 PICTURE, PAGE, DATA = "compare.png", "compare.html", "compare.json"
 SAME_SPEED = 1.1  # ratio of latencies that noise alone may make
@@ -154,7 +154,8 @@ def draw(rows: Sequence[Compared], form: str, path: Path) -> None:
         axes.set_ylim(bottom=max(0, axes.get_ylim()[0]))
         axes.grid(alpha=0.3)
         axes.legend()
-        figure.savefig(path, dpi=130)
+        with replacing(path) as file:
+            figure.savefig(file, dpi=130, format="png")
 
 
 def frontier(rows: Sequence[Compared], form: str) -> list[tuple[float, float]]:

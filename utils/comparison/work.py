@@ -13,10 +13,11 @@ from dataclasses import dataclass
 import yaml
 from ultralytics.utils import LOGGER, TQDM
 
+from models.files import why_no_file
 from utils.comparison.plan import Job, Plan
 from utils.paths import ROOT
-from utils.text import decode, printable
-from utils.writing import write_text
+from utils.text import printable
+from utils.writing import open_log, write_text
 
 POLL = 0.5  # seconds between two looks at the trainings
 
@@ -115,7 +116,7 @@ def command_lines(plan: Plan, job: Job, device: str, args: argparse.Namespace) -
 def start(words: list[str], job: Job, lock: int, args: argparse.Namespace) -> subprocess.Popen[bytes]:
     """Start a script of ours, which inherits the lock; what it says goes to the log of the job."""
     share = max(1, (os.cpu_count() or 1) // (args.jobs * len(args.device)))
-    with job.log.open("ab") as log:
+    with open_log(job.log) as log:
         return subprocess.Popen(
             [sys.executable, str(ROOT / words[0]), *words[1:]],
             stdin=subprocess.DEVNULL,
@@ -128,7 +129,7 @@ def start(words: list[str], job: Job, lock: int, args: argparse.Namespace) -> su
 
 def note_failure(job: Job, code: int) -> None:
     """Keep why a process ended without a result, so that the others go on."""
-    said = decode(job.log.read_bytes(), "replace").replace("\r", "\n").strip().splitlines()
+    said = job.log.read_text(encoding="utf-8", errors="replace").replace("\r", "\n").strip().splitlines()
     reason = said[-1] if code > 0 and said else f"its process was ended by {signal.Signals(-code).name}"
     LOGGER.error(printable(f"{job.name} failed: {reason} (see {job.log})"))
     job.end(problem=reason)
@@ -139,4 +140,4 @@ def epochs_done(plan: Plan, job: Job) -> int:
     results = job.run / "results.csv"
     if job.result():
         return plan.epochs[job.entry.name]
-    return max(0, len(results.read_text(encoding="utf-8").splitlines()) - 1) if results.is_file() else 0
+    return 0 if why_no_file(results) else max(0, results.read_bytes().count(b"\n") - 1)

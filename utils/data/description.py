@@ -6,6 +6,7 @@ A data set is data from a stranger: its YAML runs nothing, and `download:` is ig
 from __future__ import annotations
 
 import math
+import os
 import re
 import reprlib
 from collections import Counter
@@ -133,12 +134,22 @@ def describe_folders(folder: Path) -> dict[str, Any]:
     classes = class_folders(folder / str(found["train"]))
     if not classes:
         raise UserError(f"{folder / str(found['train'])} has no folders, expected one for each class")
-    return {"path": str(folder), **found, "names": check_class_names(classes)}
+    return {"path": str(folder), **found, "names": codes_as_names(classes)}
 
 
 def class_folders(folder: Path) -> list[str]:
-    """Return the names of the folders in a folder, sorted, without hidden ones."""
-    return sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    """Return the names of the folders in a folder, sorted, without hidden ones and links to a folder above."""
+    above = {place := Path(os.path.realpath(folder)), *place.parents}
+    return sorted(
+        entry.name
+        for entry in folder.iterdir()
+        if entry.is_dir() and not entry.name.startswith(".") and Path(os.path.realpath(entry)) not in above
+    )
+
+
+def codes_as_names(names: list[str] | dict[int, str]) -> dict[int, str]:
+    """Return names of classes by number, with ImageNet's names for its codes, such as n01440764."""
+    return check_class_names(names) if names else {}
 
 
 def read_yaml(file: Path, what: str = "data set", keys: str = "train, val and names") -> dict[str, Any]:

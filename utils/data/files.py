@@ -8,12 +8,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from ultralytics.nn.autobackend import check_class_names
 from ultralytics.utils import LOGGER
 
 from models.errors import UserError
 from models.files import is_of_kernel, why_no_file
-from utils.data.description import BUILT_IN, class_folders, load_dataset
+from utils.data.description import BUILT_IN, class_folders, codes_as_names, load_dataset
 from utils.data.labels import check_label_files, check_objects, check_outlines, foreign_labels, label_paths
 from utils.data.pictures import PICTURES, is_picture
 from utils.data.scan import Settings
@@ -36,9 +35,9 @@ def list_images(source: str | Sequence[str], root: str | Path = "") -> list[str]
     images = sorted(filter(is_picture, files))
     if not images:
         listed = f"; its first line is '{shorten(files[0])}'" if files and not Path(sources[0]).is_dir() else ""
-        known = ", ".join(sorted(PICTURES))
         foreign = foreign_labels(sources, root) if root else ""
-        raise UserError(f"there are no pictures in {', '.join(sources)} (looked for {known}){listed}{foreign}")
+        looked = f"looked for {known_endings()}"
+        raise UserError(f"there are no pictures in {', '.join(sources)} ({looked}){listed}{foreign}")
     if not any(map(os.path.lexists, images)):
         raise UserError(
             f"none of the {len(images)} pictures on {', '.join(sources)} is there, such as {shorten(images[0])}"
@@ -120,10 +119,11 @@ def check_images(
     for split in splits:
         if not data.get(split):
             raise UserError(f"{data['yaml_file']} describes no {split} split")
-        pictures[split] = list_images(data[split], data["path"])
         if task == "classify":
             check_class_folders(data, split)
+            pictures[split] = [path for path, _ in class_pictures(data[split])]
             continue
+        pictures[split] = list_images(data[split], data["path"])
         labels = check_label_files(pictures[split], split, data["path"])
         if training and split == "train":
             check_objects(labels, split, Settings.of(data, single_cls))
@@ -136,13 +136,35 @@ def check_class_folders(data: dict[str, Any], split: str) -> None:
     """Raise UserError unless a split is one folder that holds folders of the classes of a data set alone."""
     if not isinstance(data[split], str) or not Path(data[split]).is_dir():
         raise UserError(f"{data['yaml_file']}: {split} must be one folder with a folder for each class")
-    classes = check_class_names(class_folders(Path(data[split])))
-    known = set(data["names"].values())
+    classes = codes_as_names(class_folders(Path(data[split])))
+    known = set(codes_as_names(data["names"]).values())
     for name in classes.values():
         if name not in known:
             raise UserError(f"{data[split]} has a folder {name}, which is none of the {len(known)} classes of the set")
     if not classes:
         raise UserError(f"{data[split]} has no folders, expected one for each class")
+
+
+def class_pictures(folder: str) -> list[tuple[str, str]]:
+    """Return the path and the class of each picture of a split of class folders.
+
+    Raises:
+        UserError: there is none.
+    """
+    classes = class_folders(Path(folder))
+    found = [
+        (path, name)
+        for file, name in zip(classes, codes_as_names(classes).values(), strict=True)
+        for path in sorted(filter(is_picture, walk(str(Path(folder) / file))))
+    ]
+    if not found:
+        raise UserError(f"there are no pictures in the class folders of {folder} (looked for {known_endings()})")
+    return found
+
+
+def known_endings() -> str:
+    """Return the suffixes of pictures, for messages."""
+    return ", ".join(sorted(PICTURES))
 
 
 def files_of(data: dict[str, Any]) -> Iterable[str]:

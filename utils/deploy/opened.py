@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -18,7 +19,7 @@ from utils.data.description import read_names
 from utils.deploy.backends import Backend
 from utils.deploy.formats import FORMATS, Format, format_of
 from utils.deploy.metadata import check_metadata
-from utils.deploy.run import RUN_ERRORS
+from utils.deploy.run import RUN_ERRORS, Outputs, load_runner
 from utils.deploy.trust import check_trusted
 from utils.sizes import check_imgsz
 
@@ -176,10 +177,33 @@ def check_export(path: Path) -> Format:
         raise WeightsError(f"{path} is a folder, and {kind.title} models are files")
     if kind.content and not any(path.rglob(kind.content)):
         raise WeightsError(f"{path} is no {kind.title} model: that is a folder with a file {kind.content}")
-    for inner in path.rglob("*"):
+    for inner in (path, *path.rglob("*")):
         if not inner.is_dir() and (problem := why_no_file(inner)):
             raise WeightsError(f"{inner} {problem}")
     return kind
+
+
+def open_runner(path: Path, images: torch.Tensor, threads: int) -> Callable[[], Outputs]:
+    """Return a function that runs an exported file, which may come from elsewhere, on a batch; it has run once.
+
+    Args:
+        path: the file or folder of one of the formats.
+        images: (B, ch, H, W) float32 in [0, 1].
+        threads: how many the runtime computes on.
+
+    Raises:
+        WeightsError: it is damaged, or takes no such batch.
+        UserError: its runtime is not there, or it is a program that nobody has trusted.
+    """
+    kind = check_export(path)
+    check_trusted(path)
+    check_metadata(path)
+    try:
+        run = partial(load_runner(path, threads), images)
+        run()
+    except LOAD_ERRORS as error:
+        raise WeightsError(f"{path} is damaged, or no {kind.name} file that runs on {tuple(images.shape)}") from error
+    return run
 
 
 def check_augment(weights: OpenedWeights) -> None:

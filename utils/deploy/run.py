@@ -22,6 +22,7 @@ from torch import Tensor
 from ultralytics.nn.autobackend import AutoBackend
 from ultralytics.nn.backends.base import BaseBackend
 
+from models.yaml_numbers import load_yaml
 from utils.deploy.ends import as_bytes
 from utils.deploy.formats import format_of
 from utils.deploy.onnx_graph import with_threshold_inputs
@@ -238,6 +239,6 @@ def _load_yaml(path: Path) -> Any:
     if path.stat().st_size > MAX_METADATA_YAML:
         raise ValueError(f"more than {MAX_METADATA_YAML} bytes")
     try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
+        return load_yaml(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, RecursionError) as error:
         raise ValueError("no YAML") from error

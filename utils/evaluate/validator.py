@@ -11,7 +11,7 @@ from ultralytics.data.utils import check_det_dataset
 from ultralytics.models.yolo import segment
 from ultralytics.models.yolo.classify import ClassificationValidator
 from ultralytics.models.yolo.detect import DetectionValidator
-from ultralytics.utils import LOGGER
+from ultralytics.utils import LOGGER, colorstr
 from ultralytics.utils.ops import scale_boxes
 
 from models.environment import patch_ultralytics
@@ -163,7 +163,8 @@ class ClassValidator(OwnData, ClassificationValidator):
 
     def build_dataset(self, img_path: str) -> ClassFolders:
         """Return the data set of one split."""
-        return ClassFolders(img_path, self.args, augment=False, prefix=self.args.split, names=self.data["names"])
+        prefix = colorstr(f"{self.args.split}: ")
+        return ClassFolders(img_path, self.args, augment=False, prefix=prefix, names=self.data["names"])
 
 
 patch_ultralytics(check_cls_dataset=check_det_dataset)

@@ -12,7 +12,9 @@ from torch import Tensor
 
 from models.errors import UserError, did_you_mean
 from models.heads import AnchorDetect
+from utils.checkpoint.fields import described
 from utils.data.description import read_yaml
+from utils.text import shorten
 
 LAYERS = re.compile(r"(m\.\d+|(one2one_)?cv3\.\d+\.\d+|linear)\.(weight|bias)")  # of heads, which give class scores
 BEFORE = 5  # outputs of an anchor before its class scores: the box and its objectness
@@ -36,7 +38,7 @@ def match_classes(theirs: Mapping[int, str], own: Mapping[int, str], class_map: 
     ):
         if name not in known.values():
             hint = did_you_mean(name, known.values())
-            raise UserError(f"--class-map names '{name}', which is no class of {whose}{hint}")
+            raise UserError(f"--class-map names '{shorten(name)}', which is no class of {whose}{hint}")
     numbers = {name.casefold(): i for i, name in reversed(list(theirs.items()))}
     return [numbers.get(class_map.get(own[i], own[i]).casefold()) for i in range(len(own))]
 
@@ -45,7 +47,8 @@ def read_class_map(file: str) -> dict[str, str]:
     """Return what a `--class-map` says, `own name: name in the first weights` a line; nothing for an empty `file`."""
     pairs = read_yaml(Path(file), "map of classes", "lorry: truck") if file else {}
     if other := next((pair for pair in pairs.items() if not all(isinstance(name, str) for name in pair)), None):
-        raise UserError(f"{file}: expected 'own name: name in the first weights', not {other[0]!r}: {other[1]!r}")
+        came = ": ".join(map(described, other))
+        raise UserError(f"{file}: expected 'own name: name in the first weights', not {came}")
     return pairs
 
 
