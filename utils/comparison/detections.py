@@ -18,7 +18,7 @@ from utils.data.description import load_dataset, write_data_yaml
 from utils.deploy.opened import open_weights
 from utils.evaluate.accuracy import VAL_CONF, VAL_IOU, VAL_MAX_DET
 from utils.evaluate.validator import SIZE_KEYS, VALIDATORS
-from utils.writing import replacing
+from utils.writing import remove_partials, replacing
 
 Numbers = NDArray[np.float64]
 IOUS = tuple(i / 100 for i in range(50, 100, 5))  # at which a detection may be right
@@ -137,6 +137,7 @@ def find_objects(path: Path, data: str, side: int, folder: Path) -> tuple[float,
     dataset = load_dataset(data)
     weights.name_classes(dataset["names"])
     folder.mkdir(parents=True, exist_ok=True)
+    remove_partials(folder)
     write_data_yaml(dataset, folder / "data.yaml")
     options = {"mode": "val", "task": weights.task, "data": str(folder / "data.yaml"), "split": "val", "imgsz": side}
     options |= {
