@@ -52,7 +52,7 @@ from utils import cli
 
 # isort: split
 import yaml
-from ultralytics.cfg import check_cfg
+from ultralytics.cfg import check_cfg, get_cfg
 from ultralytics.utils import LOGGER
 
 from models import DetectionModel
@@ -340,7 +340,8 @@ def new_run(args: argparse.Namespace) -> TrainingRun:
     options |= chosen
     check_trains(model, options)
     if reason:
-        LOGGER.info(f"optimizer: {options['optimizer']} with lr0 {options['lr0']:g}, {reason}")
+        lr0 = options.get("lr0", get_cfg().lr0)
+        LOGGER.info(f"optimizer: {options['optimizer']} with lr0 {lr0:g}, {reason}")
     check_batches(model, options, len(pictures["train"]))
     teacher = find_teacher(options, data["channels"])
     if options["teacher"]:
@@ -407,6 +408,8 @@ def choose_model(args: argparse.Namespace) -> tuple[ModelSpec, DetectionModel | 
         raise UserError(f"{flags[0]} is for a teacher: name one with --teacher, or leave it out")
     if args.teacher == EMA and args.teacher_weights:
         raise UserError(f"--teacher {EMA} is the average of the run's own weights: leave out --teacher-weights")
+    if args.qat and args.layer_decay != 1:
+        raise UserError("--qat fine-tunes all layers by small steps: leave out --layer-decay")
     if args.allow_partial and not args.cfg:
         raise UserError("--allow-partial is for the weights that a backbone row names, in the YAML of --cfg")
     start = load_checkpoint(args.weights) if args.weights else None

@@ -131,7 +131,9 @@ def _block_paths(network: nn.Module, names: Sequence[str]) -> list[str]:
         match = BLOCK.match(name)
         path = match[0] if match else name
         parent, _, last = path.rpartition(".")
-        paths.append(parent if last.isdecimal() and not [*network.get_submodule(path).children()] else path)
+        is_part = not _is_module(network, path) or not [*_submodule(network, path).children()]
+        is_run = last.isdecimal() and not isinstance(_submodule(network, parent), nn.ModuleList)
+        paths.append(parent if is_part and is_run else path)
     around = {path[: match.start()] for path in paths for match in re.finditer(r"\.", path)}
     for i, name in enumerate(names):
         while paths[i] in around and paths[i] != name:

@@ -211,13 +211,20 @@ def test_without_a_name_the_optimizer_is_that_of_the_family(name):
     ("options", "wanted"),
     [
         ({"optimizer": "Adam", "lr0": 0.1}, {}),
-        ({"lr0": 0.01}, {"optimizer": "SGD"}),
+        ({}, {"optimizer": "SGD"}),
+        ({"optimizer": "auto", "qat": False}, {"optimizer": "SGD", "lr0": 0.01}),
         ({"optimizer": "auto", "lr0": 1e-4, "qat": True}, {"optimizer": "AdamW", "lr0": 1e-4}),
     ],
 )
 def test_a_name_of_the_command_line_or_the_recipe_wins(options, wanted):
     chosen, _ = family.chosen_optimizer(create_model(REPVGG), options)
     assert chosen == wanted
+
+
+def test_a_backbone_that_names_no_optimizer_of_ours_is_refused(monkeypatch):
+    monkeypatch.setattr(RepVGG, "trained_by", ("Lion", "as its authors"))
+    with pytest.raises(UserError, match="RepVGG is trained_by 'Lion', which is none of SGD, Adam, AdamW"):
+        family.family_optimizer(create_model(REPVGG))
 
 
 def test_names_of_optimizers_are_taken_in_any_case():

@@ -394,6 +394,7 @@ WRONG = {
     "epochs": ({"epochs": 0}, "epochs"),
     "batch": ({"batch_size": -2}, "batch"),
     "freeze": ({"freeze": ["neckk"]}, r"--freeze neckk: there is no 'neckk' in tiny\.yaml \(did you mean 'neck'\?\)"),
+    "layers of INT8": ({"layer_decay": 0.9, "qat": True, "cfg": "", "weights": "x.pt"}, "leave out --layer-decay"),
     "unfreeze": ({"unfreeze_after": 1}, "--unfreeze-after is for what --freeze names"),
     "unfreeze too late": ({"freeze": [1], "unfreeze_after": 3}, "--unfreeze-after 3 comes after the last of 3 epochs"),
     "freeze too many": ({"freeze": [99]}, "--freeze takes slots from 0 to 5, the last row being the head, not 98"),

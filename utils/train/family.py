@@ -6,20 +6,31 @@ from collections.abc import Mapping
 from typing import Any
 
 from models import DetectionModel
+from models.errors import UserError
 from models.parts import backbone_roots
+from utils.train.run import OPTIMIZERS
 
 AUTO = "auto"  # what a recipe says that leaves it to the family of the backbone
 DEFAULT = "AdamW"
+LR0 = 0.001  # of AdamW, for a recipe that names none
 STEEP = ("SGD", "MuSGD")  # optimizers that want a learning rate STEEPER times that of AdamW
 STEEPER = 10.0
 YOLOV5 = "SGD"  # for which the recipes of YOLOv5 are, which name none
 
 
 def family_optimizer(model: DetectionModel) -> tuple[str, str]:
-    """Return the optimizer for a model, and the reason: its backbone's `trained_by`, else DEFAULT."""
+    """Return the optimizer for a model, and the reason: its backbone's `trained_by`, else DEFAULT.
+
+    Raises:
+        UserError: the backbone names an optimizer that there is not.
+    """
     for module in backbone_roots(model).values():
         if trained_by := getattr(module, "trained_by", None):
-            return trained_by
+            name, reason = trained_by
+            if name not in OPTIMIZERS:
+                kind = type(module).__name__
+                raise UserError(f"{kind} is trained_by '{name}', which is none of {', '.join(OPTIMIZERS)}")
+            return name, reason
     return DEFAULT, "which suits backbones with norms of any kind, and short trainings"
 
 
@@ -33,8 +44,8 @@ def chosen_optimizer(model: DetectionModel, options: Mapping[str, Any]) -> tuple
     """
     name = options.get("optimizer")
     if name is None:
-        return {"optimizer": YOLOV5}, "as the recipe names none, which those of YOLOv5 do that are for it"
+        return {"optimizer": YOLOV5}, "for which the recipes of YOLOv5 are, which name none"
     if name != AUTO:
         return {}, ""
     name, reason = (DEFAULT, "for the small steps of --qat") if options["qat"] else family_optimizer(model)
-    return {"optimizer": name, "lr0": options["lr0"] * (STEEPER if name in STEEP else 1.0)}, reason
+    return {"optimizer": name, "lr0": options.get("lr0", LR0) * (STEEPER if name in STEEP else 1.0)}, reason

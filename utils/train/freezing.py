@@ -21,6 +21,7 @@ from models.errors import UserError, did_you_mean
 from models.parts import WRAPPERS, backbone_blocks, backbone_roots, backbone_rows, is_network, is_under
 
 RANGE = re.compile(r"(\D*)(\d{1,4})-(\d{1,4})")
+SLOTS = re.compile(r"\d+(-\d+)?")
 STAGES = re.compile(r"backbone\.stages\.(\d+|\d+-\d+)")
 MOST_LISTED = 12  # names in a message
 
@@ -62,7 +63,7 @@ def frozen_paths(model: DetectionModel, freeze: Freeze) -> list[str]:
         return []
     names = range(freeze) if isinstance(freeze, int) else [freeze] if isinstance(freeze, str) else freeze
     last = model.nodes[-1].slot
-    slots = [int(end) for name in names for end in str(name).split("-") if end.isdecimal()]
+    slots = [int(end) for name in names if SLOTS.fullmatch(str(name)) for end in str(name).split("-")]
     if any(slot >= last for slot in slots):
         raise UserError(f"--freeze takes slots from 0 to {last - 1}, the last row being the head, not {max(slots)}")
     return list(dict.fromkeys(path for name in names for path in _find(model, str(name))))
@@ -88,7 +89,7 @@ def frozen_text(model: nn.Module, paths: Sequence[str], epochs: int) -> str:
     found = [tensor.numel() for name, tensor in tensors.items() if any(is_under(name, path) for path in paths)]
     every = sum(tensor.numel() for tensor in tensors.values())
     share = f"{len(found)} of {len(tensors)} tensors, {sum(found) / 1e6:.3g} of {every / 1e6:.3g} M parameters"
-    return f"{share} are frozen{f' for {epochs} epochs' if epochs else ''}"
+    return f"{share} are frozen{f' for {epochs} epoch' + 's' * (epochs > 1) if epochs else ''}"
 
 
 # Names ----------------------------------------------------------------------------------------------------------------

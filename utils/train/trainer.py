@@ -224,21 +224,22 @@ class Trainer(DetectionTrainer):
             return None
         self.model = self.first_model()
         self.model.names, self.model.imgsz = self.data["names"], self.args.imgsz
+        self.frozen, self.declared = frozen_paths(self.model, self.args.freeze), declared_frozen(self.model)
+        self.args.freeze = None  # ultralytics takes all whose names are alike
         if is_first():
             self.model.info()
             LOGGER.info(f"\n{backbone_card(self.model)}\n{head_card(self.model)}\n")
             if text := branches_text(self.model):
                 LOGGER.info(f"{text}\n")
-            if paths := [*frozen_paths(self.model, self.args.freeze), *declared_frozen(self.model)]:
-                LOGGER.info(f"{frozen_text(self.model, paths, self.args.unfreeze_after)}\n")
+            for paths, epochs in ((self.frozen, self.args.unfreeze_after), (self.declared, 0)):
+                if paths:
+                    LOGGER.info(f"{frozen_text(self.model, paths, epochs)}\n")
         if self.args.qat:
             insert_rounding(self.model)
             LOGGER.info(f"INT8: {rounded_share(self.model):.1%} of the parameters are rounded while they learn")
         if self.args.teacher and self.run.left == "epochs":
             self.lesson = Lesson(self.run.teacher, self.model, vars(self.args))
             self.lesson.features.adapters.to(self.device)
-        self.frozen, self.declared = frozen_paths(self.model, self.args.freeze), declared_frozen(self.model)
-        self.args.freeze = None  # ultralytics takes all whose names are alike
         if self.args.quad:
             self.model.register_forward_hook(as_loss_of_four)
         checkpoint = self.run.checkpoint
