@@ -75,8 +75,8 @@ def average_precisions(pictures: Sequence[PictureBoxes]) -> dict[str, dict[int, 
     """Return area of AREAS → class → AP50-95 in [0, 1], of classes that have objects of this area."""
     matched: dict[int, list[Matched]] = {}
     for picture in pictures:
-        for each in np.union1d(picture.cls, picture.true_cls):
-            matched.setdefault(int(each), []).append(match(picture, int(each)))
+        for each, outcome in match_classes(picture):
+            matched.setdefault(each, []).append(outcome)
     found: dict[str, dict[int, float]] = {area: {} for area in AREAS}
     for each in sorted(matched):
         for number, area in enumerate(AREAS):
@@ -97,26 +97,41 @@ def count_sizes(pictures: Sequence[PictureBoxes]) -> dict[str, int]:
     return {name: int(((areas >= low) & (areas <= high)).sum()) for name, (low, high) in AREAS.items()}
 
 
-def match(picture: PictureBoxes, each: int) -> Matched:
-    """Return what the detections of one class in a picture are."""
-    mine = np.flatnonzero(picture.cls == each)
-    mine = mine[np.argsort(-picture.conf[mine], kind="mergesort")][:MOST]
-    found, true = picture.found[mine], picture.true[picture.true_cls == each]
-    out_found, out_true = outside(found), outside(true)
+def match_classes(picture: PictureBoxes) -> Iterator[tuple[int, Matched]]:
+    """Yield each class that is found in a picture or is there, and what its detections are."""
+    order = np.argsort(-picture.conf, kind="mergesort")
+    found, conf, cls = picture.found[order], picture.conf[order], picture.cls[order]
+    out_found, out_true = outside(found), outside(picture.true)
+    for each in np.union1d(cls, picture.true_cls):
+        mine, there = np.flatnonzero(cls == each)[:MOST], picture.true_cls == each
+        right, ignored = match(found[mine], picture.true[there], out_found[:, mine], out_true[:, there])
+        yield int(each), Matched(conf[mine], right, ignored, (~out_true[:, there]).sum(1))
+
+
+def match(found: Numbers, true: Numbers, out_found: Flags, out_true: Flags) -> tuple[Flags, Flags]:
+    """Return whether detections are right, and whether they are ignored; (areas, IOUS, n) both.
+
+    Args:
+        found: (n, 4) boxes of one class in one picture, the highest scores first.
+        true: (m, 4) objects of this class.
+        out_found: (areas, n) the box is not of this area.
+        out_true: (areas, m) the object is not.
+    """
     right = np.zeros((len(AREAS), len(IOUS), len(found)), bool)
+    if not len(true) or not len(found):  # as of most classes in a picture
+        return right, np.broadcast_to(out_found[:, None], right.shape)
     ignored = right.copy()
     taken = np.zeros((len(AREAS), len(IOUS), len(true)), bool)
     overlap = iou(found, true)
-    for i in np.flatnonzero(overlap.max(1, initial=0) >= IOUS[0]):
+    for i in np.flatnonzero(overlap.max(1) >= IOUS[0]):
         fits = ~taken & (overlap[i] >= IOUS[:, None])
         worth = np.where(fits, overlap[i] + 2.0 * ~out_true[:, None], 0)  # objects of the area first
         best = len(true) - 1 - worth[..., ::-1].argmax(-1)  # the last of those that are alike
-        is_matched = np.take_along_axis(fits, best[..., None], -1)[..., 0]
+        is_matched = _at(fits, best)
         np.put_along_axis(taken, best[..., None], (is_matched | _at(taken, best))[..., None], -1)
         is_out = _at(np.broadcast_to(out_true[:, None], taken.shape), best)
         right[..., i], ignored[..., i] = is_matched & ~is_out, is_matched & is_out
-    ignored |= ~right & out_found[:, None]
-    return Matched(picture.conf[mine], right, ignored, (~out_true).sum(1))
+    return right, ignored | (~right & out_found[:, None])
 
 
 def _at(values: Flags, places: NDArray[np.int64]) -> Flags:
@@ -154,8 +169,9 @@ def area_of(boxes: Numbers) -> Numbers:
 
 def outside(boxes: Numbers) -> Flags:
     """Return whether boxes are not of each of AREAS, (areas, n)."""
+    low, high = (np.array(ends)[:, None] for ends in zip(*AREAS.values(), strict=True))
     areas = area_of(boxes)
-    return np.stack([(areas < low) | (areas > high) for low, high in AREAS.values()])
+    return (areas < low) | (areas > high)
 
 
 # COCO's own code ------------------------------------------------------------------------------------------------------
