@@ -30,12 +30,14 @@ from tests.attacks.attack import SECRET, Attack, End, Place
 from tests.attacks.base import make_base
 from tests.attacks.catalogue import ATTACKS
 from utils import check_weights, cli, convert, describe_model
+from utils.convert_data import __main__ as convert_data
 
 SCRIPTS = {
     **{module.__name__: module for module in (benchmark, compare, detect, export, train, val)},
     "models.yolo": describe_model,
     "utils.convert": convert,
     "utils.check_weights": check_weights,
+    "utils.convert_data": convert_data,
 }
 PATIENCE = 60  # seconds that a script may take
 BROKEN = 99  # exit code of an attack that cannot be prepared
