@@ -344,6 +344,12 @@ class Parser(argparse.ArgumentParser):
                 raise UserError(f"there is no option '{name}'{nearest_flag(name, known)}")
         return self.parse_args(words)
 
+    def words_of(self, options: argparse.Namespace, without: Iterable[str] = ()) -> list[str]:
+        """Return the words of a command line that gives the same options, but for some of them, by their names."""
+        by_name = {action.dest: action for action in self.flags.values()}
+        kept = sorted(options.given - {*without})
+        return [word for name in kept for word in _as_words(by_name[name], getattr(options, name))]
+
     def error(self, message: str) -> NoReturn:
         """Raise UserError; argparse would print the usage and leave the process."""
         raise UserError(f"{message} (--help lists the options)")

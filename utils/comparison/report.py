@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import html
 import itertools
 import json
@@ -12,15 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from utils.comparison.statistics import Estimate, Sample
+from utils.drawing.page import html_image, html_page, html_table
 from utils.latency import Latency
 from utils.writing import replacing, write_text
 
 PICTURE, PAGE, DATA = "compare.png", "compare.html", "compare.json"
 SAME_SPEED = 1.1  # ratio of latencies that noise alone may make
-STYLE = """body { font: 15px/1.5 system-ui, sans-serif; margin: 2em auto; max-width: 72em; padding: 0 1em }
-table { border-collapse: collapse; margin: 1em 0 } td, th { padding: .3em .8em; text-align: right }
-tr:nth-child(even) { background: #f3f4f6 } td:first-child, th:first-child { text-align: left } img { max-width: 100% }
-pre { white-space: pre-wrap }"""
 
 
 @dataclass
@@ -190,20 +186,19 @@ def save(
         f"<h1>Which backbone wins on {html.escape(str(about['data']))}?</h1>",
         f"<p><b>{html.escape(sentence)}</b></p>",
         _image(folder / PICTURE),
-        _html_table(cells(rows)),
+        html_table(cells(rows)),
         "<p>Intervals are of 95 %, from the seeds and from draws of the val pictures. ‘behind’: the best one's "
         "accuracy less this one's, with the interval of the difference.</p>",
         "<h2>AP50-95 of each class</h2>",
-        _html_table(part_cells({row.name: row.classes for row in rows})),
+        html_table(part_cells({row.name: row.classes for row in rows})),
         "<h2>AP50-95 by size</h2>",
-        _html_table(part_cells({row.name: row.sizes for row in rows})),
+        html_table(part_cells({row.name: row.sizes for row in rows})),
         "<p>By COCO's rules: small objects have less than 32² pixels of the original picture, large ones more than "
         "96².</p>",
         *(f"<h2>{html.escape(title)}</h2>{_image(path)}" for title, path in pictures.items()),
         f"<h2>What was run</h2><pre>{html.escape(json.dumps(about, indent=1))}</pre>",
     ]
-    head = f"<!doctype html><meta charset=utf-8><title>{html.escape(folder.name)}</title><style>{STYLE}</style>"
-    write_text(folder / PAGE, head + "\n".join(parts))
+    write_text(folder / PAGE, html_page(folder.name, parts))
 
 
 def part_cells(parts: Mapping[str, Mapping[str, float]]) -> list[list[str]]:
@@ -218,14 +213,5 @@ def part_cells(parts: Mapping[str, Mapping[str, float]]) -> list[list[str]]:
     return [["", *known], *lines]
 
 
-def _html_table(lines: Sequence[Sequence[str]]) -> str:
-    rows = [
-        "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in line) + "</tr>"
-        for tag, line in zip(("th", *("td" for _ in lines[1:])), lines, strict=True)
-    ]
-    return f"<table>{''.join(rows)}</table>"
-
-
 def _image(path: Path) -> str:
-    kind = path.suffix.removeprefix(".").replace("jpg", "jpeg")
-    return f'<img src="data:image/{kind};base64,{base64.b64encode(path.read_bytes()).decode()}" alt="">'
+    return html_image(path.read_bytes(), path.suffix.removeprefix(".").replace("jpg", "jpeg"))

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
-import signal
 import subprocess
-import sys
 import time
 from dataclasses import dataclass
 
@@ -15,9 +13,9 @@ from ultralytics.utils import LOGGER, TQDM
 
 from models.files import why_no_file
 from utils.comparison.plan import Job, Plan
-from utils.paths import ROOT
+from utils.distributed.scripts import start_script, why_ended
 from utils.text import printable
-from utils.writing import open_log, write_text
+from utils.writing import write_text
 
 POLL = 0.5  # seconds between two looks at the trainings
 
@@ -116,21 +114,12 @@ def command_lines(plan: Plan, job: Job, device: str, args: argparse.Namespace) -
 def start(words: list[str], job: Job, lock: int, args: argparse.Namespace) -> subprocess.Popen[bytes]:
     """Start a script of ours, which inherits the lock; what it says goes to the log of the job."""
     share = max(1, (os.cpu_count() or 1) // (args.jobs * len(args.device)))
-    with open_log(job.log) as log:
-        return subprocess.Popen(
-            [sys.executable, str(ROOT / words[0]), *words[1:]],
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            env={"OMP_NUM_THREADS": str(share), **os.environ},
-            pass_fds=(lock,),
-        )
+    return start_script(words, job.log, lock, {"OMP_NUM_THREADS": str(share)})
 
 
 def note_failure(job: Job, code: int) -> None:
     """Keep why a process ended without a result, so that the others go on."""
-    said = job.log.read_text(encoding="utf-8", errors="replace").replace("\r", "\n").strip().splitlines()
-    reason = said[-1] if code > 0 and said else f"its process was ended by {signal.Signals(-code).name}"
+    reason = why_ended(job.log, code)
     LOGGER.error(printable(f"{job.name} failed: {reason} (see {job.log})"))
     job.end(problem=reason)
 

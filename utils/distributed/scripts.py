@@ -1,0 +1,49 @@
+"""Scripts of ours in processes of their own, which hold a lock and write what they say into a file."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from utils.paths import ROOT
+from utils.writing import open_log
+
+ERROR = "ERROR: "  # how a script tells what is wrong
+MOST_LINES = 20  # in the end of what it says, where that stands
+
+
+def start_script(
+    words: Sequence[str], log: Path, lock: int, environment: Mapping[str, str] | None = None, folder: Path | None = None
+) -> subprocess.Popen[bytes]:
+    """Start a script, which holds a lock until it ends, even if this process is killed.
+
+    Args:
+        words: its file, below the folder of this repository, and its options.
+        log: what it says is added to this file.
+        lock: the descriptor of the lock, as `lock_folder` returned it.
+        environment: variables that it gets where this process has none of that name.
+        folder: that it runs in; the current one by default.
+    """
+    with open_log(log) as output:
+        return subprocess.Popen(
+            [sys.executable, str(ROOT / words[0]), *words[1:]],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env={**(environment or {}), **os.environ},
+            cwd=folder,
+            pass_fds=(lock,),
+        )
+
+
+def why_ended(log: Path, code: int) -> str:
+    """Return why a script ended with an exit code other than 0: the error that it told, its last line, or a signal."""
+    if code < 0:
+        return f"its process was ended by {signal.Signals(-code).name}"
+    said = log.read_text(encoding="utf-8", errors="replace").replace("\r", "\n").strip().splitlines()
+    errors = [line.removeprefix(ERROR) for line in said[-MOST_LINES:] if line.startswith(ERROR)]
+    return (errors or said[-1:] or [f"its process ended with {code}"])[-1]
