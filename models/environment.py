@@ -77,6 +77,7 @@ def patch_ultralytics(
     annotator: type | None = None,
     check_font: Callable[..., str] | None = None,
     check_cls_dataset: Callable[..., dict[str, Any]] | None = None,
+    add_callbacks: Callable[[Any], None] | None = None,
 ) -> None:
     """Replace parts of ultralytics by ours. This is the one place that does; whoever has a part to give calls it.
 
@@ -97,6 +98,8 @@ def patch_ultralytics(
         check_font: takes the place of its search for Arial, which downloads it (`utils.drawing.annotator`).
         check_cls_dataset: takes the place of its reader of class folders, which downloads and splits them; ours are
             described by a data.yaml as all data sets are (`utils.evaluate.validator`).
+        add_callbacks: takes the place of what adds callbacks of every service whose package is installed, MLflow, Comet
+            and ClearML among them; ours adds those that the user has named (`utils.train.loggers`).
     """
     from PIL import Image  # noqa: PLC0415 (this module is imported before any library)
     from ultralytics.utils import LOGGER, TryExcept, patches  # noqa: PLC0415
@@ -119,6 +122,10 @@ def patch_ultralytics(
         trainer.check_amp = check_amp or trainer.check_amp
         if save_yaml:
             trainer.YAML = type("YAML", (trainer.YAML,), {"save": staticmethod(save_yaml)})
+    if add_callbacks:
+        from ultralytics.utils import callbacks  # noqa: PLC0415
+
+        callbacks.add_integration_callbacks = add_callbacks
     if annotator and check_font:
         from ultralytics.data import utils as data  # noqa: PLC0415
         from ultralytics.engine import results  # noqa: PLC0415

@@ -41,6 +41,7 @@ from utils.data.description import load_dataset, read_yaml
 from utils.data.files import check_images
 from utils.paths import ROOT, is_path
 from utils.text import printable, quote
+from utils.train.loggers import SERVICES, check_loggers
 from utils.train.teaching.features import FEATURE_LOSSES
 from utils.train.teaching.teacher import EMA, Teacher, open_teacher
 from utils.writing import write_text
@@ -77,12 +78,14 @@ OWN_OPTIONS: dict[str, Any] = {  # beside ultralytics' options, with their defau
     "unfreeze_after": 0,  # epochs
     "image_weights": False,
     "quad": False,
+    "logger": [],
 }
 PLACE = ("project", "name", "save_dir", "exist_ok", "resume", "mode")  # of a run; these follow from where its files are
 MOVABLE = ("data", "teacher", "teacher_weights")  # files that may lie elsewhere when a run is resumed
-CHANGEABLE = ("epochs", "patience", "device", "workers", "plots", "save_period", *MOVABLE)  # in a run that is resumed
+CHANGEABLE = (*"epochs patience device workers plots save_period logger".split(), *MOVABLE)  # in a run that is resumed
 SPLITS = ("train", "val")  # that a training reads
 ANEW = "train on it anew with --weights, which takes over all that fits, or put back the data set of the run"
+NOT_FINITE = "the loss is not finite"  # how the message begins that ends such a run
 FINAL = "final.json"  # in a run's folder, after the final validation
 FILES = ("args.yaml", "data.yaml", "results.csv", "weights/best.pt", "weights/last.pt", FINAL)  # that a run writes
 
@@ -138,6 +141,7 @@ def resumed_run(last: Path, asked: Mapping[str, Mapping[str, Any]] | None = None
         raise UserError(f"{last} is to {checkpoint['task']}, its options are to {options['task']}")
     options |= {"resume": str(last), "save_dir": str(folder), "exist_ok": True}
     left = what_is_left(folder, checkpoint, options)
+    check_loggers(options["logger"] if left != "nothing" else [])
     if left == "nothing":
         return TrainingRun(options, {}, {}, checkpoint=checkpoint, left=left)
     data = own_data(folder, options["data"], checkpoint, options["task"])
@@ -308,6 +312,7 @@ CHECKED: dict[str, tuple[str, Callable[[Any], bool]]] = {  # of which ultralytic
     "teacher_weight": ("a number above 0", lambda value: is_finite(value) and value > 0),
     "teacher_off": ("a whole number of at least 0", is_count),
     "imitate": ("the name of modules", lambda value: value is None or is_text(value)),
+    "logger": (f"a list of {', '.join(SERVICES)}", lambda value: isinstance(value, list) and {*value} <= {*SERVICES}),
     "anchor_gains": ("numbers by name", lambda value: is_mapping(value, is_finite)),
     **dict.fromkeys(
         ("custom_l2", "autoanchor", "qat", "rep_optimizer", "sync_bn", "image_weights", "quad"),
@@ -413,14 +418,25 @@ def save_final(folder: Path, epochs: int, metrics: Mapping[str, Any]) -> None:
 
 def read_final(folder: Path) -> int:
     """Return after how many epochs the final validation was; 0: there was none, or its file is none or damaged."""
+    return load_final(folder).get("epochs", 0)
+
+
+def final_metrics(folder: Path) -> dict[str, Any]:
+    """Return what the final validation of a run found; nothing where it is not finished."""
+    metrics = load_final(folder).get("metrics", {})
+    return dict(metrics) if is_mapping(metrics, is_finite) else {}
+
+
+def load_final(folder: Path) -> dict[str, Any]:
+    """Return the content of a run's final.json; nothing where it is none or damaged."""
     file = folder / FINAL
     if why_no_file(file):
-        return 0
+        return {}
     with suppress(OSError, ValueError, RecursionError):
         final = json.loads(file.read_text(encoding="utf-8"))
         if isinstance(final, dict) and is_count(final.get("epochs")):
-            return final["epochs"]
-    return 0
+            return final
+    return {}
 
 
 def how_to_go_on(run: TrainingRun) -> str:

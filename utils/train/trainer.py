@@ -70,8 +70,9 @@ from utils.train.freezing import (
 )
 from utils.train.gradients import check_scales_steps, scale_steps, start_as_sum
 from utils.train.groups import backbone_rates, groups_table, make_optimizer, optimized
+from utils.train.loggers import add_loggers
 from utils.train.qat import insert_rounding, observe
-from utils.train.run import OWN_OPTIONS, SPLITS, TrainingRun, log_other_counts, save_final
+from utils.train.run import NOT_FINITE, OWN_OPTIONS, SPLITS, TrainingRun, log_other_counts, save_final
 from utils.train.sampling import draw, picture_weights
 from utils.train.teaching.lesson import Lesson
 from utils.train.transfer import transfer
@@ -104,8 +105,8 @@ class Trainer(DetectionTrainer):
     decay on their branches; `anchor_gains` are the hyper-parameters of the loss of heads with anchors, by YOLOv5's
     names; `autoanchor` fits their anchors to the data set; `qat` fine-tunes the first weights in their fused form, with
     the rounding of INT8; `rep_optimizer` has plain convolutions learn as with branches; `accumulate` is the number of
-    batches a step; `sync_bn` takes the statistics of BatchNorm over all processes; `teacher` names what it learns from
-    beside the labels (`utils.train.teaching`).
+    batches a step; `logger` names services that follow the training; `sync_bn` takes the statistics of BatchNorm over
+    all processes; `teacher` names what it learns from beside the labels (`utils.train.teaching`).
 
     Where several processes share each batch (`utils.distributed`), `device` is that of this one, and ultralytics, which
     would wrap the model, is told of one process alone: gradients are summed in `optimizer_step`.
@@ -488,9 +489,7 @@ class Trainer(DetectionTrainer):
         if not is_first():
             raise SystemExit(2)  # the first process says why
         saved = f"{self.last} holds epoch {epoch}" if self.last.exists() else "nothing was saved yet"
-        raise UserError(
-            f"the loss is not finite in epoch {epoch + 1}: try a smaller lr0 (--hyp) or another --optimizer; {saved}"
-        )
+        raise UserError(f"{NOT_FINITE} in epoch {epoch + 1}: try a smaller lr0 (--hyp) or another --optimizer; {saved}")
 
     def _do_train(self) -> None:
         """Train, and validate at the end; a run that was stopped after its last epoch is validated only."""
@@ -746,4 +745,4 @@ def save_yaml(file: str | Path, data: dict[str, Any]) -> None:
     write_text(Path(file), yaml.safe_dump(plain(data), sort_keys=False, allow_unicode=True))
 
 
-patch_ultralytics(check_amp=amp_is_safe, save_yaml=save_yaml)
+patch_ultralytics(check_amp=amp_is_safe, save_yaml=save_yaml, add_callbacks=add_loggers)
