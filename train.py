@@ -22,6 +22,11 @@ A larger network that teaches a smaller one, beside the labels:
 
     python train.py --cfg yolov5n.yaml --data my-data.yaml --teacher yolov5m/weights/best.pt
 
+A report on the data set before it is trained on, or alone: classes, sizes, copies across splits, suspicious labels:
+
+    python train.py --cfg riformer-yolo.yaml --data my-data.yaml --report
+    python train.py --data my-data.yaml --report only
+
 A YAML whose head is Segment trains masks as well as boxes, from labels that are polygons:
 
     python train.py --cfg yolov5n-seg.yaml
@@ -30,6 +35,11 @@ A YAML whose head is Classify trains on class folders, train/CLASS and val/CLASS
 
     python train.py --cfg repvgg-cls.yaml
     python train.py --task classify --cfg repmlpnet-cls.yaml --data IMAGENET --epochs 300 --batch 256 --device 0
+
+A search for better hyper-parameters, in 50 trainings of 10 epochs, and going on with it:
+
+    python train.py --cfg yolov5n.yaml --data my-data.yaml --epochs 10 --evolve 50
+    python train.py --resume runs/evolve/exp
 
 Weights that lose too much in INT8 are fine-tuned fused, with its rounding, on the data that they were trained on:
 
@@ -58,6 +68,7 @@ from ultralytics.utils import LOGGER
 from models import DetectionModel
 from models.blocks.branches import STYLES
 from models.errors import UserError, did_you_mean
+from models.heads import AnchorDetect
 from models.layers import is_backbone
 from models.loss import AnchorGains
 from models.spec import TASKS, ModelSpec, find_config, load_spec
@@ -65,9 +76,13 @@ from utils.checkpoint import load_checkpoint
 from utils.checkpoint.fields import described, why_wrong
 from utils.data.description import BUILT_IN, load_dataset, read_yaml
 from utils.data.files import check_images, sources_of
+from utils.data_report.contents import Network
+from utils.data_report.report import network_of, report_on
 from utils.distributed.group import LostProcessError, is_first, is_shared, lost_processes, process_group
 from utils.distributed.launch import launch, mark_run, started_run, wants_several
 from utils.drawing.fonts import use_font
+from utils.evolution.search import Search, first_recipe, is_search, load_search, newest_search, space_of
+from utils.evolution.work import search_on
 from utils.paths import find_file, increment_path
 from utils.text import quote
 from utils.train.batches import check_batches
@@ -76,6 +91,7 @@ from utils.train.classify import ClassTrainer
 from utils.train.distributed import shared_run
 from utils.train.family import AUTO, STEEP, chosen_optimizer
 from utils.train.freezing import read_freeze
+from utils.train.loggers import NO_LOGGER, SERVICES, check_loggers, chosen_loggers
 from utils.train.run import (
     ANCHOR_FREE,
     CHECKED,
@@ -96,7 +112,7 @@ from utils.train.run import (
 from utils.train.teaching.features import FEATURE_LOSSES
 from utils.train.teaching.imitation import TOKEN_MIXER
 from utils.train.teaching.lesson import Lesson
-from utils.train.teaching.teacher import EMA, teacher_path
+from utils.train.teaching.teacher import EMA, Teacher, teacher_path
 from utils.train.trainer import Trainer, check_trains, new_model
 
 TRAINERS = {"detect": Trainer, "segment": Trainer, "classify": ClassTrainer}
@@ -107,6 +123,9 @@ NOT_FOR = {  # flags by task
     ),
     "segment": ("quad",),
 }
+NOT_EVOLVED = ("qat", "report", "exist_ok")  # flags that do not go with --evolve
+CONSENTS = ("plugins", "download", "megapixels")  # flags that a training needs again when it is resumed
+GENERATIONS = 300  # of --evolve, without a number
 SGD_LR0 = 0.01  # of SGD and MuSGD; the recipes' lr0 is for AdamW
 QAT_EPOCHS, QAT_LR = 5, 0.05  # of --qat: epochs, and the part of lr0 to start with, without warm-up
 ANCHOR_GAINS = tuple(field.name for field in dataclasses.fields(AnchorGains))  # of the loss of heads with anchors
@@ -176,11 +195,8 @@ def make_parser() -> cli.Parser:
     add("--qat", action="store_true", help="fine-tune --weights in their fused form, with the rounding of INT8")
     add("--sync-bn", action="store_true", help="take the statistics of BatchNorm over all processes")
     add("--seed", type=cli.non_negative_int, default=0, help="of all random numbers")
-    add_teacher(parser)
-    add_learning(parser)
-    cli.add_font(parser)
-    cli.add_consents(parser)
-    add_foreign(parser)
+    for add_more in (add_teacher, add_learning, cli.add_font, cli.add_consents, add_comforts, add_foreign):
+        add_more(parser)
     return parser
 
 
@@ -211,16 +227,27 @@ def add_learning(parser: cli.Parser) -> None:
     add("--rep-optimizer", action="store_true", help="learn as with RepVGG's branches, without any; SGD or AdamW")
 
 
+def add_comforts(parser: cli.Parser) -> None:
+    """Add the options of what is done beside a training."""
+    add = parser.add_argument
+    report = "write a report on the data set before training, or only that"
+    add("--report", nargs="?", const="first", choices=["first", "only"], help=report)
+    evolution = f"search for better hyper-parameters in so many trainings, {GENERATIONS} by default"
+    add("--evolve", nargs="?", type=cli.positive_int, const=True, default=0, metavar="N", help=evolution)
+    services = "services that follow the training; by default none"
+    add("--logger", nargs="+", default=[], choices=[*SERVICES, NO_LOGGER], help=services)
+
+
 def add_foreign(parser: cli.Parser) -> None:
     """Add the flags of YOLOv5's train.py that do not apply here."""
-    evolve = "hyper-parameters are not searched for; give a recipe of your own with --hyp"
-    parser.refuse("--evolve", reason=evolve, values="?")
-    parser.refuse("--evolve_population", "--resume_evolve", reason=evolve, values=1)
+    parser.refuse("--evolve_population", reason="give the recipe to start from with --hyp", values=1)
+    parser.refuse("--resume_evolve", reason="give the folder of the search to --resume", values=1)
     parser.refuse("--bucket", "--upload_dataset", reason="nothing is sent anywhere", values="?")
     parser.ignore("--local_rank", "--local-rank", reason="torchrun gives it in the environment", values=1)
-    loggers = "losses and accuracy go to results.csv in the folder of the run, and to no service"
-    parser.ignore("--entity", "--bbox_interval", "--artifact_alias", reason=loggers, values=1)
-    parser.ignore("--ndjson-console", "--ndjson-file", reason=loggers)
+    wandb = "--logger wandb reads what it needs from the environment, such as WANDB_ENTITY"
+    parser.ignore("--entity", "--bbox_interval", "--artifact_alias", reason=wandb, values=1)
+    ndjson = "losses and accuracy go to results.csv in the folder of the run, and to the services of --logger"
+    parser.ignore("--ndjson-console", "--ndjson-file", reason=ndjson)
 
 
 def batch_size(text: str) -> int:
@@ -238,12 +265,20 @@ def main(args: argparse.Namespace) -> Path:
     started = time.time()
     if args.max_restarts and not (args.resume or is_shared() or wants_several(args.device)):
         raise UserError("--max-restarts is for several devices, such as --device 0,1")
-    if wants_several(args.device):
+    if args.evolve or is_search(args.resume):
+        cli.log_options("train", args)
+        cli.take_consents(args)
+        return evolve(args)
+    if args.report and args.resume:
+        raise UserError("--report looks at the data set of a new training: leave out --resume, or --report")
+    if wants_several(args.device) and args.report != "only":
         launch("train.py", args.words, args.device, args.max_restarts)
         return Path(args.project)
     cli.log_options("train", args)
     cli.take_consents(args)
     use_font(args.font)
+    if args.report == "only":
+        return report_only(args)
     with process_group(args.device) as device:
         run = shared_run(lambda: start(args))
         if wants_several(device_of_run := run.options["device"] or ""):
@@ -325,8 +360,36 @@ def beside_resume(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
     return {spelt[dest]: values[dest] for dest in args.given if dest in values}
 
 
-def new_run(args: argparse.Namespace) -> TrainingRun:
-    """Read and check all that a new training starts from, then make its folder."""
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+    """What a new training starts from, read and checked, before anything is written.
+
+    Attributes:
+        spec: the model YAML.
+        options: ultralytics' and ours.
+        data: what `load_dataset` returned.
+        splits: of the data set, as `describe_splits` returned them.
+        model: as it is trained first.
+        teacher: what it learns from beside the labels, if anything.
+    """
+
+    spec: ModelSpec
+    options: dict[str, Any]
+    data: dict[str, Any]
+    splits: dict[str, Any]
+    model: DetectionModel
+    teacher: Teacher | None
+
+    @property
+    def network(self) -> Network:
+        """What a report compares the objects with."""
+        limit = AnchorGains(**self.options["anchor_gains"]).anchor_t
+        return network_of(self.model, self.options.get("imgsz", defaults()["imgsz"]), limit)
+
+
+def prepare(args: argparse.Namespace) -> Prepared:
+    """Read and check all that a new training starts from."""
+    check_loggers(chosen_loggers(args.logger))
     spec, start = choose_model(args)
     check_task(args, spec)
     if problem := why_wrong("yaml_name", spec.name):
@@ -346,13 +409,102 @@ def new_run(args: argparse.Namespace) -> TrainingRun:
     teacher = find_teacher(options, data["channels"])
     if options["teacher"]:
         Lesson(teacher, model, {**defaults(), **options})  # which says whether they fit
+    return Prepared(spec, options, data, splits, model, teacher)
+
+
+def new_run(args: argparse.Namespace) -> TrainingRun:
+    """Read and check all that a new training starts from, then make its folder."""
+    ready = prepare(args)
+    spec, options, data = ready.spec, ready.options, ready.data
     name = Path(spec.name).stem if args.name == "cfg" else args.name
     sources = [args.weights, args.cfg, args.hyp, *sources_of(data)] if args.exist_ok else []
     save_dir = increment_path(args.project, name, args.exist_ok, sources)
     options |= {"task": spec.task, "model": str(keep_model(spec, args, save_dir)), "data": data["yaml_file"]}
     options |= {"overparameterize": (spec.overparameterize or {}).get("style")}
     options |= {"project": args.project, "name": save_dir.name, "save_dir": str(save_dir), "exist_ok": True}
-    return TrainingRun(options, data, splits, model, teacher=teacher)
+    if args.report:
+        report_on(data, spec.task, ready.network, save_dir, args.single_cls)
+    return TrainingRun(options, data, ready.splits, ready.model, teacher=ready.teacher)
+
+
+def report_only(args: argparse.Namespace) -> Path:
+    """Write a report on a data set into a folder of its own, and return that folder.
+
+    Raises:
+        UserError: the data set, the model YAML or the recipe is wrong.
+    """
+    if args.cfg or args.weights:
+        ready = prepare(args)
+        data, task, network = ready.data, ready.spec.task, ready.network
+    else:
+        is_folder = bool(args.data) and Path(args.data).is_dir()
+        task = args.task or ("classify" if is_folder else "detect")
+        data = load_dataset(args.data or BUILT_IN[task], task=task)
+        check_images(data, single_cls=args.single_cls, task=task)
+        network = network_of(None, choose_recipe(args, task).get("imgsz", defaults()["imgsz"]))
+    folder = increment_path(own_project(args, "runs/report"), args.name)
+    report_on(data, task, network, folder, args.single_cls)
+    return folder
+
+
+def own_project(args: argparse.Namespace, project: str) -> str:
+    """Return the folder of results that are no runs: that of `--project` if it is given."""
+    return args.project if "project" in args.given else project
+
+
+def evolve(args: argparse.Namespace) -> Path:
+    """Search for better hyper-parameters, from the start or where it stopped, and return the folder of the search.
+
+    Raises:
+        UserError: an option is wrong, or a training fails for another reason than its hyper-parameters.
+    """
+    if is_shared():
+        raise UserError("--evolve starts its trainings itself, one after the other: leave out torchrun, give --device")
+    search = resumed_search(args) if args.resume else new_search(args)
+    search_on(search)
+    return search.folder
+
+
+def new_search(args: argparse.Namespace) -> Search:
+    """Check all that the trainings of a search start from, and write its plan into a new folder."""
+    if others := [name for name in NOT_EVOLVED if name in args.given]:
+        raise UserError(f"--{others[0].replace('_', '-')} does not go with --evolve: leave it out")
+    ready = prepare(args)
+    space = space_of(ready.spec.task, isinstance(ready.model.model[-1], AnchorDetect), args.given)
+    raw = read_yaml(recipe_file(args, ready.spec.task))
+    recipe, bounds = first_recipe(raw, {**defaults(), **ready.options}, space)
+    parser = make_parser()
+    search = Search(
+        folder=increment_path(own_project(args, "runs/evolve"), args.name).resolve(),
+        place=str(Path.cwd()),
+        words=parser.words_of(args, ("evolve", "hyp", "project", "name", "noplots")),
+        consents=parser.words_of(args, args.given - {*CONSENTS}),
+        generations=GENERATIONS if args.evolve is True else args.evolve,
+        epochs=ready.options.get("epochs", defaults()["epochs"]),
+        seed=args.seed,
+        task=ready.spec.task,
+        kind=space.kind,
+        recipe=recipe,
+        bounds=bounds,
+    )
+    search.save()
+    return search
+
+
+def resumed_search(args: argparse.Namespace) -> Search:
+    """Return the search that `--resume` names, or the newest one; `--evolve N` beside it gives it N generations."""
+    project = own_project(args, "runs/evolve")
+    folder = newest_search(Path(project)) if args.resume is True else Path(args.resume)
+    if folder is None:
+        raise UserError(f"there is no search in {project} to resume, name its folder: --resume FOLDER")
+    search = load_search(folder)
+    if others := sorted(args.given - {"evolve", "resume", "project", *CONSENTS}):
+        flag = f"--{others[0].replace('_', '-')}"
+        raise UserError(f"{flag} cannot be changed in a search that goes on: leave it out, or start another one")
+    if args.evolve and args.evolve is not True:
+        search = dataclasses.replace(search, generations=args.evolve)
+        search.save()
+    return search
 
 
 def flag_options(args: argparse.Namespace) -> dict[str, Any]:
@@ -384,6 +536,7 @@ def flag_options(args: argparse.Namespace) -> dict[str, Any]:
         "unfreeze_after": args.unfreeze_after,
         "image_weights": args.image_weights,
         "quad": args.quad,
+        "logger": chosen_loggers(args.logger),
         "seed": args.seed,
         "teacher": teacher_path(str(args.teacher)) if args.teacher else None,
         "teacher_weights": str(Path(args.teacher_weights).resolve()) if args.teacher_weights else None,
@@ -465,14 +618,19 @@ def choose_recipe(args: argparse.Namespace, task: str = "detect") -> dict[str, A
     return {**recipe, **given}
 
 
+def recipe_file(args: argparse.Namespace, task: str) -> Path:
+    """Return the file of the recipe: that of `--hyp`, else the one of the task, for own data or for the built-in."""
+    own, demo = HYPS[task]
+    return find_file(args.hyp or (own if args.data else demo), "data/hyps")
+
+
 def read_recipe(args: argparse.Namespace, task: str = "detect") -> dict[str, Any]:
     """Return the recipe YAML, checked, as ultralytics' options and `anchor_gains`.
 
     `box` and `cls` mean other losses with anchors and without. In a recipe that has `obj`, as YOLOv5's have, they are
     gains of heads with anchors, and those of heads without may stand under `anchor_free`.
     """
-    own, demo = HYPS[task]
-    path = find_file(args.hyp or (own if args.data else demo), "data/hyps")
+    path = recipe_file(args, task)
     content = read_yaml(path, "recipe", "lr0, momentum and mosaic")
     known = {*hyper_parameters(), *RECIPE, *UNUSED}
     without = content.pop(ANCHOR_FREE, {})

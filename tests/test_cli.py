@@ -257,7 +257,8 @@ def test_unknown_keyword_or_value_is_a_user_error():
         (detect, "--max-detections", "--max-det"),
         (train, "--no-save", "--nosave"),
         (train, "--batchsize", "--batch-size"),
-        *((train, flag, "") for flag in ("--evolved", "--weight-decay", "--plots", "--autoanchor", "--learning-rate")),
+        (train, "--evolved", "--evolve"),
+        *((train, flag, "") for flag in ("--weight-decay", "--plots", "--autoanchor", "--learning-rate")),
         *((detect, flag, "") for flag in ("--save-json", "--save-xml", "--show-labels", "--no-augment")),
         *((export, flag, "") for flag in ("--int4", "--no-dynamic", "--qat")),
     ],
@@ -272,7 +273,7 @@ def test_a_suggestion_is_a_misspelling_and_no_other_option(script, flag, suggest
 
 
 YOLOV5_FLAGS = {  # of the scripts of the same name, with values that YOLOv5 takes; those that have no meaning here
-    train: "--evolve|--evolve 300|--evolve_population x|--resume_evolve x|--bucket x|"
+    train: "--evolve_population x|--resume_evolve x|--bucket x|"
     "--local_rank -1|--local-rank=0|--entity x|--upload_dataset|--bbox_interval -1|--artifact_alias latest|"
     "--ndjson-console|--ndjson-file",
     detect: "--dnn|--update|--line-thickness 0",

@@ -61,6 +61,7 @@ WRITTEN = {
     "args.yaml",
     "data.yaml",
     "metadata.yaml",
+    "hyp_evolved.yaml",
 }  # names of files of a user or a run
 MAX_LINES = 170  # of the README
 MOST_NOT_RUN = 0.35  # of the commands, those with pip and pytest not counted

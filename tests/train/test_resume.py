@@ -262,6 +262,8 @@ def test_every_flag_beside_resume_is_known():
         "font",
         "megapixels",
         "max_restarts",
+        "report",  # refused before
+        "evolve",  # goes on with a search
     }
     parser = train.make_parser()
     args = parser.from_keywords()
