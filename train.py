@@ -125,6 +125,7 @@ NOT_FOR = {  # flags by task
 }
 NOT_EVOLVED = ("qat", "report", "exist_ok")  # flags that do not go with --evolve
 CONSENTS = ("plugins", "download", "megapixels")  # flags that a training needs again when it is resumed
+OWN_WORDS = (*CONSENTS, "evolve", "resume", "hyp", "project", "name", "noplots")  # not those of a search's trainings
 GENERATIONS = 300  # of --evolve, without a number
 SGD_LR0 = 0.01  # of SGD and MuSGD; the recipes' lr0 is for AdamW
 QAT_EPOCHS, QAT_LR = 5, 0.05  # of --qat: epochs, and the part of lr0 to start with, without warm-up
@@ -461,7 +462,7 @@ def evolve(args: argparse.Namespace) -> Path:
     if is_shared():
         raise UserError("--evolve starts its trainings itself, one after the other: leave out torchrun, give --device")
     search = resumed_search(args) if args.resume else new_search(args)
-    search_on(search)
+    search_on(search, make_parser().words_of(args, args.given - {*CONSENTS}))
     return search.folder
 
 
@@ -473,12 +474,10 @@ def new_search(args: argparse.Namespace) -> Search:
     space = space_of(ready.spec.task, isinstance(ready.model.model[-1], AnchorDetect), args.given)
     raw = read_yaml(recipe_file(args, ready.spec.task))
     recipe, bounds = first_recipe(raw, {**defaults(), **ready.options}, space)
-    parser = make_parser()
     search = Search(
         folder=increment_path(own_project(args, "runs/evolve"), args.name).resolve(),
         place=str(Path.cwd()),
-        words=parser.words_of(args, ("evolve", "hyp", "project", "name", "noplots")),
-        consents=parser.words_of(args, args.given - {*CONSENTS}),
+        words=make_parser().words_of(args, OWN_WORDS),
         generations=GENERATIONS if args.evolve is True else args.evolve,
         epochs=ready.options.get("epochs", defaults()["epochs"]),
         seed=args.seed,
@@ -498,6 +497,8 @@ def resumed_search(args: argparse.Namespace) -> Search:
     if folder is None:
         raise UserError(f"there is no search in {project} to resume, name its folder: --resume FOLDER")
     search = load_search(folder)
+    if others := sorted({*OWN_WORDS, *NOT_EVOLVED} & make_parser().parse_args(search.words).given):
+        raise UserError(f"{folder} is damaged: its trainings cannot have the option {others[0]}")
     if others := sorted(args.given - {"evolve", "resume", "project", *CONSENTS}):
         flag = f"--{others[0].replace('_', '-')}"
         raise UserError(f"{flag} cannot be changed in a search that goes on: leave it out, or start another one")

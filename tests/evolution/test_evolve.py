@@ -1,6 +1,7 @@
 """--evolve: what it changes, and that a search goes on after a kill as if there had been none."""
 
 import csv
+import dataclasses
 import itertools
 import time
 
@@ -124,7 +125,7 @@ def test_all_values_are_known_to_recipes():
 def fake_trainings(monkeypatch, fitness):
     """Have trainings end at once, with a fitness that follows from their values, and draw one picture only."""
 
-    def train_one(search, generation, lock, bar):
+    def train_one(search, generation, consents, lock, bar):
         values = search.values(generation.number)
         (generation.run / "weights").mkdir(parents=True)
         search.write_recipe(generation.recipe, values)
@@ -179,6 +180,15 @@ def test_a_search_in_two_parts_and_in_another_place_is_the_same(tmp_path, monkey
 def test_what_does_not_go_with_a_search(flags):
     with pytest.raises(UserError, match="does not go with --evolve"):
         train.run(cfg="yolov5n.yaml", evolve=True, **flags)
+
+
+def test_what_a_file_may_not_have_done_is_not_taken_from_it(tmp_path, monkeypatch):
+    search = search_of(tmp_path, monkeypatch, tiny(), data=make_data(tmp_path / "ds"), megapixels=200)
+    assert not [word for word in search.words if "megapixels" in word]
+    for words in (["--plugins", "x.py"], ["--download"], ["--resume", "x"]):
+        dataclasses.replace(search, words=[*search.words, *words]).save()
+        with pytest.raises(UserError, match="is damaged: its trainings cannot have the option"):
+            train.run(resume=search.folder)
 
 
 def test_what_is_no_search_is_told(tmp_path, monkeypatch):

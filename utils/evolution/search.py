@@ -72,8 +72,7 @@ class Search:
     Attributes:
         folder: of everything that it writes.
         place: the current folder, which paths of the command line are relative to.
-        words: of the command line of each training, without its recipe and its folder.
-        consents: those of them that a resumed training needs as well.
+        words: of the command line of each training, without its recipe, its folder, and what a user consents to.
         generations: how many trainings there will be.
         epochs: of each.
         seed: of the mutations.
@@ -86,7 +85,6 @@ class Search:
     folder: Path
     place: str
     words: list[str]
-    consents: list[str]
     generations: int
     epochs: int
     seed: int

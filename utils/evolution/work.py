@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +27,12 @@ FITNESS = {  # by task, of the metrics: their mean is what is searched for
 }
 
 
-def search_on(search: Search) -> None:
+def search_on(search: Search, consents: Sequence[str]) -> None:
     """Train all generations that are left, and keep after each what was found.
+
+    Args:
+        search: to go on with.
+        consents: words of the command line that allow what a file alone may not have done, such as plugins.
 
     Raises:
         UserError: a training ended for another reason than its values.
@@ -37,7 +42,7 @@ def search_on(search: Search) -> None:
         with TQDM(total=search.generations * search.epochs, desc="evolving") as bar:
             while (number := len(search.results())) < search.generations:
                 bar.update(number * search.epochs - bar.n)
-                train_one(search, search.generation(number), lock, bar)
+                train_one(search, search.generation(number), consents, lock, bar)
                 after_one(search, number)
             bar.update(bar.total - bar.n)
     except KeyboardInterrupt:
@@ -62,14 +67,15 @@ def how_to_go_on(search: Search) -> str:
     return f"python train.py --resume {quote(search.folder)}"
 
 
-def train_one(search: Search, generation: Generation, lock: int, bar: Any) -> None:
+def train_one(search: Search, generation: Generation, consents: Sequence[str], lock: int, bar: Any) -> None:
     """Train one generation, or go on with its training, and keep its result."""
     values = search.values(generation.number)
     generation.folder.mkdir(parents=True, exist_ok=True)
     metrics = final_metrics(generation.run)
     if not metrics:  # a training that a kill has left may have ended meanwhile
         search.write_recipe(generation.recipe, values)
-        process = start_script(words_of(search, generation), generation.log, lock, folder=Path(search.place))
+        words = [*words_of(search, generation), *consents]
+        process = start_script(words, generation.log, lock, folder=Path(search.place))
         try:
             while process.poll() is None:
                 bar.update(generation.number * search.epochs + epochs_done(generation) - bar.n)
@@ -89,7 +95,7 @@ def words_of(search: Search, generation: Generation) -> list[str]:
     """Return the command line of a training, or of going on with it."""
     last = generation.run / "weights/last.pt"
     if last.is_file():
-        return ["train.py", "--resume", str(last), *search.consents]
+        return ["train.py", "--resume", str(last)]
     own = ["--hyp", str(generation.recipe), "--project", str(generation.folder), "--name", generation.run.name]
     return ["train.py", *search.words, *own, "--exist-ok", "--noplots"]
 
