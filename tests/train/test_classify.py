@@ -233,6 +233,11 @@ def test_wrong_folders_are_one_sentence(tmp_path, change, said):
         check_images(load_dataset(root, task="classify"), task="classify")
 
 
+def test_a_set_of_boxes_is_none_of_classes():
+    with pytest.raises(UserError, match="has no folders, expected one for each class"):
+        check_images(load_dataset("shapes.yaml", task="classify"), task="classify")
+
+
 def test_the_built_in_set_has_the_shapes_cut_out():
     data = load_dataset(CUT_OUTS, task="classify")
     pictures = check_images(data, ("train", "val", "test"), task="classify")
