@@ -16,6 +16,7 @@ import pytest
 
 COUNTERS = Path("/proc/net/snmp")
 NAMESPACE = ["unshare", "--user", "--map-root-user", "--net"]
+STRACE = ["strace", "-f", "-qq", "--seccomp-bpf", "-e", "trace=connect,sendto,sendmsg,sendmmsg", "-e", "signal=none"]
 COUNTED = f"""
 import subprocess, sys
 code = subprocess.run(sys.argv[1:]).returncode
@@ -49,8 +50,7 @@ def run_watched(command: Sequence[str], folder: Path, env: Mapping[str, str]) ->
 
 def _strace(command: Sequence[str], folder: Path, env: Mapping[str, str]) -> Watched:
     trace = folder / "strace"
-    calls = "trace=connect,sendto,sendmsg,sendmmsg"
-    result = _run(["strace", "-f", "-qq", "-e", calls, "-e", "signal=none", "-o", str(trace), *command], folder, env)
+    result = _run([*STRACE, "-o", str(trace), *command], folder, env)
     return Watched(result, [line for line in trace.read_text(errors="replace").splitlines() if leaves(line)])
 
 
@@ -73,7 +73,7 @@ def _run(command: Sequence[str], folder: Path, env: Mapping[str, str]) -> subpro
 @functools.cache
 def can_trace() -> bool:
     """Return whether strace is there, and allowed to trace."""
-    return shutil.which("strace") is not None and _run(["strace", "-f", "true"], Path(), os.environ).returncode == 0
+    return shutil.which("strace") is not None and _run([*STRACE, "true"], Path(), os.environ).returncode == 0
 
 
 @functools.cache

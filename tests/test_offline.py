@@ -7,15 +7,15 @@ import sys
 from pathlib import Path
 
 import pytest
-import yaml
 
 from models import DetectionModel
 from tests import network
-from tests.helpers import save, tiny
+from tests.helpers import save, tiny, write
+from tests.runs import make_data, make_folders
 
 ROOT = Path(__file__).parents[1]
 TRY = "import socket; socket.socket(socket.AF_INET, socket.SOCK_DGRAM).connect_ex(('192.0.2.1', 53))"
-PROGRAM = """
+WATCH = """
 import sys
 
 def forbid(event, args):
@@ -24,7 +24,8 @@ def forbid(event, args):
 
 seen = []
 sys.addaudithook(lambda event, args: seen.append(event) or forbid(event, args))
-
+"""
+SCRIPTS = """
 import benchmark, detect, export, train, val
 from utils.data.shapes import NAMES, Recipe, ensure_shapes
 from utils.deploy.formats import FORMATS
@@ -43,6 +44,25 @@ for weights in ("best.onnx", "best_openvino_model"):
 best = next(Path("runs").rglob("best.pt"))
 rows = benchmark.run(weights=[best], forms=["eager", "onnx", "openvino"], imgsz=64, rounds=1)
 assert all(row.peak_mb for row in rows)
+assert "open" in seen, "the audit hook saw nothing"
+print("quiet")
+"""
+OTHERS = """
+import compare, detect, export, train, val
+from pathlib import Path
+
+short = {"epochs": 1, "batch_size": 2, "noplots": True}
+run = train.run(cfg="classifier.yaml", data="folders", imgsz=32, device="cpu", **short)
+best = run / "weights/best.pt"
+val.run(weights=best)
+export.run(weights=best, include=["onnx"])
+for weights in (best, best.with_suffix(".onnx")):
+    detect.run(weights=[weights], source="folders/val/red")
+train.run(cfg="tiny.yaml", data="data.yaml", imgsz=64, device="cpu,cpu", name="shared", **short)
+assert Path("runs/train/shared/weights/best.pt").is_file()
+once = {"epochs": 1, "seeds": 1, "rounds": 1, "device": ["cpu"]}
+rows = compare.run(cfg=["tiny.yaml"], data="data.yaml", imgsz=64, batch_size=2, **once)
+assert all(row.accuracy for row in rows), rows
 assert "open" in seen, "the audit hook saw nothing"
 print("quiet")
 """
@@ -99,16 +119,29 @@ def test_onnx_runtime_is_told_not_to_report():
 
 @pytest.mark.slow
 def test_no_script_touches_the_network_or_installs(tmp_path):
-    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(tiny()))
-    command = [sys.executable, "-c", PROGRAM]
-    result, tries = network.run_watched(command, tmp_path, environment(tmp_path))
+    write(tmp_path, tiny(), "tiny.yaml")
+    check_is_quiet(SCRIPTS, tmp_path)
+    assert list(tmp_path.glob("runs/train/exp/weights/best.onnx"))
+
+
+@pytest.mark.slow
+def test_comparisons_classifiers_and_several_processes_do_not_either(tmp_path):
+    write(tmp_path, tiny(), "tiny.yaml")
+    write(tmp_path, tiny(nc=3, head=[[-1, 1, "Classify", ["nc"]]]), "classifier.yaml")
+    make_data(tmp_path)
+    make_folders(tmp_path / "folders", train=2, val=1)
+    check_is_quiet(OTHERS, tmp_path)
+
+
+def check_is_quiet(program: str, folder: Path) -> None:
+    """Run a program in a folder and check that it comes to its end without a try to reach a network or to install."""
+    result, tries = network.run_watched([sys.executable, "-c", WATCH + program], folder, environment(folder))
     assert result.returncode == 0, result.stderr[-3000:]
     assert result.stdout.splitlines()[-1] == "quiet"
     assert tries == []
-    assert (tmp_path / "cache/repyolo").is_dir()
-    assert not (tmp_path / "cache/Microsoft").exists(), "ONNX Runtime keeps a number for this machine"
-    assert not (tmp_path / "intel").exists(), "OpenVINO keeps one"
-    assert list(tmp_path.glob("runs/train/exp/weights/best.onnx"))
+    assert (folder / "cache/repyolo").is_dir()
+    assert not (folder / "cache/Microsoft").exists(), "ONNX Runtime keeps a number for this machine"
+    assert not (folder / "intel").exists(), "OpenVINO keeps one"
 
 
 @pytest.mark.slow

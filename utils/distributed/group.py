@@ -25,6 +25,7 @@ from models.errors import UserError
 T = TypeVar("T")
 LOCAL_SIZE = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # processes on this machine
 STARTS = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))  # of this group by torchrun, before this one
+STORE = "REPYOLO_STORE"  # the variable with the path of the file by which processes of one machine find each other
 STEP_TIMEOUT = timedelta(seconds=float(os.environ.get("REPYOLO_STEP_TIMEOUT", "40")))
 SETUP_TIMEOUT = timedelta(minutes=30)
 OWN_DEVICE: list[torch.device] = []  # of this process, while it is one of several
@@ -73,10 +74,9 @@ def process_group(device: str) -> Iterator[torch.device | None]:
     if own.type == "cuda":
         torch.cuda.set_device(own)
     with lost_processes():
-        store, rank, size = next(dist.rendezvous("env://", timeout=SETUP_TIMEOUT))
-        store = dist.PrefixStore(f"start{STARTS}", store)  # which may hold addresses of processes that have failed
         backend = "cpu:gloo,cuda:nccl" if own.type == "cuda" else "gloo"
-        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=STEP_TIMEOUT)
+        store = dist.PrefixStore(f"start{STARTS}", shared_store())  # it may hold addresses of processes that failed
+        dist.init_process_group(backend, store=store, rank=RANK, world_size=WORLD_SIZE, timeout=STEP_TIMEOUT)
         PATIENT.append(dist.new_group(backend="gloo", timeout=SETUP_TIMEOUT))
         OWN_DEVICE.append(own)
         yield own
@@ -84,6 +84,15 @@ def process_group(device: str) -> Iterator[torch.device | None]:
     PATIENT.clear()
     OWN_DEVICE.clear()
     dist.destroy_process_group()
+
+
+def shared_store() -> dist.Store:
+    """Return what all processes of the group read and write: a file, or what torchrun has set up."""
+    if path := os.environ.get(STORE):
+        store = dist.FileStore(path, WORLD_SIZE)
+        store.set_timeout(SETUP_TIMEOUT)
+        return store
+    return next(dist.rendezvous("env://", timeout=SETUP_TIMEOUT))[0]
 
 
 def device_of(device: str, number: int) -> torch.device:

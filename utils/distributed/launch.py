@@ -9,7 +9,9 @@ import logging
 import os
 import platform
 import signal
+import socket
 import sys
+import tempfile
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +20,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from ultralytics.utils import LOGGER
 
-from utils.distributed.group import STARTS, is_shared
+from utils.distributed.group import STARTS, STORE, is_shared
 from utils.paths import ROOT
 from utils.writing import write_text
 
@@ -42,25 +44,45 @@ def launch(script: str, words: Sequence[str], device: str, max_restarts: int = 0
     Raises:
         SystemExit: a process failed, which has said why unless it was killed.
     """
-    config = LaunchConfig(
-        min_nodes=1,
-        max_nodes=1,
-        nproc_per_node=len(device.split(",")),
-        run_id=uuid.uuid4().hex,
-        rdzv_backend="c10d",
-        rdzv_endpoint="localhost:0",
-        max_restarts=max_restarts,
-        signals_to_handle="SIGQUIT",  # Ctrl-C and SIGTERM are handled by the script
-    )
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # the processes say what happens
-    try:
-        elastic_launch(config, sys.executable)(str(ROOT / script), *words)
-    except ChildFailedError as error:
-        rank, failure = error.get_first_failure()
-        if failure.exitcode < 0:
-            name = signal.Signals(-failure.exitcode).name
-            LOGGER.error(f"process {rank} was ended by {name}, and the others with it")
-        raise SystemExit(failure.exitcode if failure.exitcode > 0 else 1) from error
+    with tempfile.TemporaryDirectory() as folder:
+        config = LaunchConfig(
+            min_nodes=1,
+            max_nodes=1,
+            nproc_per_node=len(device.split(",")),
+            run_id=uuid.uuid4().hex,
+            rdzv_backend="c10d",
+            rdzv_endpoint=str(Path(folder) / "launch"),
+            rdzv_configs={"store_type": "file"},
+            local_addr="localhost",
+            max_restarts=max_restarts,
+            signals_to_handle="SIGQUIT",  # Ctrl-C and SIGTERM are handled by the script
+        )
+        stay_on_this_machine(Path(folder) / "group")
+        try:
+            elastic_launch(config, sys.executable)(str(ROOT / script), *words)
+        except ChildFailedError as error:
+            rank, failure = error.get_first_failure()
+            if failure.exitcode < 0:
+                name = signal.Signals(-failure.exitcode).name
+                LOGGER.error(f"process {rank} was ended by {name}, and the others with it")
+            raise SystemExit(failure.exitcode if failure.exitcode > 0 else 1) from error
+
+
+def stay_on_this_machine(store: Path) -> None:
+    """Have this process and those that it starts find each other by a file, and ask no server for names.
+
+    torch's own store, on a port of this machine, asks for the name of each address that connects to it.
+
+    Args:
+        store: the beginning of the path of that file.
+    """
+    os.environ[STORE] = str(store)
+    os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
+    loopback = [name for _, name in socket.if_nameindex() if name.startswith("lo")]
+    if loopback:
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", loopback[0])
+    socket.getfqdn = lambda name="": name or socket.gethostname()  # torch notes it with every event
 
 
 def launch_name() -> str:
