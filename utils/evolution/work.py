@@ -41,10 +41,10 @@ def search_on(search: Search, consents: Sequence[str]) -> None:
     try:
         with TQDM(total=search.generations * search.epochs, desc="evolving") as bar:
             while (number := len(search.results())) < search.generations:
-                bar.update(number * search.epochs - bar.n)
+                advance(bar, number * search.epochs)
                 train_one(search, search.generation(number), consents, lock, bar)
                 after_one(search, number)
-            bar.update(bar.total - bar.n)
+            advance(bar, search.generations * search.epochs)
     except KeyboardInterrupt:
         LOGGER.info(f"\nstopped; continue with: {how_to_go_on(search)}")
         raise
@@ -78,7 +78,7 @@ def train_one(search: Search, generation: Generation, consents: Sequence[str], l
         process = start_script(words, generation.log, lock, folder=Path(search.place))
         try:
             while process.poll() is None:
-                bar.update(generation.number * search.epochs + epochs_done(generation) - bar.n)
+                advance(bar, generation.number * search.epochs + epochs_done(generation))
                 time.sleep(POLL)
         finally:
             process.terminate()
@@ -130,6 +130,12 @@ def after_one(search: Search, number: int) -> None:
             f"{results[best]['fitness']:.4f} of generation {best}"
         )
     )
+
+
+def advance(bar: Any, epochs: int) -> None:
+    """Have a progress bar show so many epochs, if those are more than before."""
+    if epochs > bar.n:
+        bar.update(epochs - bar.n)
 
 
 def epochs_done(generation: Generation) -> int:

@@ -55,16 +55,18 @@ def chosen_loggers(words: Sequence[str]) -> list[str]:
     return [name for name in names if name != NO_LOGGER]
 
 
-def check_loggers(names: Sequence[str]) -> None:
-    """Raise UserError when the package of a service is not installed."""
+def check_loggers(names: Sequence[str], otherwise: str = "") -> None:
+    """Raise UserError when the package of a service is not installed.
+
+    Args:
+        names: of the services.
+        otherwise: what else can be done, as the end of a sentence.
+    """
     missing = [name for name in names if not is_installed(SERVICES[name].package)]
     if missing:
         packages = " ".join(SERVICES[name].pip for name in missing)
         plural = "packages that are" if len(missing) > 1 else "a package that is"
-        raise UserError(
-            f"--logger {' '.join(missing)} needs {plural} not installed: pip install {packages}, or --logger "
-            f"{NO_LOGGER} for a run that is resumed without"
-        )
+        raise UserError(f"--logger {' '.join(missing)} needs {plural} not installed: pip install {packages}{otherwise}")
 
 
 def is_installed(package: str) -> bool:

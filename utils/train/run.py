@@ -41,7 +41,7 @@ from utils.data.description import load_dataset, read_yaml
 from utils.data.files import check_images
 from utils.paths import ROOT, is_path
 from utils.text import printable, quote
-from utils.train.loggers import SERVICES, check_loggers
+from utils.train.loggers import NO_LOGGER, SERVICES, check_loggers
 from utils.train.teaching.features import FEATURE_LOSSES
 from utils.train.teaching.teacher import EMA, Teacher, open_teacher
 from utils.writing import write_text
@@ -141,7 +141,7 @@ def resumed_run(last: Path, asked: Mapping[str, Mapping[str, Any]] | None = None
         raise UserError(f"{last} is to {checkpoint['task']}, its options are to {options['task']}")
     options |= {"resume": str(last), "save_dir": str(folder), "exist_ok": True}
     left = what_is_left(folder, checkpoint, options)
-    check_loggers(options["logger"] if left != "nothing" else [])
+    check_loggers(options["logger"] if left != "nothing" else [], f", or go on without it: --logger {NO_LOGGER}")
     if left == "nothing":
         return TrainingRun(options, {}, {}, checkpoint=checkpoint, left=left)
     data = own_data(folder, options["data"], checkpoint, options["task"])
