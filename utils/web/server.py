@@ -22,6 +22,7 @@ from utils.web.service import DetectionService
 
 GRADIO_VERSION = "6.31.0"  # that was tested
 MAX_PORT = 65535
+LOOK = 0.5  # seconds until the main thread looks for a signal again
 
 
 def find_listed(named: Sequence[str], project: str | Path = "runs/train") -> dict[str, Path]:
@@ -64,7 +65,8 @@ def serve(weights: dict[str, Path], port: int | None, wanted: Wanted, **options:
             raise UserError(f"--port {port or '7860 to 7959'} is taken: name another one") from error
         try:
             LOGGER.info(f"The page is at {address} (Ctrl-C ends it)")
-            threading.Event().wait()
+            while not threading.Event().wait(LOOK):  # a signal that the system gives another thread wakes none
+                pass
         finally:
             page.close()
 
