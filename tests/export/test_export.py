@@ -237,7 +237,7 @@ def test_what_differs_on_many_pictures_only_is_refused(best, monkeypatch, caplog
     monkeypatch.setattr("utils.export.pipeline.compare_at_scale", lossy)
     assert command("--weights", best, "--include", "onnx", "--source", ASSETS) == 1
     assert names_in(best.parent) == ["best.export-failed.jpg", "best.export-failed.json", "best.pt"]
-    assert "✗ the mAP drops by 1.000 points, allowed are 0.1" in caplog.text
+    assert "✗ the mAP50-95 drops by 1.000 points, allowed are 0.1" in caplog.text
 
 
 @pytest.mark.slow

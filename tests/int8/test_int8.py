@@ -20,6 +20,7 @@ from models.blocks.reparam import Reparameterizable
 from models.blocks.repmlp import TileFC, from_tiles, to_tiles
 from models.blocks.rounding import KINDS, Rounding, rounded_share, start_rounding, stop_rounding
 from models.errors import UserError
+from models.spec import load_spec
 from tests.helpers import randomize_, relative_error, tiny, write
 from tests.runs import make_data, stopped
 from utils import cli
@@ -270,9 +271,12 @@ def run_onnx(file, images):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("cfg", ["repmlpnet-yolo.yaml", "repmlp-yolo.yaml", "riformer-yolo.yaml"])
-def test_nearly_all_parameters_of_the_families_are_in_int8(cfg, tmp_path):
-    deploy = create_model(cfg).fuse()
+@pytest.mark.parametrize(
+    ("cfg", "groups"), [("repmlpnet-yolo.yaml", None), ("repmlp-yolo.yaml", 32), ("riformer-yolo.yaml", None)]
+)
+def test_nearly_all_parameters_of_the_families_are_in_int8(cfg, groups, tmp_path):
+    spec = load_spec(cfg)
+    deploy = create_model(spec.with_option(0, "groups", groups) if groups else spec).fuse()
     write_file(deploy, tmp_path / "float.onnx", Options(size=SHAPE[2:]))
     graph = FloatGraph(tmp_path / "float.onnx")
     file = saved(graph.quantized(graph.calibrate(photographs(), tmp_path, {})), tmp_path / "int8.onnx")

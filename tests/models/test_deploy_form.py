@@ -146,7 +146,7 @@ def test_a_converted_network_is_trained_on_and_what_is_lost_is_said(tmp_path, ca
     cfg = write(tmp_path, row("RepVGG", weights=str(tmp_path / "a.pth")), "mine.yaml")
     options = {"seed": 0, "single_cls": False, "qat": False, "freeze": None, "custom_l2": False, "rep_optimizer": False}
     with caplog.at_level(logging.WARNING):
-        model = new_model(load_spec(cfg), None, {"channels": 3, "nc": 2}, options)
+        model = new_model(load_spec(cfg), None, {"channels": 3, "nc": 2, "names": {0: "cat", 1: "dog"}}, options)
     assert "RepVGG is in deploy form, in which it is fine-tuned without its branches" in caplog.text
     assert is_own_model(str(cfg), model.spec, str(cfg))
     assert not is_own_model(str(write(tmp_path, row("RepVGG", style="qarep"), "other.yaml")), model.spec, str(cfg))

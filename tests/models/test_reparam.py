@@ -1,7 +1,6 @@
 """Fusing: the same function in float64, less structure, and nothing folded that must not be."""
 
 import copy
-import functools
 import sys
 
 import pytest
@@ -257,28 +256,22 @@ def test_training_statistics_do_not_move():
     assert torch.equal(net[1].running_mean, before)
 
 
-@pytest.fixture(scope="module")
-def pair():
-    """Return a function from a shipped YAML to (model, deploy), float64 in eval mode with random weights.
+@pytest.fixture(scope="module", params=SWEPT)
+def pair(request):
+    """Return (model, deploy) of each shipped YAML in turn, float64 in eval mode with random weights.
 
     Statistics are those of random pictures: with random ones deep networks forget what they are shown.
     """
-
-    @functools.cache
-    def build(name):
-        model = randomize_(create_model(name, nc=3)).double()
-        calibrate_batch_norms(model, pictures_for(model, 4, 4))
-        if model.task == "classify":
-            tell_apart_(model, pictures_for(model, 2, 4))
-        return model, switch_to_deploy(model)
-
-    return build
+    model = randomize_(create_model(request.param, nc=3)).double()
+    calibrate_batch_norms(model, pictures_for(model, 4, 4))
+    if model.task == "classify":
+        tell_apart_(model, pictures_for(model, 2, 4))
+    return model, switch_to_deploy(model)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", SWEPT)
-def test_fusing_twice_changes_nothing(name, pair):
-    _, once = pair(name)
+def test_fusing_twice_changes_nothing(pair):
+    _, once = pair
     twice = switch_to_deploy(once)
     assert str(twice) == str(once)
     assert twice.report == once.report
@@ -504,25 +497,22 @@ def output_of(model):
     return (lambda x: model(x)[0]) if model.end2end else model
 
 
-@pytest.mark.parametrize("name", SWEPT)
 @pytest.mark.parametrize("size", [(3, 2), (2, 5)], ids=str)
-def test_fused_model_is_the_model(name, size, pair):
-    model, deploy = pair(name)
+def test_fused_model_is_the_model(size, pair):
+    model, deploy = pair
     assert worst_error(output_of(deploy), output_of(model), pictures_for(model, *size)) <= SAME
 
 
-@pytest.mark.parametrize("name", SWEPT)
-def test_fused_model_has_no_branches_and_no_batch_norm(name, pair):
-    _, deploy = pair(name)
+def test_fused_model_has_no_branches_and_no_batch_norm(pair):
+    _, deploy = pair
     assert_no_branches(deploy)
     left = {line.partition(":")[0] for line in deploy.report.left}
     assert left == set(batch_norms(deploy))
     assert all(name.endswith("prebn1") for name in left), "RepMLPNet's alone cannot be folded"
 
 
-@pytest.mark.parametrize("name", SWEPT)
-def test_a_wrong_weight_would_show(name, pair):
-    model, deploy = pair(name)
+def test_a_wrong_weight_would_show(pair):
+    model, deploy = pair
     wrong = copy.deepcopy(deploy)
     conv = next(m for m in wrong.modules() if isinstance(m, nn.Conv2d))
     with torch.no_grad():
