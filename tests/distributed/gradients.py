@@ -40,6 +40,11 @@ TAUGHT = {"taught by maps": "cwd", "taught where it is sure": "l2", "taught with
 CFGS |= {"taught by maps": tiny(), "taught where it is sure": CFGS["anchors"], "taught without NMS": CFGS["end2end"]}
 
 
+def names_for(processes: int) -> list[str]:
+    """Return which of the networks so many processes share: all of them two, every second one four."""
+    return [*CFGS][:: processes // 2]
+
+
 def make_batch() -> dict[str, Tensor]:
     """Return a batch of pictures of which some have no objects, others many."""
     generator = torch.Generator().manual_seed(1)
@@ -102,7 +107,7 @@ def main(file: str) -> None:
     with process_group("cpu"):
         rank, size = torch.distributed.get_rank(), group_size()
         bounds = [0, *(PICTURES * (i + 1) // size - (i == 0) for i in range(size - 1)), PICTURES]
-        found = {name: gradients(name, (bounds[rank], bounds[rank + 1])) for name in CFGS}
+        found = {name: gradients(name, (bounds[rank], bounds[rank + 1])) for name in names_for(size)}
         if is_first():
             torch.save(found, file)
 
