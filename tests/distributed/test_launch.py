@@ -1,6 +1,8 @@
 """Which devices become processes, and which run a launch that is started again goes on with."""
 
 import argparse
+import os
+import socket
 
 import pytest
 import torch
@@ -8,7 +10,7 @@ import torch
 from models.errors import UserError
 from utils import cli
 from utils.distributed import launch
-from utils.distributed.group import device_of
+from utils.distributed.group import STORE, device_of
 
 
 def test_a_list_of_devices_becomes_processes(monkeypatch):
@@ -29,6 +31,18 @@ def test_each_process_has_a_device_of_its_own(monkeypatch):
         device_of("", 2)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     assert device_of("", 3) == torch.device("cpu")
+
+
+def test_a_launch_leaves_the_process_as_it_was(tmp_path, monkeypatch):
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "eth7")
+    before, find = dict(os.environ), socket.getfqdn
+    with pytest.raises(RuntimeError), launch.on_this_machine(tmp_path / "group"):
+        assert os.environ[STORE] == str(tmp_path / "group")
+        assert os.environ["GLOO_SOCKET_IFNAME"] == "eth7", "a user's choice stays"
+        assert socket.getfqdn("first") == "first"
+        raise RuntimeError
+    assert dict(os.environ) == before
+    assert socket.getfqdn is find
 
 
 @pytest.mark.parametrize("name", ["night", "none"])

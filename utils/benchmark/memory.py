@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from models.environment import restored_environment
 from utils.paths import ROOT
 
 RUNS = 3  # of the network; its runtime keeps what the first one needed
@@ -69,13 +70,9 @@ def _importable() -> Iterator[None]:
     The fork server is told no path, and leaves out without a word what it cannot import.
     """
     former = os.environ.get("PYTHONPATH")
-    os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *([former] if former else [])])
-    try:
+    with restored_environment():
+        os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *([former] if former else [])])
         yield
-    finally:
-        del os.environ["PYTHONPATH"]
-        if former is not None:
-            os.environ["PYTHONPATH"] = former
 
 
 def _measure(

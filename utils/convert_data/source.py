@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 from models.errors import UserError
@@ -56,7 +57,6 @@ class PictureFinder:
 
     def __init__(self, roots: Sequence[Path]) -> None:
         self.roots = [Path(os.path.abspath(root)) for root in roots]  # noqa: PTH100 (without a link's target)
-        self._by_name: dict[str, list[Path]] | None = None
 
     def find(self, name: str, beside: Path, split: str | None) -> list[Path]:
         """Return the file that a name means, several where that is unclear, or none.
@@ -86,16 +86,15 @@ class PictureFinder:
         """Return the folder that a file lies in, going by its name; None for one elsewhere."""
         return next((root for root in self.roots if path.is_relative_to(root)), None)
 
-    @property
+    @cached_property
     def by_name(self) -> dict[str, list[Path]]:
         """All pictures, by their names and by those without suffix, in small letters."""
-        if self._by_name is None:
-            self._by_name = {}
-            paths = dict.fromkeys(Path(file) for root in self.roots for file in walk(str(root)))
-            for path in filter(is_picture, paths):
-                for key in {path.name.casefold(), path.stem.casefold()}:
-                    self._by_name.setdefault(key, []).append(path)
-        return self._by_name
+        found: dict[str, list[Path]] = {}
+        paths = dict.fromkeys(Path(file) for root in self.roots for file in walk(str(root)))
+        for path in filter(is_picture, paths):
+            for key in {path.name.casefold(), path.stem.casefold()}:
+                found.setdefault(key, []).append(path)
+        return found
 
 
 def common_end(path: Path, parts: Sequence[str]) -> tuple[int, int]:

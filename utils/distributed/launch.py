@@ -13,13 +13,15 @@ import socket
 import sys
 import tempfile
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from ultralytics.utils import LOGGER
 
+from models.environment import restored_environment
 from utils.distributed.group import STARTS, STORE, is_shared
 from utils.paths import ROOT
 from utils.writing import write_text
@@ -58,9 +60,9 @@ def launch(script: str, words: Sequence[str], device: str, max_restarts: int = 0
             max_restarts=max_restarts,
             signals_to_handle="SIGQUIT",  # Ctrl-C and SIGTERM are handled by the script
         )
-        stay_on_this_machine(Path(folder) / "group")
         try:
-            elastic_launch(config, sys.executable)(str(ROOT / script), *words)
+            with on_this_machine(Path(folder) / "group"):
+                elastic_launch(config, sys.executable)(str(ROOT / script), *words)
         except ChildFailedError as error:
             rank, failure = error.get_first_failure()
             if failure.exitcode < 0:
@@ -69,7 +71,8 @@ def launch(script: str, words: Sequence[str], device: str, max_restarts: int = 0
             raise SystemExit(failure.exitcode if failure.exitcode > 0 else 1) from error
 
 
-def stay_on_this_machine(store: Path) -> None:
+@contextmanager
+def on_this_machine(store: Path) -> Iterator[None]:
     """Have this process and those that it starts find each other by a file, and ask no server for names.
 
     torch's own store, on a port of this machine, asks for the name of each address that connects to it.
@@ -77,12 +80,18 @@ def stay_on_this_machine(store: Path) -> None:
     Args:
         store: the beginning of the path of that file.
     """
-    os.environ[STORE] = str(store)
-    os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
-    loopback = [name for _, name in socket.if_nameindex() if name.startswith("lo")]
-    if loopback:
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", loopback[0])
-    socket.getfqdn = lambda name="": name or socket.gethostname()  # torch notes it with every event
+    find = socket.getfqdn
+    with restored_environment():
+        os.environ[STORE] = str(store)
+        os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
+        loopback = [name for _, name in socket.if_nameindex() if name.startswith("lo")]
+        if loopback:
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", loopback[0])
+        socket.getfqdn = lambda name="": name or socket.gethostname()  # torch notes it with every event
+        try:
+            yield
+        finally:
+            socket.getfqdn = find
 
 
 def launch_name() -> str:

@@ -13,6 +13,7 @@ from typing import Any
 
 from ultralytics.utils import LOGGER
 
+from models.environment import restored_environment
 from models.errors import UserError
 from utils.deploy.formats import format_of
 from utils.detect.writers import Wanted
@@ -74,11 +75,7 @@ def serve(weights: dict[str, Path], port: int | None, wanted: Wanted, **options:
 @contextmanager
 def _private_gradio(uploads: Path) -> Iterator[None]:
     """Set Gradio's switches before it is imported: no statistics, and files in a folder that goes with the page."""
-    former = dict(os.environ)
-    os.environ.update(GRADIO_ANALYTICS_ENABLED="False", GRADIO_TEMP_DIR=str(uploads), GRADIO_SHARE="False")
-    os.environ.update(HF_HUB_OFFLINE="1")
-    try:
+    with restored_environment():
+        os.environ.update(GRADIO_ANALYTICS_ENABLED="False", GRADIO_TEMP_DIR=str(uploads), GRADIO_SHARE="False")
+        os.environ.update(HF_HUB_OFFLINE="1")
         yield
-    finally:
-        os.environ.clear()
-        os.environ.update(former)
