@@ -22,6 +22,7 @@ from models.blocks.reparam import register_fuser
 from models.errors import ConfigError
 
 OBJECTS = 8.0  # that a head with anchors expects in a picture of 640 x 640 before it has seen one
+BRANCHES = ("cv2", "cv3", "cv4")  # of ultralytics' heads: boxes, class scores, mask coefficients
 COARSEST = 32  # stride of the networks that classify
 MAX_ANCHORS = 100  # a level
 MAX_ANCHOR = 100_000.0  # pixels
@@ -147,14 +148,27 @@ class Masks(NamedTuple):
     all_levels: bool = False
 
 
+class Branches(NamedTuple):
+    """How a head without anchors goes from each map to boxes and to class scores.
+
+    Attributes:
+        reg_max: bins of the distribution over each side of a box; 1: the side itself.
+        legacy: plain convolutions lead to the class scores, as before YOLO11.
+        convs: 3x3 convolutions of each branch before its last 1x1, at most 2, as in ultralytics' heads.
+    """
+
+    reg_max: int = 16
+    legacy: bool = False
+    convs: int = 2
+
+
 def build_anchor_free(
     nc: int,
     channels: Sequence[int],
     strides: Sequence[float],
     masks: Masks | None,
     end2end: bool,
-    reg_max: int = 16,
-    legacy: bool = False,
+    branches: Branches = Branches(),  # noqa: B008 (immutable)
 ) -> Detect:
     """Return ultralytics' head: `Detect`, or with `masks` `Segment`; with `end2end` one that needs no NMS.
 
@@ -164,21 +178,33 @@ def build_anchor_free(
         strides: of the feature maps, ascending.
         masks: how it makes masks.
         end2end: whether one branch gives each object once.
-        reg_max: bins of the distribution over each side of a box; 1: the side itself.
-        legacy: whether plain convolutions lead to the class scores, as before YOLO11.
+        branches: what leads to boxes and class scores.
     """
-    options: dict[str, Any] = {"nc": nc, "reg_max": reg_max, "end2end": end2end, "ch": tuple(channels)}
+    options: dict[str, Any] = {"nc": nc, "reg_max": branches.reg_max, "end2end": end2end, "ch": tuple(channels)}
     kind: Any = Detect
     if masks is not None:
         kind = Segment26 if masks.all_levels else Segment
         options.update(nm=masks.nm, npr=masks.npr)
     head = kind.__new__(kind)
-    head.legacy = legacy  # of this head: the class's is that of the model which ultralytics built last
+    head.legacy = branches.legacy  # of this head: the class's is that of the model which ultralytics built last
     kind.__init__(head, **options)
     head.stride = torch.tensor(strides, dtype=torch.float32, device="cpu")  # has values on a meta device too
+    shorten(head, channels, branches.convs)
     if end2end:
         head.end2end = True  # and not the branch that NMS is for, which trains beside it
     return head
+
+
+def shorten(head: Detect, channels: Sequence[int], convs: int) -> None:
+    """Leave so many of the convolutions before the last one in every branch of a head, in place."""
+    for name, branch in head.named_children():
+        if name.removeprefix("one2one_") not in BRANCHES:
+            continue
+        for i, (level, c1) in enumerate(zip(branch, channels, strict=True)):
+            *first, last = level
+            if convs == 0:
+                last = nn.Conv2d(c1, last.out_channels, 1)
+            branch[i] = nn.Sequential(*first[:convs], last)
 
 
 def build_classify(
@@ -214,8 +240,11 @@ def describe_head(head: nn.Module) -> str:
         return f"with {head.na} anchors a level"
     if not isinstance(head, Detect):
         return type(head).__name__
-    legacy = "plain 3x3 convolutions, as of YOLOv8 (legacy: true)"
-    scores = legacy if head.legacy else "depthwise and 1x1 convolutions, as of YOLO11 (legacy: false)"
+    plain = "plain 3x3 convolutions, as of YOLOv8 (legacy: true)"
+    scores = plain if head.legacy else "depthwise and 1x1 convolutions, as of YOLO11 (legacy: false)"
+    levels = (head.one2one if head.end2end else head.one2many)["cls_head"]
+    if len(levels[0]) == 1:
+        scores = "1x1 convolutions alone (convs: 0)"
     return f"without anchors{' and NMS' if head.end2end else ''}; class scores by {scores}"
 
 

@@ -17,6 +17,7 @@ from models.heads import (
     AnchorDetect,
     Anchors,
     AnchorSegment,
+    Branches,
     Masks,
     PublishedClassifier,
     build_anchor_free,
@@ -28,14 +29,19 @@ from models.layers.site import LAYERS, Layer, Site, listed
 
 @LAYERS.register("Detect")
 def detect(
-    site: Site, nc: int | str = "nc", anchors: Any = None, reg_max: Positive | None = None, legacy: bool = False
+    site: Site,
+    nc: int | str = "nc",
+    anchors: Any = None,
+    reg_max: Positive | None = None,
+    legacy: bool = False,
+    convs: Natural | None = None,
 ) -> Layer:
-    """Boxes and class scores: with anchors YOLOv5's head, without them ultralytics', whose options the last two are."""
+    """Boxes and class scores: with anchors YOLOv5's head, without them ultralytics', whose options the last are."""
     channels, strides = _levels(site, nc)
     if anchors is None:
-        end2end = site.spec.end2end
-        return _head(build_anchor_free(site.spec.nc, channels, strides, None, end2end, reg_max or 16, legacy))
-    _check_no_options(site, reg_max, legacy)
+        branches = _branches(site, reg_max, legacy, convs)
+        return _head(build_anchor_free(site.spec.nc, channels, strides, None, site.spec.end2end, branches))
+    _check_no_options(site, reg_max, legacy, convs)
     return _head(AnchorDetect(site.spec.nc, _anchors(site, anchors, strides), channels, strides))
 
 
@@ -49,6 +55,7 @@ def segment(
     reg_max: Positive | None = None,
     legacy: bool = False,
     all_levels: bool = False,
+    convs: Natural | None = None,
 ) -> Layer:
     """Boxes, scores and masks by `nm` prototypes (32) of `npr` channels inside (256); without anchors [nc, nm, npr].
 
@@ -62,12 +69,11 @@ def segment(
         raise ConfigError(f"Segment makes its masks from a map of stride 8, but its finest has stride {strides[0]:g}")
     hidden = site.width(npr)
     if anchors is None:
-        end2end = site.spec.end2end
         if all_levels and strides != [8 * 2**i for i in range(len(strides))]:
             raise ConfigError(f"Segment with all_levels reads strides 8, 16, 32, ..., not {listed(strides)}")
-        masks = Masks(nm, hidden, all_levels)
-        return _head(build_anchor_free(site.spec.nc, channels, strides, masks, end2end, reg_max or 16, legacy))
-    _check_no_options(site, reg_max, legacy or all_levels)
+        masks, branches = Masks(nm, hidden, all_levels), _branches(site, reg_max, legacy, convs)
+        return _head(build_anchor_free(site.spec.nc, channels, strides, masks, site.spec.end2end, branches))
+    _check_no_options(site, reg_max, legacy, convs, all_levels)
     return _head(AnchorSegment(site.spec.nc, _anchors(site, anchors, strides), channels, strides, nm, hidden))
 
 
@@ -112,10 +118,18 @@ def _check_nc(site: Site, nc: int | str) -> None:
         raise ConfigError(f"{site.word} is given {nc!r} classes, but nc of the YAML is {site.spec.nc}: write nc")
 
 
+def _branches(site: Site, reg_max: int | None, legacy: bool, convs: int | None) -> Branches:
+    """Return what a row's options of the head without anchors mean, with ultralytics' numbers where it gives none."""
+    default = Branches()
+    if convs is not None and convs > default.convs:
+        raise ConfigError(f"{site.word}'s convs must be 0, 1 or {default.convs}, got {convs}")
+    return Branches(reg_max or default.reg_max, legacy, default.convs if convs is None else convs)
+
+
 def _check_no_options(site: Site, *options: object) -> None:
     """Raise ConfigError if there are options of the head without anchors."""
-    if any(options):
-        names = "reg_max, legacy and all_levels" if site.word == "Segment" else "reg_max and legacy"
+    if any(option not in (None, False) for option in options):
+        names = "reg_max, legacy, convs and all_levels" if site.word == "Segment" else "reg_max, legacy and convs"
         raise ConfigError(f"{names} are for the head without anchors, {site.word}, [nc]")
 
 

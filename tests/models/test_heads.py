@@ -25,11 +25,15 @@ FORMS = {  # name: (last row's arguments, further keys)
     "two a level": (["nc", 2], {}),
     "without": (["nc"], {}),
     "without NMS": (["nc"], {"end2end": True}),
+    "one convolution": (["nc", {"reg_max": 1, "legacy": True, "convs": 1}], {}),
+    "no convolutions": (["nc", {"reg_max": 1, "convs": 0}], {}),
+    "no convolutions and no NMS": (["nc", {"convs": 0}], {"end2end": True}),
 }
 SEGMENT_FORMS = {
     "anchors": (["nc", "anchors", 8, 32], {"anchors": ANCHORS}),
     "without": (["nc", 8, 32], {}),
     "without NMS": (["nc", 8, 32], {"end2end": True}),
+    "without, no convolutions": (["nc", 8, 32, {"convs": 0}], {}),
     "all levels": (["nc", 8, 32, {"all_levels": True}], {}),
     "all levels without NMS": (["nc", 8, 32, {"all_levels": True}], {"end2end": True}),
 }
@@ -286,8 +290,22 @@ def test_prototypes_of_all_levels_need_levels_that_double():
 
 
 def test_prototypes_of_all_levels_are_without_anchors():
-    with pytest.raises(ConfigError, match="reg_max, legacy and all_levels are for the head without anchors"):
+    with pytest.raises(ConfigError, match="reg_max, legacy, convs and all_levels are for the head without anchors"):
         model_of("Segment", ["nc", ANCHORS, 8, 16, {"all_levels": True}], {})
+
+
+@pytest.mark.parametrize(("convs", "count"), [(0, 1), (1, 2), (2, 3), (None, 3)])
+def test_a_branch_has_as_many_convolutions_as_the_row_says(convs, count):
+    options = {} if convs is None else {"convs": convs}
+    head = model_of("Detect", ["nc", options], {"end2end": True}).model[-1]
+    branches = [head.cv2, head.cv3, head.one2one_cv2, head.one2one_cv3]
+    assert {len(level) for branch in branches for level in branch} == {count}
+    assert [level[-1].out_channels for level in head.cv3] == [2, 2]
+
+
+def test_a_branch_has_at_most_two_convolutions():
+    with pytest.raises(ConfigError, match="Detect's convs must be 0, 1 or 2, got 3"):
+        model_of("Detect", ["nc", {"convs": 3}], {})
 
 
 def test_what_only_trains_is_gone_when_fused():

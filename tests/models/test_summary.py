@@ -188,6 +188,7 @@ HEADS = [
         {"end2end": True},
         "without anchors and NMS; class scores by depthwise and 1x1 convolutions, as of YOLO11",
     ),
+    (["nc", {"convs": 0}], {"end2end": True}, "without anchors and NMS; class scores by 1x1 convolutions alone"),
     (["nc", "anchors"], {"anchors": ANCHORS}, "with 2 anchors a level"),
 ]
 
