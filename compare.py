@@ -39,29 +39,28 @@ from utils.comparison.disagreement import draw_disagreements
 from utils.comparison.entries import find_entries
 from utils.comparison.estimate import Work, epoch_seconds
 from utils.comparison.plan import Job, Plan, load_plan
+from utils.comparison.recipe import fill_in
 from utils.comparison.report import PAGE, Compared, cells, save, text_table, verdict
 from utils.comparison.statistics import Sample
 from utils.comparison.work import work_off
-from utils.data.description import BUILT_IN, load_dataset, read_yaml
+from utils.data.description import load_dataset
 from utils.data.files import check_images, list_images
 from utils.data.samples import make_pictures
 from utils.deploy.formats import FORMATS
 from utils.deploy.opened import open_runner
 from utils.export.report import versions
 from utils.latency import Latency, measure, torch_threads
-from utils.train.run import HYPS
 
 # isort: split
 import numpy as np
 from ultralytics.utils import LOGGER, TQDM
 
-from utils.paths import find_file, increment_path
+from utils.paths import increment_path
 from utils.sizes import check_imgsz
 from utils.text import printable, shorten
 from utils.writing import remove_partials
 
 TIMED_PICTURE = "bus.jpg"
-RECIPE = {"epochs": 100, "imgsz": 640, "batch": 16}  # where neither the command line nor the recipe says another number
 BESIDE_RESUME = ("device", "jobs", "rounds", "threads")  # options that may be others when a comparison goes on
 NOT_PLANNED = (*BESIDE_RESUME, "dry_run", "resume", "only", "project", "name", "plugins", "download", "megapixels")
 
@@ -182,11 +181,7 @@ def new_plan(args: argparse.Namespace) -> Plan:
         raise UserError("give --epochs or --budget-minutes, not both")
     if FORMATS[args.runtime].not_run:
         raise UserError(f"--runtime {args.runtime} cannot be timed here: {FORMATS[args.runtime].not_run}")
-    hyp = args.hyp or ("" if args.data else HYPS["detect"][1])
-    args.hyp = str(find_file(hyp, "data/hyps").resolve()) if hyp else ""
-    args.data = str(find_file(args.data or BUILT_IN["detect"], "data").resolve())
-    recipe = {**RECIPE, **(read_yaml(Path(args.hyp)) if args.hyp else {})}
-    args.imgsz, args.batch_size = args.imgsz or recipe["imgsz"], args.batch_size or recipe["batch"]
+    recipe = fill_in(args)
     data = load_dataset(args.data)
     pictures = check_images(data, training=True)
     entries = find_entries(args.cfg)

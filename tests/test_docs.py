@@ -52,6 +52,7 @@ SCRIPTS = "train val detect export benchmark compare".split()
 ENTRIES = {  # module that is run → the one with its options
     "models.yolo": "utils.describe_model",
     "tests.attacks": "tests.attacks.__main__",
+    "utils.architecture_search": "utils.architecture_search.__main__",
     "utils.convert_data": "utils.convert_data.__main__",
 }
 CLASSES = ["person", "car", "bicycle", "dog"]
@@ -62,6 +63,7 @@ WRITTEN = {
     "data.yaml",
     "metadata.yaml",
     "hyp_evolved.yaml",
+    "winner.yaml",
 }  # names of files of a user or a run
 MAX_LINES = 170  # of the README
 MOST_NOT_RUN = 0.35  # of the commands, those with pip and pytest not counted

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol, TypeVar
 
 import numpy as np
 
@@ -84,6 +85,16 @@ SPACES = {  # by what is trained
 Values = dict[str, float]
 
 
+class Fit(Protocol):
+    """What was trained, and its accuracy."""
+
+    @property
+    def fitness(self) -> float: ...
+
+
+T = TypeVar("T", bound=Fit)
+
+
 @dataclass(frozen=True)
 class Tried:
     """A set of hyper-parameters that was trained with.
@@ -114,7 +125,7 @@ def next_values(tried: Sequence[Tried], bounds: Mapping[str, Bounds], seed: int)
     return values
 
 
-def choose_parent(tried: Sequence[Tried], rng: np.random.Generator) -> Tried:
+def choose_parent(tried: Sequence[T], rng: np.random.Generator) -> T:
     """Return one of the best PARENTS, drawn with its advantage over the worst of them for weight."""
     best = sorted(tried, key=lambda one: -one.fitness)[:PARENTS]
     weights = np.array([one.fitness for one in best]) - best[-1].fitness + 1e-6

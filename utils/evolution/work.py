@@ -12,12 +12,11 @@ from typing import Any
 from ultralytics.utils import LOGGER, TQDM
 
 from models.errors import UserError
-from utils.distributed.scripts import start_script, why_ended
+from utils.distributed.scripts import advance, hold, start_script, why_ended
 from utils.evolution.report import best_of, log_end, save_report
 from utils.evolution.search import Generation, Search
 from utils.text import printable, quote
 from utils.train.run import NOT_FINITE, final_metrics
-from utils.writing import lock_folder
 
 POLL = 0.2  # seconds between two looks at a training
 FITNESS = {  # by task, of the metrics: their mean is what is searched for
@@ -51,15 +50,6 @@ def search_on(search: Search, consents: Sequence[str]) -> None:
     finally:
         os.close(lock)
     log_end(search)
-
-
-def hold(folder: Path) -> int:
-    """Lock a search against other processes, such as a training that a kill has left; wait until they end."""
-    try:
-        return lock_folder(folder, wait=False)
-    except OSError:
-        LOGGER.info(printable(f"another process works on {folder}: waiting until it ends"))
-        return lock_folder(folder)
 
 
 def how_to_go_on(search: Search) -> str:
@@ -130,12 +120,6 @@ def after_one(search: Search, number: int) -> None:
             f"{results[best]['fitness']:.4f} of generation {best}"
         )
     )
-
-
-def advance(bar: Any, epochs: int) -> None:
-    """Have a progress bar show so many epochs, if those are more than before."""
-    if epochs > bar.n:
-        bar.update(epochs - bar.n)
 
 
 def epochs_done(generation: Generation) -> int:

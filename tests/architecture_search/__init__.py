@@ -1,0 +1,1 @@
+"""Tests of utils/architecture_search."""
