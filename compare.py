@@ -5,11 +5,12 @@
     python compare.py --cfg yolov5n.yaml timm:mobileone_s0 --dry-run        # what would be done, and for how long
     python compare.py --resume runs/compare/exp                            # after a stop or a kill
 
-Entries are model YAMLs, timm:NAME for a backbone of timm under the neck and head of timm-yolo.yaml, and
-ultralytics:NAME. Each is trained with every seed, for the same number of epochs or for about the same time, by train.py
-with its recipe; the best weights are written as a file, which is proven, measured on the val split, and timed in turns
-with those of the other entries. An entry that fails does not stop the others. Trainings run side by side on several
---device, or as many as --jobs says; the same --resume on another machine that shares the folder takes a part of them.
+Entries are model YAMLs, timm:NAME for a backbone of timm under the neck and head of timm-yolo.yaml, ultralytics:NAME,
+and ultralytics-trainer:NAME for the same network trained by ultralytics with its own recipe; all others are trained by
+train.py. Each is trained with every seed, for the same number of epochs or for about the same time; the best weights
+are written as a file, which is proven, measured on the val split, and timed in turns with those of the other entries.
+An entry that fails does not stop the others. Trainings run side by side on several --device, or as many as --jobs says;
+the same --resume on another machine that shares the folder takes a part of them.
 
 Written to runs/compare/exp, exp2, …: compare.html, a page that needs no network; compare.png and compare.json.
 """
@@ -69,7 +70,13 @@ def make_parser() -> cli.Parser:
     """Return the options."""
     parser = cli.Parser(prog="compare.py", description=__doc__)
     add = parser.add_argument
-    add("--cfg", nargs="+", default=[], metavar="ENTRY", help="model YAMLs, timm:NAME, ultralytics:NAME")
+    add(
+        "--cfg",
+        nargs="+",
+        default=[],
+        metavar="ENTRY",
+        help="model YAMLs, timm:NAME, ultralytics:NAME, ultralytics-trainer:NAME",
+    )
     add("--data", default="", help="data set YAML; default: the built-in shapes")
     add("--epochs", type=cli.positive_int, help="of each training; of the recipe when not given")
     add(
@@ -80,7 +87,7 @@ def make_parser() -> cli.Parser:
     add("--seeds", type=cli.small_int, default=3, help="trainings of each entry")
     add("--imgsz", "--img", "--img-size", type=cli.image_side, help="side of the pictures in pixels; of the recipe")
     add("--batch-size", type=cli.positive_int, help="pictures a step; of the recipe when not given")
-    add("--hyp", default="", help="recipe of all trainings")
+    add("--hyp", default="", help="recipe of all trainings by train.py")
     add("--runtime", default="onnx", choices=sorted(FORMATS), help="the files that are written, proven and timed")
     add("--int8", action="store_true", help="quantize as well, and time those files too")
     add("--threads", type=cli.positive_int, default=1, help="CPU threads of the timed runtime")

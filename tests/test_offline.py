@@ -50,6 +50,7 @@ print("quiet")
 OTHERS = """
 import compare, detect, export, train, val
 from pathlib import Path
+from utils.comparison import train_ultralytics
 
 short = {"epochs": 1, "batch_size": 2, "noplots": True}
 run = train.run(cfg="classifier.yaml", data="folders", imgsz=32, device="cpu", **short)
@@ -63,6 +64,8 @@ assert Path("runs/train/shared/weights/best.pt").is_file()
 once = {"epochs": 1, "seeds": 1, "rounds": 1, "device": ["cpu"]}
 rows = compare.run(cfg=["tiny.yaml"], data="data.yaml", imgsz=64, batch_size=2, **once)
 assert all(row.accuracy for row in rows), rows
+theirs = train_ultralytics.run(cfg="yolo11n", data="data.yaml", epochs=1, imgsz=64, batch_size=2, device="cpu")
+assert (theirs / "weights/best.pt").is_file()
 assert "open" in seen, "the audit hook saw nothing"
 print("quiet")
 """

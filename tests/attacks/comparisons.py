@@ -104,6 +104,19 @@ ENTRIES: dict[str, Callable[[Place], Any]] = {
     "no entries": lambda _: [],
     "numbers as entries": lambda _: [1, 2],
     "a mapping of entries": lambda _: {"a": 1},
+    **{
+        f"{name} as the trainer": lambda _, trainer=trainer: [{"trainer": trainer}]
+        for name, trainer in {"another": "os.system", "a list": ["ultralytics"], "nothing": None}.items()
+    },
+    **{
+        f"{model!r} as the model of ultralytics": lambda _, model=model: [{"trainer": "ultralytics", "model": model}]
+        for model in ("../../yolo11n", "--plugins=evil.py", f"{ADDRESS}.yaml", "yolo99n", "", None, "a\0b")
+    },
+    "ultralytics' trainer without a model": lambda _: [{"trainer": "ultralytics"}],
+    "ultralytics' trainer of files of another": lambda _: [
+        {"trainer": "ultralytics", "model": "yolo11n"},
+        {"name": "b"},
+    ],
     "no network": lambda _: [{"cfg": {}}],
     "a list as a network": lambda _: [{"cfg": [[1, 2]]}],
     "a deep network": lambda _: [{"cfg": {"nc": 2, "head": deep(500)}}],

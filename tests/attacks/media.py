@@ -15,9 +15,10 @@ import numpy as np
 
 from tests.attacks.attack import Attack, Attacks, Command, Place
 from tests.attacks.payloads import archive, expressions, pickles
-from tests.attacks.yamls import EXPRESSIONS, train_on
+from tests.attacks.yamls import BRIEF, EXPRESSIONS, train_on
 
 ADDRESS = "http://192.0.2.1/evil"  # of no machine (RFC 5737)
+ULTRALYTICS = "utils.comparison.train_ultralytics"  # the script that trains by ultralytics' trainer
 
 
 def detect_in(place: Place, source: str, *more: str) -> Command:
@@ -232,13 +233,23 @@ def labels() -> Attacks:
             for form in ("pickle", "array"):
 
                 def cached(place: Place, file: str = file, name: str = name, form: str = form) -> Command:
-                    pickled = pickles(place.marker)[name]
-                    header = b"{'descr': '|O', 'fortran_order': False, 'shape': (1,), }".ljust(117) + b"\n"
-                    array = b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header + pickled
-                    (copy_set(place) / file).write_bytes(array if form == "array" else pickled)
+                    write_cache(copy_set(place) / file, pickles(place.marker)[name], form)
                     return train_on(place, "data.yaml", "--cache", "disk" if "npy" in file else "ram")
 
                 yield Attack("label or cache", f"{file} that calls {name}, as {form}", cached)
+
+        def cached_for_ultralytics(place: Place, file: str = file) -> Command:
+            write_cache(copy_set(place) / file, pickles(place.marker)["os.system"], "array")
+            return [ULTRALYTICS, "--cfg", "yolo11n", "--data", "data.yaml", *BRIEF]
+
+        yield Attack("label or cache", f"{file} that calls os.system, for ultralytics' trainer", cached_for_ultralytics)
+
+
+def write_cache(path: Path, pickled: bytes, form: str) -> None:
+    """Write a pickle, or an array of objects, which holds one."""
+    header = b"{'descr': '|O', 'fortran_order': False, 'shape': (1,), }".ljust(117) + b"\n"
+    array = b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header + pickled
+    path.write_bytes(array if form == "array" else pickled)
 
 
 # Sources, words -------------------------------------------------------------------------------------------------------

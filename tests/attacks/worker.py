@@ -29,7 +29,9 @@ import val
 from tests.attacks.attack import SECRET, Attack, End, Place
 from tests.attacks.base import make_base
 from tests.attacks.catalogue import ATTACKS
+from tests.attacks.media import ULTRALYTICS
 from utils import check_weights, cli, convert, describe_model
+from utils.comparison import train_ultralytics
 from utils.convert_data import __main__ as convert_data
 
 SCRIPTS = {
@@ -38,6 +40,7 @@ SCRIPTS = {
     "utils.convert": convert,
     "utils.check_weights": check_weights,
     "utils.convert_data": convert_data,
+    ULTRALYTICS: train_ultralytics,
 }
 PATIENCE = 60  # seconds that a script may take
 BROKEN = 99  # exit code of an attack that cannot be prepared

@@ -17,7 +17,8 @@ from tests.attacks.payloads import LAUGHS, archive, expressions, pickles, yaml_t
 SOME = Path("/attacked/in/executed")  # for the names of payloads only
 HERE = Path("../in/executed")  # the marker, seen from the folder of any attack
 TAGS, EXPRESSIONS = tuple(yaml_tags(SOME)), tuple(expressions(SOME))
-SHORT = ["--epochs", "1", "--imgsz", "64", "--batch-size", "2", "--noplots", "--device", "cpu", "--workers", "0"]
+BRIEF = ["--epochs", "1", "--imgsz", "64", "--batch-size", "2", "--device", "cpu"]  # any training
+SHORT = [*BRIEF, "--noplots", "--workers", "0"]
 BUILD: Command = ["models.yolo", "--cfg", "evil.yaml", "--imgsz", "64"]
 
 

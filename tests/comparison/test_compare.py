@@ -18,15 +18,22 @@ import compare
 from models.errors import UserError
 from tests.helpers import tiny, write
 from tests.runs import make_data
+from utils import convert
 from utils.checkpoint import load_checkpoint
+from utils.checkpoint.foreign import read_model
+from utils.checkpoint.unpickle import read_pickled
+from utils.comparison import train_ultralytics
 from utils.comparison.detections import Detections
 from utils.comparison.entries import Entry, find_entries
 from utils.comparison.plan import Job, Plan, load_plan
 from utils.comparison.report import Compared, cells, frontier, text_table, verdict
 from utils.comparison.statistics import Estimate
+from utils.comparison.work import command_lines
+from utils.comparison.work import start as start_step
 from utils.data.description import load_dataset
 from utils.data.files import list_images
 from utils.data.shapes import NAMES, Recipe, ensure_shapes
+from utils.distributed.scripts import why_ended
 from utils.latency import Latency
 
 ROOT = Path(__file__).parents[2]
@@ -57,15 +64,21 @@ class Breaks(Backbone):
 
 # Entries --------------------------------------------------------------------------------------------------------------
 def test_entries_are_yamls_and_backbones_of_timm_and_models_of_ultralytics():
-    entries = find_entries(["yolov5n", "timm:resnet18", "ultralytics:yolo11n", "ultralytics:yolov8s"])
+    words = "yolov5n timm:resnet18 ultralytics:yolo11n ultralytics:yolov8s ultralytics-trainer:yolo11n"
+    entries = find_entries(words.split())
     assert [entry.name for entry in entries] == [
         "yolov5n",
         "timm-resnet18",
         "ultralytics-yolo11n",
         "ultralytics-yolov8s",
+        "ultralytics-trainer-yolo11n",
     ]
     assert entries[1].cfg["backbone"][0][3][0] == "resnet18"
-    assert [entry.cfg["width_multiple"] for entry in entries[2:]] == [0.25, 0.5]
+    assert [entry.cfg["width_multiple"] for entry in entries[2:]] == [0.25, 0.5, 0.25]
+    assert [(entry.trainer, entry.model) for entry in entries[3:]] == [
+        ("repyolo", "yolov8s"),
+        ("ultralytics", "yolo11n"),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -76,6 +89,7 @@ def test_entries_are_yamls_and_backbones_of_timm_and_models_of_ultralytics():
         (["yolov5n", "yolov5n-seg"], "networks of one task can be compared"),
         (["yolov5m5"], "no model YAML .yolov5m5"),
         (["ultralytics:yolo99n"], "ultralytics has no such model"),
+        (["ultralytics-trainer:../11/yolo11"], "ultralytics has no such model"),
     ],
 )
 def test_wrong_entries_are_told(words, said):
@@ -117,6 +131,68 @@ def test_a_plan_names_no_other_folders(tmp_path, name):
     (tmp_path / "plan.json").write_text(json.dumps(content))
     with pytest.raises(UserError, match="is damaged"):
         load_plan(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"trainer": "os.system"},
+        {"trainer": ["ultralytics"]},
+        {"trainer": "ultralytics"},
+        {"trainer": "ultralytics", "model": "../yolo11n"},
+        {"trainer": "ultralytics", "model": "--plugins=evil.py"},
+        {"model": 7},
+    ],
+    ids=str,
+)
+def test_a_plan_names_no_other_trainers(tmp_path, changes):
+    make_plan(tmp_path)
+    content = json.loads((tmp_path / "plan.json").read_text())
+    content["entries"][0] |= changes
+    (tmp_path / "plan.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match="is damaged"):
+        load_plan(tmp_path)
+
+
+def test_a_plan_of_an_earlier_version_says_nothing_of_trainers(tmp_path):
+    plan = make_plan(tmp_path)
+    content = json.loads((tmp_path / "plan.json").read_text())
+    for entry in content["entries"]:
+        del entry["trainer"], entry["model"]
+    (tmp_path / "plan.json").write_text(json.dumps(content))
+    assert load_plan(tmp_path) == plan
+
+
+def test_ultralytics_trains_anew_until_its_weights_are_converted(tmp_path):
+    entry = Entry("u", tiny(), "ultralytics", "yolo11n")
+    options = {"data": "d.yaml", "hyp": "h.yaml", "imgsz": 64, "batch_size": 2}
+    plan = Plan(tmp_path, {**options, "seeds": 1, "runtime": "onnx", "int8": False}, [entry], {"u": 3})
+    job = plan.jobs()[0]
+    args = compare.make_parser().parse_args(["--megapixels", "7"])
+    (job.run / "weights").mkdir(parents=True)
+    (job.run / "weights/last.pt").touch()
+    (training, conversion, *others) = command_lines(plan, job, "cpu", args)
+    assert training[:2] == ["-m", "utils.comparison.train_ultralytics"]
+    options = train_ultralytics.make_parser().parse_args(training[2:])
+    assert (options.cfg, options.epochs, options.imgsz, options.batch_size) == ("yolo11n", 3, 64, 2)
+    assert (options.seed, options.device, options.megapixels, options.exist_ok) == (0, "cpu", 7, True)
+    assert conversion == ["-m", "utils.convert", str(job.run / "weights/best.pt"), "--output", str(job.weights)]
+    job.weights.touch()
+    assert command_lines(plan, job, "cpu", args) == others
+    assert [words[0] for words in others] == ["export.py", "compare.py"]
+
+
+@pytest.mark.slow
+def test_a_module_runs_as_a_step(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "utils.py").write_text("raise SystemExit('the wrong utils')")
+    job = Job(Entry("a", {}), 0, tmp_path / "a-0")
+    lock = job.take()
+    args = compare.make_parser().parse_args([])
+    process = start_step(["-m", "utils.convert", str(tmp_path / "none.pt")], job, lock, args)
+    assert process.wait(timeout=100) == 2
+    assert "none.pt does not exist" in why_ended(job.log, 2)
+    os.close(lock)
 
 
 SOUND = {"minutes": 1.0, "params": 9, "maps": {"onnx": 0.5}, "sizes": {"small": 0.25}, "input": [3, 64, 64]}
@@ -232,6 +308,26 @@ def test_what_failed_is_tried_again(tmp_path):
 def test_the_time_of_a_run_that_was_resumed_adds_up(tmp_path):
     (tmp_path / "results.csv").write_text("epoch,time\n1,60\n2,120\n3,30\n4,90\n")
     assert compare.trained_minutes(tmp_path / "results.csv") == 3.5
+
+
+@pytest.mark.slow
+def test_what_ultralytics_trains_becomes_a_checkpoint_of_ours(data, tmp_path):
+    secret, place = tmp_path / "secret.txt", tmp_path / "runs/exp"
+    secret.write_text("stays")
+    (place / "weights").mkdir(parents=True)
+    (place / "weights/last.pt").symlink_to(secret)
+    settings = {"data": data, "epochs": 1, "imgsz": 64, "batch_size": 4, "device": "cpu", "exist_ok": True}
+    folder = train_ultralytics.run(cfg="yolo11n", project=tmp_path / "runs", **settings)
+    assert folder == place
+    assert secret.read_text() == "stays"
+    assert compare.trained_minutes(folder / "results.csv") > 0
+    trained = read_model(read_pickled(folder / "weights/best.pt"), "best.pt").tensors
+    converted = load_checkpoint(convert.run(folder / "weights/best.pt"))
+    assert (converted.nc, converted.names, converted.imgsz) == (len(NAMES), dict(enumerate(NAMES)), 64)
+    assert all(
+        torch.equal(converted.state_dict()[key], tensor.float()) for key, tensor in trained.items() if tensor.ndim
+    )
+    assert not any(path.suffix in (".cache", ".npy") for path in data.parent.rglob("*"))
 
 
 # What is said ---------------------------------------------------------------------------------------------------------

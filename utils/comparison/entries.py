@@ -1,9 +1,11 @@
-"""What is compared: model YAMLs, backbones of timm under one neck and head, and ultralytics' own models."""
+"""What is compared: model YAMLs, backbones of timm under one neck and head, and ultralytics' models, which are trained
+as all others are or by ultralytics itself.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,9 +14,10 @@ import yaml
 
 from models.errors import UserError
 from models.spec import CONFIGS, ModelSpec, find_config, load_spec
+from utils.comparison.trainers import OURS, THEIRS, TRAINERS
+from utils.text import shorten
 
 TASKS = ("detect", "segment")  # whose accuracy is measured by boxes
-TIMM, ULTRALYTICS = "timm:", "ultralytics:"  # what names begin with that are no YAMLs of ours
 TIMM_YAML = "timm-yolo.yaml"  # whose backbone row takes any model of timm
 NAME = re.compile(r"\w[\w.-]*")  # of an entry
 SCALED = re.compile(r"(yolov?\d+)([nslmx])(.*)")  # yolo11n-seg is yolo11-seg.yaml in size n
@@ -27,26 +30,48 @@ class Entry:
     Attributes:
         name: in tables, and of folders.
         cfg: the content of its model YAML.
+        trainer: a name in TRAINERS.
+        model: its name in timm or ultralytics, whose own trainer takes it by that; empty for a YAML of ours.
     """
 
     name: str
     cfg: dict[str, Any]
+    trainer: str = OURS
+    model: str = ""
+
+    @classmethod
+    def from_dict(cls, content: Any) -> Entry:
+        """Return the entry that a plan holds; those of an earlier version do not say by what they are trained.
+
+        Raises:
+            LookupError, TypeError, ValueError: it is damaged.
+        """
+        entry = cls(content["name"], dict(content["cfg"]), content.get("trainer", OURS), content.get("model", ""))
+        names = [entry.name] if entry.trainer == OURS else [entry.name, entry.model]
+        if not all(isinstance(name, str) and NAME.fullmatch(name) for name in names):
+            raise ValueError("names of other folders or files")
+        if entry.trainer not in TRAINERS or not isinstance(entry.model, str):
+            raise ValueError("another trainer")
+        return entry
 
 
 def find_entries(words: Sequence[str]) -> list[Entry]:
-    """Return what `--cfg` names: paths or names of model YAMLs, timm:NAME, or ultralytics:NAME such as yolo11n.
+    """Return what `--cfg` names: paths or names of model YAMLs, or one of SOURCES and a name behind it.
 
     Raises:
         UserError: there is no such YAML, one of them is wrong, two have one name, or they do not do the same task.
     """
     specs: dict[str, ModelSpec] = {}
+    found = []
     for word in words:
         name = re.sub(r"^\W+", "", re.sub(r"[^\w.-]", "-", Path(word).stem)) or "entry"
         if name in specs:
             raise UserError(f"--cfg names {name} twice: an entry is trained with several seeds by --seeds")
-        specs[name] = load_spec(_source(word))
+        content, *way = _source(word)
+        specs[name] = load_spec(content)
+        found.append(Entry(name, specs[name].as_dict(), *way))
     check_tasks(specs)
-    return [Entry(name, spec.as_dict()) for name, spec in specs.items()]
+    return found
 
 
 def check_tasks(specs: Mapping[str, ModelSpec]) -> None:
@@ -60,12 +85,21 @@ def check_tasks(specs: Mapping[str, ModelSpec]) -> None:
         raise UserError(f"networks of one task can be compared, --cfg names several ({listed})")
 
 
-def _source(word: str) -> Path | dict[str, Any]:
-    """Return the model YAML that a word of `--cfg` means, or its content."""
-    for prefix, content_of in ((TIMM, _of_timm), (ULTRALYTICS, _of_ultralytics)):
-        if word.startswith(prefix):
-            return {**content_of(word.removeprefix(prefix)), "yaml_file": word}
-    return find_config(word)
+def find_ultralytics(name: str) -> dict[str, Any]:
+    """Return the content of one of ultralytics' model YAMLs, by a name with the letter of its scale or without.
+
+    Raises:
+        UserError: there is none of this name.
+    """
+    from ultralytics.utils import ROOT  # noqa: PLC0415 (slow)
+
+    match = SCALED.fullmatch(name)
+    for stem, size in ((name, None), (f"{match[1]}{match[3]}", match[2])) if match else ((name, None),):
+        for path in (ROOT / "cfg/models").glob(f"*/{stem}.yaml") if NAME.fullmatch(stem) else ():
+            content = yaml.safe_load(path.read_text(encoding="utf-8"))
+            return {**content, "scale": size} if size else content
+    known = "yolov8n, yolo11n and yolo26n are some"
+    raise UserError(f"--cfg {shorten(name)}: ultralytics has no such model; {known}")
 
 
 def _of_timm(arch: str) -> dict[str, Any]:
@@ -75,13 +109,30 @@ def _of_timm(arch: str) -> dict[str, Any]:
     return {**content, "backbone": [[*first[:3], [arch, *first[3][1:]]], *rows]}
 
 
-def _of_ultralytics(name: str) -> dict[str, Any]:
-    """Return the content of one of ultralytics' model YAMLs, by a name with the letter of its scale or without."""
-    from ultralytics.utils import ROOT  # noqa: PLC0415 (slow)
+@dataclass(frozen=True)
+class Source:
+    """Model YAMLs by name that are none of ours.
 
-    match = SCALED.fullmatch(name)
-    for stem, size in ((name, None), (f"{match[1]}{match[3]}", match[2])) if match else ((name, None),):
-        for path in (ROOT / "cfg/models").glob(f"*/{stem}.yaml"):
-            content = yaml.safe_load(path.read_text(encoding="utf-8"))
-            return {**content, "scale": size} if size else content
-    raise UserError(f"--cfg {ULTRALYTICS}{name}: ultralytics has no such model; yolov8n, yolo11n and yolo26n are some")
+    Attributes:
+        content_of: name → content of the YAML.
+        trainer: a name in TRAINERS.
+    """
+
+    content_of: Callable[[str], dict[str, Any]]
+    trainer: str = OURS
+
+
+SOURCES = {
+    "timm:": Source(_of_timm),
+    "ultralytics:": Source(find_ultralytics),
+    "ultralytics-trainer:": Source(find_ultralytics, THEIRS),
+}
+
+
+def _source(word: str) -> tuple[Path | dict[str, Any], str, str]:
+    """Return the model YAML that a word of `--cfg` means, or its content; by what it is trained, and its name there."""
+    for prefix, source in SOURCES.items():
+        if word.startswith(prefix):
+            name = word.removeprefix(prefix)
+            return {**source.content_of(name), "yaml_file": word}, source.trainer, name
+    return find_config(word), OURS, ""

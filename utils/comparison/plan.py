@@ -22,7 +22,8 @@ from models.errors import UserError
 from models.files import why_no_file
 from models.spec import load_spec
 from utils.checkpoint.fields import is_count, is_finite, is_list, is_mapping, is_text
-from utils.comparison.entries import NAME, Entry, check_tasks
+from utils.comparison.entries import Entry, check_tasks
+from utils.comparison.trainers import TRAINERS
 from utils.deploy.formats import FORMATS
 from utils.sizes import MAX_IMGSZ
 from utils.writing import lock_folder, write_text
@@ -75,7 +76,7 @@ class Job:
     @property
     def weights(self) -> Path:
         """The file of the best weights."""
-        return self.run / "weights/best.pt"
+        return self.run / TRAINERS[self.entry.trainer].weights
 
     @property
     def files(self) -> dict[str, Path]:
@@ -181,14 +182,14 @@ def load_plan(folder: Path) -> Plan:
     hint = "start the comparison anew"
     content = read_json(path, hint)
     try:
-        entries = [Entry(entry["name"], dict(entry["cfg"])) for entry in content["entries"]]
+        entries = [Entry.from_dict(entry) for entry in content["entries"]]
         epochs = {entry.name: content["epochs"][entry.name] for entry in entries}
         options = dict(content["options"])
     except (ValueError, LookupError, TypeError) as error:
         raise UserError(f"{path} is damaged: {hint}") from error
     names = [entry.name for entry in entries]
-    sound = all(isinstance(name, str) and NAME.fullmatch(name) for name in names) and len(set(names)) == len(names)
-    if not (names and sound and all(is_count(count) and 0 < count < MOST_EPOCHS for count in epochs.values())):
+    sound = len(set(names)) == len(names) > 0
+    if not (sound and all(is_count(count) and 0 < count < MOST_EPOCHS for count in epochs.values())):
         raise UserError(f"{path} is damaged: {hint}")
     check_tasks({entry.name: load_spec(entry.cfg) for entry in entries})
     return Plan(folder.resolve(), options, entries, epochs)

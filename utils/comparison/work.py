@@ -8,14 +8,13 @@ import subprocess
 import time
 from dataclasses import dataclass
 
-import yaml
 from ultralytics.utils import LOGGER, TQDM
 
 from models.files import why_no_file
 from utils.comparison.plan import Job, Plan
+from utils.comparison.trainers import TRAINERS
 from utils.distributed.scripts import start_script, why_ended
 from utils.text import printable
-from utils.writing import write_text
 
 POLL = 0.5  # seconds between two looks at the trainings
 
@@ -92,23 +91,15 @@ def go_on(one: Running, args: argparse.Namespace) -> bool:
 
 def command_lines(plan: Plan, job: Job, device: str, args: argparse.Namespace) -> list[list[str]]:
     """Return what is run for a job: train, or go on with the training; write and prove the files; measure them."""
-    options, last = plan.options, job.run / "weights/last.pt"
+    options = plan.options
     on = ["--device", device] if device else []
     consents = ["--megapixels", str(args.megapixels), *(["--download"] if args.download else [])]
     consents += ["--plugins", *args.plugins] if args.plugins else []
-    if last.is_file():
-        training = ["train.py", "--resume", str(last), *on]
-    else:
-        write_text(job.cfg, yaml.safe_dump(job.entry.cfg, default_flow_style=None, sort_keys=False))
-        training = ["train.py", "--cfg", str(job.cfg), "--data", options["data"], "--exist-ok", "--patience", "0", *on]
-        training += ["--hyp", options["hyp"]] if options["hyp"] else []
-        training += ["--imgsz", str(options["imgsz"]), "--batch-size", str(options["batch_size"])]
-        training += ["--epochs", str(plan.epochs[job.entry.name]), "--seed", str(job.seed)]
-        training += ["--project", str(job.folder), "--name", job.run.name]
+    training = TRAINERS[job.entry.trainer].steps(plan, job, on, consents)
     export = ["export.py", "--weights", str(job.weights), "--include", options["runtime"]]
     export += ["--int8", "--data", options["data"], "--max-drop", "100"] if options["int8"] else []
     measure = ["compare.py", "--resume", str(plan.folder), "--only", job.name]
-    return [[*words, *consents] for words in (training, export, measure)]
+    return [*training, [*export, *consents], [*measure, *consents]]
 
 
 def start(words: list[str], job: Job, lock: int, args: argparse.Namespace) -> subprocess.Popen[bytes]:

@@ -26,20 +26,22 @@ def start_script(
     """Start a script, which holds a lock until it ends, even if this process is killed.
 
     Args:
-        words: its file, below the folder of this repository, and its options.
+        words: its file, below the folder of this repository, and its options; or -m, a module of this repository and
+            its options, in which paths are absolute, as a module is found from that folder.
         log: what it says is added to this file.
         lock: the descriptor of the lock, as `lock_folder` returned it.
         environment: variables that it gets where this process has none of that name.
-        folder: that it runs in; the current one by default.
+        folder: that a file runs in; the current one by default.
     """
+    is_module = words[0] == "-m"
     with open_log(log) as output:
         return subprocess.Popen(
-            [sys.executable, str(ROOT / words[0]), *words[1:]],
+            [sys.executable, *(words if is_module else (str(ROOT / words[0]), *words[1:]))],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
             env={**(environment or {}), **os.environ},
-            cwd=folder,
+            cwd=ROOT if is_module else folder,
             pass_fds=(lock,),
         )
 

@@ -725,7 +725,7 @@ def amp_is_safe(model: nn.Module) -> bool:
     if device.type == "cpu":
         return False
     probe = ModelEMA(model).ema  # a copy in eval mode
-    picture = torch.rand(1, probe.spec.ch, 256, 256, device=device)
+    picture = torch.rand(1, probe.yaml["channels"], 256, 256, device=device)
     with torch.no_grad():
         reference = tree_leaves(probe(picture)[1])
         with autocast(enabled=True, device=device.type):
