@@ -41,6 +41,7 @@ ORDER = [  # a module imports from its own row and the rows above
     ["utils.train", "utils.int8", "utils.prove"],
     ["utils.export", "utils.benchmark"],
     ["utils.comparison", "utils.data_report", "utils.evolution"],
+    ["utils.operators"],
     ["utils.web", "utils.architecture_search"],
     ["utils", "scripts"],  # what is run: python -m utils.X, python X.py
 ]

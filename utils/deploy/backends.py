@@ -29,7 +29,7 @@ from utils.distributed.group import OWN_DEVICE
 from utils.sizes import check_imgsz
 from utils.text import class_names
 
-CORES: list[Any] = []  # of OpenVINO; `utils.deploy.run.openvino_core` says why none of them may end
+CORES: list[Any] = []  # of OpenVINO; `utils.deploy.openvino.openvino_core` says why none of them may end
 
 
 class KnownMetadata(BaseBackend):

@@ -6,7 +6,6 @@ NCNN and MNN on ARM. It is forbidden here, since the proof is about the file; `d
 
 from __future__ import annotations
 
-import functools
 import json
 import warnings
 from collections.abc import Callable, Iterable
@@ -26,6 +25,7 @@ from models.yaml_numbers import load_yaml
 from utils.deploy.ends import as_bytes
 from utils.deploy.formats import format_of
 from utils.deploy.onnx_graph import with_threshold_inputs
+from utils.deploy.openvino import openvino_core
 
 Outputs = tuple[Tensor, ...]  # float32, as models/heads.py says: boxes with scores; of a segmenter the prototypes too
 Runner = Callable[..., Outputs]  # takes (B, ch, H, W) float32 in [0, 1]; an ONNX file's optional inputs by their names
@@ -101,18 +101,6 @@ def session_options(threads: int = 0, spinning: bool = True) -> onnxruntime.Sess
     if not spinning:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     return options
-
-
-@functools.cache
-def openvino_core() -> Any:
-    """Return the one Core of OpenVINO in this process.
-
-    Each Core sets a stack for signals, and at its end puts back what was there before: where several end in another
-    order than they began, that is memory which was freed, and the next Ctrl-C crashes the process.
-    """
-    import openvino  # noqa: PLC0415 (slow, and few need it)
-
-    return openvino.Core()
 
 
 def _load_openvino(path: Path, threads: int) -> Runner:

@@ -41,7 +41,8 @@ from utils.deploy.ends import Nms, Preprocess
 from utils.deploy.files import digest, reserve, size_of
 from utils.deploy.formats import Format, format_of
 from utils.deploy.onnx_graph import add_nms, add_preprocess, set_shape
-from utils.deploy.run import file_in, openvino_core
+from utils.deploy.openvino import openvino_core
+from utils.deploy.run import file_in
 
 FREE: dict[bool | str, dict[int, str]] = {
     False: {},

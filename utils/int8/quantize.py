@@ -35,7 +35,7 @@ from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 from torch import Tensor
 
 from models.errors import UserError
-from utils.deploy.run import openvino_core
+from utils.deploy.openvino import openvino_core
 from utils.int8.stacks import module_path, with_grouped_convolutions
 
 LAYER_OPS = ("Conv", "ConvTranspose", "Gemm", "MatMul")  # that have a weight

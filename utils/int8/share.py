@@ -12,7 +12,7 @@ from torch import Tensor
 
 from models import DetectionModel
 from models.summary import count_parameters, module_operations
-from utils.deploy.run import openvino_core
+from utils.deploy.openvino import openvino_core
 from utils.int8.quantize import FloatGraph
 
 OPENVINO_LAYERS = ("Convolution", "GroupConvolution", "ConvolutionBackpropData", "MatMul")

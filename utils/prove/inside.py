@@ -21,7 +21,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from utils.deploy.formats import format_of
-from utils.deploy.run import Outputs, load_runner, openvino_core
+from utils.deploy.openvino import openvino_core
+from utils.deploy.run import Outputs, load_runner
 
 TensorShape = tuple[int, ...]
 Visit = Callable[[Tensor], None]

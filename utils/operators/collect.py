@@ -1,0 +1,97 @@
+"""The operators of networks, each once, and the file with their small models."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from models import create_model
+from utils.benchmark.forms import fit_size
+from utils.checkpoint import load_checkpoint
+from utils.operators.archive import FLOAT, Setting, write_archive
+from utils.operators.description import Operator
+from utils.operators.graph import Parts
+from utils.operators.predict import parts_of
+from utils.operators.small_models import write_float, write_int8, write_openvino_int8, write_overheads
+
+WRITERS: dict[str, Callable[[Operator, Path], bytes]] = {
+    FLOAT: lambda operator, _: write_float(operator),
+    "onnx-int8": write_int8,
+    "openvino-int8": write_openvino_int8,
+}
+
+
+@dataclass(frozen=True)
+class Source:
+    """A network whose operators are wanted.
+
+    Attributes:
+        network: with weights that do not matter.
+        size: height and width of its picture.
+    """
+
+    network: Any
+    size: tuple[int, int]
+
+
+def open_source(path: Path, imgsz: Iterable[int]) -> Source:
+    """Return the network of a model YAML or a checkpoint, and the size of its pictures: its only one if it has one.
+
+    Raises:
+        ConfigError, WeightsError, UserError: the file is wrong, or its network takes no such pictures.
+    """
+    network: Any = load_checkpoint(path) if path.suffix == ".pt" else create_model(path).eval()
+    return Source(network, network.only_size or fit_size(network, list(imgsz)))
+
+
+def kinds_of(settings: Iterable[Setting]) -> dict[str, bool]:
+    """Return which kinds of small models some settings need, and whether those are of INT8 networks."""
+    return {setting.models: setting.int8 for setting in settings}
+
+
+def find_parts(source: Source, settings: Collection[Setting]) -> dict[bool, Parts]:
+    """Return what a network consists of in float (False) and in INT8 (True), as far as settings need it.
+
+    Raises:
+        UserError: it cannot be written as ONNX.
+    """
+    return {int8: parts_of(source.network, source.size, int8) for int8 in set(kinds_of(settings).values())}
+
+
+def write_operators(
+    path: Path,
+    networks: Iterable[Mapping[bool, Parts]],
+    settings: Collection[Setting],
+    known: Mapping[str, Collection[str]],
+    after: Callable[[int], object],
+) -> int:
+    """Write the small models of all operators of some networks, each once, and return how many there are.
+
+    Args:
+        path: the new file.
+        networks: what each consists of, as `find_parts` says it.
+        settings: in which they are to be measured.
+        known: kind of small models → digests of the operators that are left out.
+        after: is told how many have been written.
+    """
+    kinds = kinds_of(settings)
+    wanted: dict[str, dict[str, Operator]] = {kind: {} for kind in kinds}
+    for parts in networks:
+        for kind, int8 in kinds.items():
+            wanted[kind] |= {placed.operator.digest: placed.operator for placed in parts[int8].operators}
+    left = {kind: [o for digest, o in found.items() if digest not in known[kind]] for kind, found in wanted.items()}
+    with tempfile.TemporaryDirectory(prefix="repyolo-") as name:
+        write_archive(path, _models(left, Path(name), after), write_overheads())
+    return sum(map(len, left.values()))
+
+
+def _models(
+    wanted: Mapping[str, Iterable[Operator]], folder: Path, after: Callable[[int], object]
+) -> Iterator[tuple[str, Operator, bytes]]:
+    for kind, operators in wanted.items():
+        for operator in operators:
+            yield kind, operator, WRITERS[kind](operator, folder)
+            after(1)

@@ -1,0 +1,126 @@
+"""The latency of a network from what its operators cost, before it was run anywhere."""
+
+from __future__ import annotations
+
+import tempfile
+from collections import defaultdict
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import onnx
+from torch import nn
+
+from models.blocks.reparam import switch_to_deploy
+from models.errors import UserError
+from utils.deploy.run import RUN_ERRORS
+from utils.deploy.write import ExportError, WriteOptions, write
+from utils.int8.quantize import FloatGraph
+from utils.operators.description import Operator
+from utils.operators.graph import Graph, Parts, parts_in, without_constants
+from utils.operators.table import Table
+
+
+@dataclass(frozen=True)
+class PlacedCost:
+    """An operator of a network and what it costs.
+
+    Attributes:
+        operator: that is meant.
+        row: of the YAML.
+        ms: milliseconds.
+        measured: this very operator was; else it was interpolated.
+    """
+
+    operator: Operator
+    row: int
+    ms: float
+    measured: bool
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a network is predicted to take.
+
+    Attributes:
+        costs: of its operators, in the order of computation.
+        run_ms: what a run takes beside them, such as giving its outputs, in milliseconds.
+    """
+
+    costs: tuple[PlacedCost, ...]
+    run_ms: float
+
+    @cached_property
+    def total_ms(self) -> float:
+        """Return the latency in milliseconds."""
+        return self.run_ms + sum(cost.ms for cost in self.costs)
+
+    @cached_property
+    def rows(self) -> dict[int, float]:
+        """Return row of the YAML → milliseconds."""
+        found: dict[int, float] = defaultdict(float)
+        for cost in self.costs:
+            found[cost.row] += cost.ms
+        return dict(sorted(found.items()))
+
+    @cached_property
+    def measured(self) -> float:
+        """Return which part of the time is that of operators that were measured, from 0 to 1."""
+        known = sum(cost.ms for cost in self.costs if cost.measured)
+        return known / max(self.total_ms - self.run_ms, 1e-9)
+
+
+def predict(network: nn.Module, size: tuple[int, int], table: Table) -> Prediction:
+    """Return what a network takes in the setting of a table.
+
+    Args:
+        network: a model as it trains, or fused already; it is left as it is.
+        size: height and width of its picture.
+        table: what operators cost, as `load_table` gives it.
+
+    Raises:
+        UserError: the network cannot be written, or the table is empty.
+    """
+    return price(parts_of(network, size, table.setting.int8), table)
+
+
+def price(parts: Parts, table: Table) -> Prediction:
+    """Return what the parts of a network take together; UserError where the table is empty."""
+    costs = []
+    for placed in parts.operators:
+        found = table.estimate(placed.operator)
+        costs.append(PlacedCost(placed.operator, placed.row, found.ms, found.measured))
+    return Prediction(tuple(costs), table.overheads.run + table.overheads.output * parts.outputs / 1e6)
+
+
+def parts_of(network: nn.Module, size: tuple[int, int], int8: bool = False) -> Parts:
+    """Return what the deploy graph of a network consists of, in the order of computation.
+
+    Args:
+        network: a model as it trains, or fused already.
+        size: height and width of its picture.
+        int8: what can be is in INT8.
+
+    Raises:
+        UserError: the network cannot be written as ONNX.
+    """
+    deploy: Any = switch_to_deploy(network)
+    try:
+        with tempfile.TemporaryDirectory(prefix="repyolo-") as name:
+            folder = Path(name)
+            write(deploy, folder / "model.onnx", WriteOptions(size=size))
+            return read_graph(folder / "model.onnx", folder, int8)
+    except (ExportError, *RUN_ERRORS, ValueError) as error:
+        raise UserError(f"its operators cannot be found: {' '.join(str(error).split())[:300]}") from error
+
+
+def read_graph(file: Path, folder: Path, int8: bool = False) -> Parts:
+    """Return what an ONNX file consists of; `folder` is for what is written on the way."""
+    model = without_constants(file, folder)
+    if not int8:
+        return parts_in(Graph(model))
+    path = folder / "float.onnx"
+    onnx.save(model, str(path))
+    graph = FloatGraph(path)
+    return parts_in(Graph(graph.model, graph.body))

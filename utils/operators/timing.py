@@ -1,0 +1,198 @@
+"""How long operators take in a runtime, from its own clock for each node; this needs numpy and the runtime alone."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from utils.deploy.openvino import openvino_core
+from utils.operators.archive import Archive, Setting
+from utils.operators.description import BEFORE, BEHIND
+from utils.operators.table import Overheads
+
+PAUSE = 0.002  # seconds between two runs, in which the waiting threads of the one before fall asleep
+EVICTED = 4 << 20  # bytes that are read between two runs, so that weights do not lie in the innermost caches
+Events = list[tuple[str, float]]  # the nodes that were computed, in their order, and milliseconds
+NUMPY_TYPES = {"tensor(float)": np.float32, "tensor(int64)": np.int64, "tensor(int32)": np.int32}
+
+
+class Opened(Protocol):
+    """A model in a runtime, which tells how long each node takes if it was opened so.
+
+    Attributes:
+        outputs: how many numbers it gives.
+    """
+
+    outputs: int
+
+    def run(self) -> None:
+        """Compute it once."""
+
+    def events(self) -> list[Events]:
+        """Return what each run consisted of; the model is closed."""
+
+
+Time = tuple[float, int]  # milliseconds, and the nodes that they were spent in
+Opener = Callable[[bytes, int, bool], Opened]  # content of a file, threads, whether nodes are timed
+
+
+class OnnxRuntime:
+    """A small model in ONNX Runtime."""
+
+    def __init__(self, content: bytes, threads: int, profiled: bool = True) -> None:
+        import onnxruntime  # noqa: PLC0415 (a machine may have the other runtime alone)
+
+        self.folder = tempfile.TemporaryDirectory(prefix="repyolo-")
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.log_severity_level = 3  # errors
+        options.enable_profiling = profiled
+        options.profile_file_prefix = str(Path(self.folder.name) / "profile")
+        self.session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+        self.inputs = {p.name: _numbers(p.shape, NUMPY_TYPES[p.type]) for p in self.session.get_inputs()}
+        self.outputs = sum(math.prod(port.shape) for port in self.session.get_outputs())
+
+    def run(self) -> None:
+        self.session.run(None, self.inputs)
+
+    def events(self) -> list[Events]:
+        content = json.loads(Path(self.session.end_profiling()).read_text(encoding="utf-8"))
+        self.folder.cleanup()
+        runs: list[Events] = [[]]
+        for event in sorted(content, key=lambda event: event["ts"] + event["dur"]):  # a run ends behind its nodes
+            if event["name"].endswith("_kernel_time"):
+                runs[-1].append((event["name"], event["dur"] / 1e3))
+            elif event["name"] == "model_run":
+                runs.append([])
+        return [run for run in runs if run]
+
+
+class OpenVino:
+    """A small model in OpenVINO."""
+
+    def __init__(self, content: bytes, threads: int, profiled: bool = True) -> None:
+        import openvino  # noqa: PLC0415 (a machine may have the other runtime alone)
+
+        settings = {"INFERENCE_PRECISION_HINT": openvino.Type.f32, "INFERENCE_NUM_THREADS": threads}
+        core = openvino_core()
+        settings |= {"PERFORMANCE_HINT": "LATENCY", "PERF_COUNT": profiled}
+        network = core.compile_model(core.read_model(io.BytesIO(content)), "CPU", settings)
+        self.network = network
+        self.request = network.create_infer_request()
+        self.profiled = profiled
+        self.inputs = [_numbers(list(port.shape), port.element_type.to_dtype()) for port in network.inputs]
+        self.outputs = sum(math.prod(port.shape) for port in network.outputs)
+        self.runs: list[Events] = []
+
+    def run(self) -> None:
+        if not self.profiled:
+            self.network(self.inputs)
+            return
+        self.request.infer(self.inputs)
+        nodes = [node for node in self.request.profiling_info if node.status.name == "EXECUTED"]
+        self.runs.append([(node.node_name, node.real_time.total_seconds() * 1e3) for node in nodes])
+
+    def events(self) -> list[Events]:
+        return self.runs
+
+
+OPENERS: dict[str, Opener] = {"onnx": OnnxRuntime, "openvino": OpenVino}
+
+
+def time_group(contents: Sequence[bytes], setting: Setting, rounds: int, seconds: float) -> list[Time | None]:
+    """Return the time of some operators, which run in turns so that noise hits all alike.
+
+    Args:
+        contents: of their small models.
+        setting: how they are computed.
+        rounds: how many times each is timed at least; the least counts.
+        seconds: after which there are no more rounds, of which there are at least 2.
+
+    Returns:
+        None stands for a model that the runtime does not compute.
+    """
+    opened: list[Opened | None] = [_open(content, setting) for content in contents]
+    cache = np.zeros(EVICTED, np.uint8)
+    start = time.perf_counter()
+    for turn in range(rounds):
+        for model in filter(None, opened):
+            cache += 1
+            time.sleep(PAUSE)
+            model.run()
+        if turn >= 2 and time.perf_counter() - start > seconds:
+            break
+    return [None if model is None else least(model.events()) for model in opened]
+
+
+def time_overheads(archive: Archive, setting: Setting, rounds: int) -> Overheads:
+    """Return what a run takes by the clock of this process, less what its nodes take by that of the runtime."""
+    gaps, counts, outputs = [], [], []
+    for name in ("one", "chain", "output"):
+        content = archive.overhead(name)
+        plain, profiled = (OPENERS[setting.runtime](content, setting.threads, timed) for timed in (False, True))
+        times = []
+        for _ in range(rounds):
+            profiled.run()
+            time.sleep(PAUSE)
+            start = time.perf_counter()
+            plain.run()
+            times.append((time.perf_counter() - start) * 1e3)
+        nodes, count = least(profiled.events())
+        gaps.append(min(times) - nodes)
+        counts.append(count)
+        outputs.append(plain.outputs / 1e6)
+    node = (gaps[1] - gaps[0]) / (counts[1] - counts[0])
+    output = max(0.0, (gaps[2] - gaps[0]) / (outputs[2] - outputs[0]))
+    return Overheads(max(0.0, gaps[0] - counts[0] * node), node, output)
+
+
+def runtime_version(runtime: str) -> str:
+    """Return the version of a runtime that is installed, empty if it is not."""
+    try:
+        return metadata.version({"onnx": "onnxruntime"}.get(runtime, runtime))
+    except metadata.PackageNotFoundError:
+        return ""
+
+
+def _open(content: bytes, setting: Setting) -> Opened | None:
+    """Return a model that has run once; None where the runtime does not compute it."""
+    try:
+        model = OPENERS[setting.runtime](content, setting.threads, True)
+        model.run()
+    except (RuntimeError, ValueError, TypeError, KeyError):
+        return None
+    except Exception as error:
+        if type(error).__module__.startswith("onnxruntime"):
+            return None
+        raise
+    return model
+
+
+def least(runs: Sequence[Events]) -> tuple[float, int]:
+    """Return the milliseconds of the nodes between those around an operator, each at its fastest, and their number."""
+    columns = zip(*([duration for _, duration in _between(run)] for run in runs), strict=True)
+    times = [min(column) for column in columns]
+    return sum(times), len(times)
+
+
+def _between(run: Events) -> Events:
+    """Return the nodes of a run that are behind the last one before the operator, and before the first one behind."""
+    first = max((place + 1 for place, (name, _) in enumerate(run) if BEFORE in name), default=0)
+    last = min((place for place, (name, _) in enumerate(run) if BEHIND in name and place >= first), default=len(run))
+    return run[first:last]
+
+
+def _numbers(sides: Sequence[int], kind: Any) -> Any:
+    """Return an input: fractions between -1 and 1, or zeros where whole numbers or truths are wanted."""
+    if np.issubdtype(kind, np.floating):
+        return np.random.default_rng(0).uniform(-1, 1, sides).astype(kind)
+    return np.zeros(sides, kind)
