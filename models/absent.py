@@ -19,7 +19,7 @@ WORDS = {  # of the parsers of ultralytics and, the two of I..., YOLOv7, whose m
     "Pose": f"it finds keypoints, and {OURS}",
     "Pose26": f"it finds keypoints, and {OURS}",
     "SemanticSegment": f"it gives the class of every pixel, and {OURS}",
-    "IDetect": "write Detect, which it is after fusing its implicit channels",
+    "IDetect": "write Detect, which it is after fusing its implicit channels, as utils.convert does with a checkpoint",
     "IAuxDetect": "write Detect with the maps of the deployed head, which are the first half of its maps",
     "Conv2": "write RepConv, which is a convolution with a 1x1 beside it as well",
     "RepVGGDW": "it stands inside of C2fCIB with lk: true; write RepConv for branches of your own",

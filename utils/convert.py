@@ -1,4 +1,4 @@
-"""Turn a checkpoint of YOLOv5 or ultralytics, which holds pickled modules, into one of RepYOLO, which holds data.
+"""Turn a checkpoint of YOLOv5, YOLOv7 or ultralytics, which holds pickled modules, into one of ours, which holds data.
 
 With `--arch`, turn published backbone weights into their deploy form, under the names that their authors give it.
 
@@ -38,7 +38,7 @@ def make_parser() -> cli.Parser:
     """Return the options."""
     parser = cli.Parser(prog="python -m utils.convert", description=__doc__)
     parser.add_argument(
-        "file", nargs="?", default="", help="checkpoint of YOLOv5 or ultralytics (YOLOv8, YOLO11, YOLO26, ...)"
+        "file", nargs="?", default="", help="checkpoint of YOLOv5, YOLOv7 or ultralytics (YOLOv8, YOLO11, YOLO26, ...)"
     )
     parser.add_argument(
         "--arch", metavar="NAME", default="", help="of backbone weights, such as RepVGG/A0: write their deploy form"
@@ -54,7 +54,7 @@ def make_parser() -> cli.Parser:
 def main(args: argparse.Namespace) -> Path:
     """Convert as `args` say and return the file that was written."""
     if not args.file:
-        raise UserError("name a checkpoint of YOLOv5 or ultralytics: python -m utils.convert FILE.pt")
+        raise UserError("name a checkpoint of YOLOv5, YOLOv7 or ultralytics: python -m utils.convert FILE.pt")
     file = Path(args.file)
     if args.arch:
         return convert_backbone(file, args)

@@ -117,7 +117,7 @@ def test_the_head_is_the_one_of_the_file_whatever_ultralytics_built_last(tmp_pat
 )
 def test_a_head_that_there_is_not_here_is_named(kind, name, head, tmp_path):
     torch.save({"model": kind(name, nc=5, verbose=False), "ema": None}, tmp_path / "a.pt")
-    with pytest.raises(WeightsError, match=f"whose head is {head}, of which there are Classify, Detect, Segment"):
+    with pytest.raises(WeightsError, match=f"whose head is {head}, of which there are Classify, Detect, IAuxDetect"):
         convert.run(tmp_path / "a.pt")
 
 

@@ -83,14 +83,14 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
 
 
 def explain_foreign(path: str | Path) -> WeightsError | None:
-    """Return the error that says what to do with a checkpoint of YOLOv5 or ultralytics; None for any other file."""
+    """Return the error that says what to do with what `utils.convert` reads; None for any other file."""
     try:
         if find_model(read_pickled(path)) is None:
             return None
     except WeightsError:
         return None
     return WeightsError(
-        f"{path} is a checkpoint of YOLOv5 or ultralytics, which holds pickled code that is not loaded: "
+        f"{path} is a checkpoint of YOLOv5, YOLOv7 or ultralytics, which holds pickled code that is not loaded: "
         f"python -m utils.convert {path} makes it usable here"
     )
 

@@ -1,6 +1,7 @@
-"""YOLOv5's and ultralytics' checkpoints, which hold whole modules, read as data: YAML, class names and tensors.
+"""Checkpoints of YOLOv5, YOLOv7 and ultralytics, which hold whole modules, as data: YAML, class names and tensors.
 
-Their YAML is turned into our language: ultralytics' by `models.ultralytics_yaml`, as a YAML that a user gives.
+Their YAML is turned into our language: ultralytics' by `models.ultralytics_yaml`, as a YAML that a user gives, YOLOv7's
+by `utils.checkpoint.yolov7`, together with its tensors.
 """
 
 from __future__ import annotations
@@ -15,10 +16,11 @@ from torch import Tensor, nn
 from models import ultralytics_yaml
 from models.errors import WeightsError
 from models.spec import HEADS
+from utils.checkpoint import yolov7
 from utils.checkpoint.unpickle import Inert
 from utils.sizes import MAX_IMGSZ
 
-KNOWN_HEADS = {*ultralytics_yaml.THEIR_HEADS, *ultralytics_yaml.CLASS_HEADS}
+KNOWN_HEADS = {*ultralytics_yaml.THEIR_HEADS, *ultralytics_yaml.CLASS_HEADS, *yolov7.HEADS}
 SIDES = {"classify": 224}  # of pictures, by task, where a file does not say what it was trained at
 OTHER_SIDE = 640  # of other tasks
 MAX_TREE = 100_000
@@ -32,10 +34,10 @@ SETTINGS = set(  # attributes that decide what a module computes, as far as it i
 
 @dataclass(frozen=True)
 class ForeignModel:
-    """A model of YOLOv5 or ultralytics.
+    """A model of YOLOv5, YOLOv7 or ultralytics.
 
     Attributes:
-        maker: "YOLOv5" or "ultralytics".
+        maker: "YOLOv5", "YOLOv7" or "ultralytics".
         yaml: its model YAML, in our language.
         names: of the classes, by number; empty if the file has none, or not as many as classes.
         tensors: by the names that they have here.
@@ -69,18 +71,18 @@ def read_model(content: Any, name: str) -> ForeignModel:
     """
     root = find_model(content)
     if root is None:
-        raise WeightsError(f"{name} holds no model of YOLOv5 or ultralytics{_hint(content)}")
+        raise WeightsError(f"{name} holds no model of YOLOv5, YOLOv7 or ultralytics{_hint(content)}")
     try:
         return _read_model(root, content, name)
     except (LookupError, TypeError, AttributeError, ValueError, RuntimeError) as e:
         if isinstance(e, WeightsError):
             raise
-        raise WeightsError(f"{name} holds a model that has not the form of YOLOv5's or ultralytics'") from e
+        raise WeightsError(f"{name} holds a model that has not the form of YOLOv5's, YOLOv7's or ultralytics'") from e
 
 
 def _read_model(root: Inert, content: Any, name: str) -> ForeignModel:
     modules = dict(named_modules(root, name))
-    last, head = list(_children(root.get("_modules")["model"]).items())[-1]
+    head = list(_children(root.get("_modules")["model"]).values())[-1]
     if not isinstance(head, Inert) or head.class_name not in KNOWN_HEADS:
         known = ", ".join(sorted(KNOWN_HEADS))
         raise WeightsError(f"{name} holds a model whose head is {_class(head)}, of which there are {known} here")
@@ -90,15 +92,17 @@ def _read_model(root: Inert, content: Any, name: str) -> ForeignModel:
     tensors = {
         f"{path}.{key}".lstrip("."): tensor for path, module in modules.items() for key, tensor in own_tensors(module)
     }
-    maker = "ultralytics" if str(root.kind).startswith("ultralytics.") else "YOLOv5"
+    maker = _maker(root, yaml)
     keys = (*OWN_KEYS, *ultralytics_yaml.KEYS, "end2end") if maker == "ultralytics" else OWN_KEYS
     spec = {key: yaml[key] for key in keys if yaml.get(key) is not None}
     spec["ch"] = yaml.get("channels", yaml.get("ch", 3))
     spec["yaml_file"] = Path(str(yaml.get("yaml_file") or f"{Path(name).stem}.yaml")).name
     if maker == "ultralytics":
         spec = ultralytics_yaml.translate(spec, spec["yaml_file"], legacy=not _has_depthwise_classes(head))
-    elif head.class_name in ultralytics_yaml.THEIR_HEADS:
-        _use_anchors(spec, tensors, f"model.{last}", _attribute(head, "stride", root.get("stride")), name)
+    else:
+        spec, tensors, modules = yolov7.translate(spec, tensors, modules)
+        if head.class_name not in ultralytics_yaml.CLASS_HEADS:
+            _use_anchors(spec, tensors, _attribute(head, "stride", root.get("stride")), name)
     names = _class_names(root.get("names"), spec.get("nc"))
     return ForeignModel(
         maker, spec, names, tensors, modules, _image_size(content, root, HEADS.get(head.class_name, ""))
@@ -179,12 +183,20 @@ def _image_size(content: Any, root: Inert, task: str) -> int:
     return SIDES.get(task, OTHER_SIDE)
 
 
-def _use_anchors(spec: dict[str, Any], tensors: dict[str, Tensor], head: str, strides: Any, name: str) -> None:
+def _maker(root: Inert, yaml: Mapping[str, Any]) -> str:
+    """Return whose model it is, by where its class stands and by the words of its YAML."""
+    if str(root.kind).startswith("ultralytics."):
+        return "ultralytics"
+    return "YOLOv7" if any(row[2] in yolov7.WORDS for row in (*yaml["backbone"], *yaml["head"])) else "YOLOv5"
+
+
+def _use_anchors(spec: dict[str, Any], tensors: dict[str, Tensor], strides: Any, name: str) -> None:
     """Turn the anchors of YOLOv5's head, which are in cells, into pixels, in its tensors and in its YAML.
 
     Raises:
         WeightsError: there are none, or not with a stride for each level.
     """
+    head = f"model.{len(spec['backbone']) + len(spec['head']) - 1}"
     tensors.pop(f"{head}.anchor_grid", None)  # of old versions: the same in pixels
     anchors = tensors.pop(f"{head}.anchors", None)
     if (
