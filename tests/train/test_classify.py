@@ -108,6 +108,22 @@ def test_training_goes_on_from_weights(finished, folder, caplog):
     assert load_checkpoint(run / "weights/best.pt").task == "classify"
 
 
+@pytest.mark.slow
+def test_a_classifier_learns_the_rounding_of_int8_and_goes_on_where_it_stopped(finished, folder, monkeypatch):
+    tuning = {"weights": finished / "weights/best.pt", "cfg": "", "qat": True, "epochs": 2}
+    whole = train.run(**options(folder, "rounded", **tuning))
+    with stopped(monkeypatch, "on_model_save", 0):
+        train.run(**options(folder, "rounded-stopped", **tuning))
+    resumed = train.run(resume=folder / "runs/rounded-stopped/weights/last.pt")
+    ends = [read_checkpoint(run / "weights/last.pt")["ema"] for run in (whole, resumed)]
+    assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
+    model = load_checkpoint(whole / "weights/best.pt")
+    convolutions = {name for name, module in model.named_modules() if isinstance(module, torch.nn.Conv2d)}
+    assert model.is_fused()
+    assert model.ranges.keys() == convolutions, "the linear layer, which puts out the classes, stays in float"
+    assert val.run(weights=whole / "weights/best.pt", workers=0)["metrics/accuracy_top1"] > 0.9
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
