@@ -261,7 +261,8 @@ def test_a_search_finds_the_best_and_leaves_files(tmp_path, monkeypatch, log):
     assert create_model(yaml.safe_load(text)).nc == 2
     with (tmp_path / "search.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert [row["rung"] for row in rows] == [*"111", *"22", *"333", *"44"]
+    assert [row["rung"] for row in rows] == [*"1111", *"22", *"333", *"44"]
+    assert [row["network"] for row in rows if row["problem"] == "broke"] == ["c002"]
     assert {float(row["ms"]) <= BUDGET for row in rows} == {True}
     assert rows[-1]["act"] in ("relu", "silu")
     assert cv2.imread(str(tmp_path / "search.png")).shape[1] > 800
@@ -314,7 +315,27 @@ def test_a_budget_that_no_network_keeps_is_told(tmp_path):
         search_in(tmp_path, budget_ms=1e9).choose(1, milliseconds)
 
 
-@pytest.mark.parametrize("content", ["", "[]", '{"candidates": [{}]}', '{"candidates": [{"shape": {"act": 1}}]}'])
+def one_candidate(**changes):
+    one = {"name": "c001", "shape": vars(smallest(GENES)), "milliseconds": 3.0, "parent": ""}
+    return json.dumps({"candidates": [{**one, **changes}]})
+
+
+def test_a_rung_is_read_as_it_was_written(tmp_path):
+    (tmp_path / "rung-1.json").write_text(one_candidate())
+    assert [one.shape for one in search_in(tmp_path).rung(1).candidates()] == [smallest(GENES)]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        *("", "[]", '{"candidates": [{}]}'),
+        one_candidate(name="../../c001"),
+        one_candidate(name=7),
+        one_candidate(milliseconds=None),
+        one_candidate(shape={"act": "relu"}),
+        one_candidate(shape={**vars(smallest(GENES)), "width2": 17}),
+    ],
+)
 def test_a_damaged_rung_is_told(tmp_path, content):
     (tmp_path / "rung-1.json").write_text(content)
     with pytest.raises(UserError, match=r"rung-1.json is damaged: start the search anew"):

@@ -329,7 +329,10 @@ def add_neck(rows: Rows, shape: Shape, levels: Mapping[int, int]) -> list[int]:
     down = dict(levels)
     for level in reversed(shape.levels[:-1]):
         width = shape.neck_width(level)
-        coarser = rows.put(rows.put(down[level + 1], "Conv", width), "nn.Upsample", None, 2, "nearest")
+        narrowed = down[level + 1]
+        if shape.neck_width(level + 1) != width:
+            narrowed = rows.put(narrowed, "Conv", width)
+        coarser = rows.put(narrowed, "nn.Upsample", None, 2, "nearest")
         finer = rows.put(levels[level], "Conv", width) if shape.join == "add" else levels[level]
         down[level] = add_join(rows, shape, [coarser, finer], width)
     if shape.path == "fpn":

@@ -26,7 +26,7 @@ TABLE, PICTURE, WINNER = "search.csv", "search.png", "winner.yaml"
 def save_report(search: Search) -> None:
     """Write the table, the picture and the best network so far into the folder of a search."""
     trained = search.trained()
-    write_text(search.folder / TABLE, as_table(search, trained))
+    write_text(search.folder / TABLE, as_table(search))
     draw(search, trained, search.folder / PICTURE)
     if winner := winner_of(trained):
         search.write_yaml(search.folder / WINNER, winner.candidate, *how_found(search, trained, winner))
@@ -53,17 +53,20 @@ def how_found(search: Search, trained: Sequence[Sequence[Trained]], winner: Trai
     ]
 
 
-def as_table(search: Search, trained: Sequence[Sequence[Trained]]) -> str:
+def as_table(search: Search) -> str:
     """Return the trainings as CSV, a line for each."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     genes = list(search.genes)
-    writer.writerow(["rung", "network", "mutated from", "epochs", "mAP50-95", "ms", *genes])
-    for number, (step, rung) in enumerate(zip(search.steps(), trained, strict=False), 1):
-        for each in rung:
-            one = each.candidate
+    writer.writerow(["rung", "network", "mutated from", "epochs", "mAP50-95", "problem", "ms", *genes])
+    for number, step in enumerate(search.steps(), 1):
+        rung = search.rung(number)
+        results = rung.results() or {}
+        for one in rung.candidates() or ():
+            result = results.get(one.name, "")
+            outcome = [result, ""] if isinstance(result, float) else ["", printable(result)]
             values = [getattr(one.shape, name) for name in genes]
-            writer.writerow([number, one.name, one.parent, step.epochs, each.fitness, one.milliseconds, *values])
+            writer.writerow([number, one.name, one.parent, step.epochs, *outcome, one.milliseconds, *values])
     return text.getvalue()
 
 
@@ -120,5 +123,5 @@ def log_end(search: Search) -> None:
         f"\n{one.name} is the best of those within {options['budget_ms']:g} ms: {one.milliseconds:.2f} ms, mAP50-95 "
         f"{100 * winner.fitness:.1f} after {search.steps()[len(trained) - 1].epochs} epochs\n{one.shape}"
         f"\nResults saved to {search.folder}: {WINNER}, {TABLE}, {PICTURE}, candidates/, and the page of each rung"
-        f"\nTrain it at full length:  python train.py --cfg {quote(path)} {' '.join(words)} --epochs 300"
+        f"\nTrain it at full length:  python train.py --cfg {quote(path)} {' '.join(words)}"
     )

@@ -37,6 +37,7 @@ from utils.architecture_search.candidates import (
 from utils.architecture_search.family import Genes, model_yaml, read_shape, restricted, smallest
 from utils.architecture_search.timing import Conditions
 from utils.checkpoint.fields import is_finite, is_mapping, is_text
+from utils.comparison.entries import NAME
 from utils.comparison.plan import read_json
 from utils.comparison.report import DATA
 from utils.writing import write_text
@@ -137,7 +138,7 @@ class Rung:
 def read_candidate(content: Any) -> Candidate:
     """Return a candidate that a file holds; ValueError, LookupError or TypeError for anything else."""
     one = Candidate(**{**content, "shape": read_shape(content["shape"])})
-    if not (is_text(one.name) and is_text(one.parent) and is_finite(one.milliseconds)):
+    if not (NAME.fullmatch(one.name) and is_text(one.parent) and is_finite(one.milliseconds)):
         raise ValueError("no candidate")
     return one
 

@@ -118,10 +118,12 @@ def compare(search: Search, rung: Rung, candidates: Sequence[Candidate], means: 
     title = f"rung {rung.number} of {len(search.steps())}: {len(candidates)} networks"
     try:
         with TQDM(total=len(candidates) * step.epochs, desc=f"{title}, epochs") as bar:
-            while process.poll() is None:
-                advance(bar, done_in(rung))
+            while process.poll() is None and why_no_file(rung.comparison / plan.PLAN):
                 time.sleep(POLL)
-            advance(bar, done_in(rung))
+            comparison = None if process.poll() else plan.load_plan(rung.comparison)
+            while comparison and process.poll() is None:
+                time.sleep(POLL)
+                advance(bar, sum(epochs_done(comparison, job) for job in comparison.jobs()))
     finally:
         process.terminate()
         process.wait()
@@ -141,11 +143,3 @@ def words_of(search: Search, rung: Rung, candidates: Sequence[Candidate], means:
     own = ["--epochs", str(search.steps()[rung.number - 1].epochs), "--seeds", "1"]
     own += ["--project", str(search.folder), "--name", rung.name]
     return ["compare.py", "--cfg", *files, *own, *means.words, *means.machine]
-
-
-def done_in(rung: Rung) -> int:
-    """Return how many epochs of the trainings of a rung are behind it."""
-    if why_no_file(rung.comparison / plan.PLAN):
-        return 0
-    comparison = plan.load_plan(rung.comparison)
-    return sum(epochs_done(comparison, job) for job in comparison.jobs())
