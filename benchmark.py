@@ -5,6 +5,8 @@
     python benchmark.py --zoo 'rep*' 'yolov5n*' --forms eager onnx openvino   # patterns of names in models/configs
     python benchmark.py --weights runs/train/*/weights/best.pt --data my-data.yaml           # with accuracy
     python benchmark.py --cfg timm-yolo.yaml --backbone --imgsz 320      # the backbone without neck and head
+    python benchmark.py --operators --threads 1 2                        # what each operator costs here, as a table
+    python benchmark.py --cfg yolov5n.yaml --explain --threads 1         # by it: where the milliseconds go, row by row
 
 Model YAMLs get fresh weights, which changes no latency. All forms of all models run in turns, so that the noise of the
 machine hits all alike, on the CPU with one picture. A model that cannot be had in some form ends nothing: its row says
@@ -47,6 +49,7 @@ from utils.evaluate.accuracy import measure_accuracy
 from utils.export.report import versions
 from utils.int8.calibration import batches, calibration_pictures
 from utils.latency import measure, torch_threads
+from utils.operators import command as operators
 from utils.prove.reference import run_eager
 
 # isort: split
@@ -76,8 +79,20 @@ def make_parser() -> cli.Parser:
     add("--forms", nargs="+", default=[], metavar="FORM", help=f"some of {', '.join(FORMS)}")
     add("--backbone", action="store_true", help="the list backbone of each model without neck and head")
     add("--imgsz", "--img", "--img-size", nargs="+", type=cli.image_side, default=[640], help="pixels")
-    add("--threads", type=cli.positive_int, default=0, help="CPU threads of each runtime; default: torch's choice")
+    add(
+        "--threads",
+        nargs="+",
+        type=cli.positive_int,
+        default=[],
+        metavar="N",
+        help="CPU threads of each runtime, of operators one number or several; default: torch's choice",
+    )
     add("--rounds", type=cli.positive_int, default=20, help="how many times each form runs")
+    add("--operators", action="store_true", help="measure what each operator of the models costs here, as a table")
+    add("--explain", action="store_true", help="tell by that table where the milliseconds go, row by row")
+    add("--check", action="store_true", help="compare latencies that the table predicts with measured ones")
+    add("--table", default="", metavar="FILE", help="of operators; default: a file in your own folder for this machine")
+    add("--write-operators", default="", metavar="ZIP", help="write operators to measure them on another machine")
     add("--no-memory", action="store_true", help="do not measure memory, which takes a process for each form")
     add("--project", default="runs/benchmark", help="results go to project/name")
     add("--name", default="exp", help="results go to project/name")
@@ -115,16 +130,24 @@ def run(**options: object) -> list[BenchmarkRow]:
 
 def main(args: argparse.Namespace) -> int:
     """Measure, print and write; return 1 when nothing could be measured."""
+    if asks_for_operators(args):
+        benchmark(args)
+        return 0
     return 0 if any(row.minimum_ms for row in benchmark(args)) else 1
 
 
 def benchmark(args: argparse.Namespace) -> list[BenchmarkRow]:
-    """Build and export every model, run all forms in turns, and report."""
+    """Build and export every model, run all forms in turns, and report; nothing is returned of operators."""
     cli.log_options("benchmark", args)
     cli.take_consents(args)
     check_imgsz(args.imgsz, 1)
+    args.threads = args.threads or [torch.get_num_threads()]
+    if asks_for_operators(args):
+        return run_operators(args)
+    if len(args.threads) > 1:
+        raise UserError("--threads takes one number, or several with --operators, --explain and --check")
+    args.threads = args.threads[0]
     args.forms = check_forms(args.forms)
-    args.threads = args.threads or torch.get_num_threads()
     sources = find_sources(args)
     data = check_data(args, sources)
     folder = increment_path(args.project, args.name, args.exist_ok)
@@ -136,6 +159,28 @@ def benchmark(args: argparse.Namespace) -> list[BenchmarkRow]:
     LOGGER.info(f"\n{benchmark_table(rows, titles, heading)}\n\n{remarks(rows, titles)}")
     LOGGER.info(printable(f"Results saved to {folder}; the page to look at: {folder / 'benchmark.html'}"))
     return rows
+
+
+def asks_for_operators(args: argparse.Namespace) -> bool:
+    """Return whether the options are about operators."""
+    return any(getattr(args, mode) for mode in operators.MODES)
+
+
+def run_operators(args: argparse.Namespace) -> list[BenchmarkRow]:
+    """Do what the options about operators ask for, for all YAMLs where none is named.
+
+    Raises:
+        UserError: an option is wrong, or does not go with operators.
+    """
+    if args.backbone or args.data:
+        raise UserError(f"{'--backbone' if args.backbone else '--data'} does not go with the options about operators")
+    forms = check_forms(args.forms or list(operators.FORMS))
+    if others := [form for form in forms if form not in operators.FORMS]:
+        raise UserError(f"operators are measured for the forms {', '.join(operators.FORMS)}, not for {others[0]}")
+    args.forms = forms
+    args.zoo = args.zoo if args.cfg or args.weights or args.zoo else ["*"]
+    operators.run(args, find_sources(args))
+    return []
 
 
 # What to measure ------------------------------------------------------------------------------------------------------

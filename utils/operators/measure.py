@@ -31,8 +31,7 @@ class Effort:
 
 def missing(archive: Archive, setting: Setting, tables: dict[Setting, Table]) -> list[Operator]:
     """Return the operators of an archive that a table does not hold yet."""
-    table = tables.get(setting)
-    known = {*table.costs, *table.refused} if table else set()
+    known = tables[setting].known if setting in tables else set()
     return [operator for operator in archive.kinds.get(setting.models, []) if operator.digest not in known]
 
 

@@ -24,6 +24,8 @@ from utils.writing import write_text
 FORMAT = 1
 NEAREST = 6  # measured operators of which others are interpolated
 WIDTH = 0.25  # distance, in doublings, within which neighbours count alike
+FORMS = {"onnx": ("onnx", False), "openvino": ("openvino", False)}  # of benchmark.py: runtime, and whether in INT8
+FORMS |= {"int8": ("onnx", True), "openvino-int8": ("openvino", True)}
 COMMAND = "python benchmark.py --operators"
 
 
@@ -82,6 +84,11 @@ class Table:
     costs: dict[str, Cost] = field(default_factory=dict)
     refused: list[str] = field(default_factory=list)
     overheads: Overheads = field(default_factory=Overheads)
+
+    @property
+    def known(self) -> set[str]:
+        """Return the digests of the operators that need not be measured again."""
+        return {*self.costs, *self.refused}
 
     def estimate(self, operator: Operator) -> Estimate:
         """Return what an operator costs, interpolated in those of its family where it was not measured.
@@ -209,9 +216,7 @@ def load_table(path: Path | None, runtime: str = "onnx", int8: bool = False, thr
 
 def form_of(setting: Setting) -> str:
     """Return the form of a setting, as benchmark.py calls it."""
-    return {("onnx", True): "int8", ("openvino", True): "openvino-int8"}.get(
-        (setting.runtime, setting.int8), setting.runtime
-    )
+    return next(form for form, kind in FORMS.items() if kind == (setting.runtime, setting.int8))
 
 
 def save_tables(path: Path, tables: Mapping[Setting, Table]) -> None:
