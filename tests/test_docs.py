@@ -44,7 +44,8 @@ from models.plugins import load_plugins
 from tests.foreign import WRITERS, samples
 from tests.helpers import random_model, randomize_, save, tiny
 from utils import cli
-from utils.data.shapes import ensure_shapes, shapes_folder
+from utils.data import shapes
+from utils.data.drawn import drawn_folder, ensure_drawn
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -65,6 +66,7 @@ WRITTEN = {
     "hyp_evolved.yaml",
     "winner.yaml",
 }  # names of files of a user or a run
+DRAWN = ("data/shapes/", "data/scenes/")  # folders that are there after the first use
 MAX_LINES = 170  # of the README
 MOST_NOT_RUN = 0.35  # of the commands, those with pip and pytest not counted
 
@@ -256,7 +258,9 @@ def check_files(text: str) -> None:
     """Raise AssertionError for a file or folder of the repository that a page names and that does not exist."""
     folders = [ROOT / "models/configs", ROOT / "data", ROOT / "data/hyps"]
     for span in spans_of(text):
-        if re.fullmatch(r"(models|utils|data|tests|docs)/[\w./*-]*", span) and not span.startswith("data/shapes/"):
+        if span.startswith(DRAWN):
+            continue
+        if re.fullmatch(r"(models|utils|data|tests|docs)/[\w./*-]*", span):
             assert list(ROOT.glob(span.rstrip("/"))), f"there is no {span}"
         elif re.fullmatch(r"[\w.-]+\.yaml", span) and span not in WRITTEN:
             assert any((folder / span).is_file() for folder in folders), f"there is no {span}"
@@ -289,7 +293,7 @@ def template(tmp_path_factory) -> Path:
     folder = root / "folder"
     folder.mkdir()
     (folder / "data").symlink_to(ROOT / "data")
-    ensure_shapes(shapes_folder(ROOT / "data"))
+    ensure_drawn(drawn_folder(ROOT / "data", shapes.Recipe()), shapes.Recipe())
     write_data(folder)
     (folder / "my-yolo.yaml").write_text(yaml.safe_dump(tiny(nc=4), sort_keys=False))
     write_weights(root)

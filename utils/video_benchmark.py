@@ -31,7 +31,8 @@ from ultralytics.utils import LOGGER, TQDM
 
 from models.errors import UserError
 from utils import cli
-from utils.data.shapes import NAMES, PALETTE, Shape, bounce, draw_shape, load_photos
+from utils.data.drawn import load_photos
+from utils.data.shapes import NAMES, PALETTE, Shape, bounce, draw_shape
 from utils.deploy.trust import trust
 from utils.detect.frame import Finder, Frame
 from utils.detect.loop import predict

@@ -12,7 +12,10 @@ from pathlib import Path
 from types import FrameType
 from typing import IO, Any
 
+from ultralytics.utils import LOGGER
+
 from models.files import why_no_file
+from utils.text import printable
 
 PARTIAL = ".partial"  # the end of the names of files that are being written
 HELD: list[list[int]] = []  # the signals that wait, of each `signals_held` that is under way
@@ -88,6 +91,19 @@ def lock_folder(folder: Path, wait: bool = True) -> int:
             os.close(descriptor)
             raise
     return descriptor
+
+
+def hold_folder(folder: Path) -> int:
+    """Lock a folder as `lock_folder` does; say so where another process, perhaps one that a kill has left, has to end first.
+
+    Raises:
+        OSError: the folder is not there, or its file system knows no locks.
+    """
+    try:
+        return lock_folder(folder, wait=False)
+    except BlockingIOError:
+        LOGGER.info(printable(f"another process works on {folder}: waiting until it ends"))
+        return lock_folder(folder)
 
 
 def is_running(process: int) -> bool:

@@ -13,11 +13,10 @@ import pytest
 import yaml
 
 from models.errors import UserError
-from utils.data import dataset, scan
+from utils.data import dataset, description, scan, scenes, shapes
 from utils.data.dataset import build_dataset
 from utils.data.description import load_dataset
 from utils.data.files import check_images, list_images
-from utils.data.shapes import Recipe, ensure_shapes
 
 # isort: split
 import cv2
@@ -294,13 +293,26 @@ def test_test_split_is_needed_only_when_asked_for(folder):
         load_dataset(write_yaml(folder), split="test")
 
 
-@pytest.mark.parametrize("name", ["shapes", "shapes.yaml", ROOT / "data" / "shapes.yaml"])
-def test_built_in_set_is_made_at_first_use(name, tmp_path, monkeypatch):
-    made = ensure_shapes(tmp_path / "shapes", Recipe(train=2, val=1, test=1, film_frames=1))
-    monkeypatch.setattr("utils.data.description.ensure_shapes", lambda _: made)
-    data = load_dataset(name, split="test")
-    assert data["test"] == str(made / "images" / "test")
-    assert list(data["names"].values()) == ["circle", "square", "triangle", "star"]
+@pytest.mark.parametrize(
+    ("name", "split", "classes"),
+    [
+        ("shapes", "test", ["circle", "square", "triangle", "star"]),
+        ("shapes.yaml", "test", ["circle", "square", "triangle", "star"]),
+        (ROOT / "data/shapes.yaml", "test", ["circle", "square", "triangle", "star"]),
+        ("scenes", "val", list(scenes.NAMES)),
+    ],
+)
+def test_built_in_set_is_drawn_at_first_use(name, split, classes, tmp_path, monkeypatch):
+    few = {
+        description.SHAPES: shapes.Recipe(train=2, val=1, test=1, film_frames=1),
+        description.SCENES: scenes.Recipe(train=2, val=1),
+    }
+    monkeypatch.setattr(description, "DRAWN", few)
+    monkeypatch.setattr(description, "drawn_folder", lambda _, recipe: tmp_path / recipe.name)
+    data = load_dataset(name, split=split)
+    assert Path(data[split]) == tmp_path / Path(name).stem / "images" / split
+    assert len(list(Path(data["train"]).iterdir())) == 2
+    assert list(data["names"].values()) == classes
 
 
 @pytest.mark.parametrize("name", ["coco", "coco128", "VOC"])

@@ -1,44 +1,28 @@
-"""The built-in data set: the same on every run, boxes that fit, all of it or nothing."""
+"""The built-in data set of shapes: what its pictures, labels, cut-outs and film are. How it is drawn: test_drawn.py."""
 
 import dataclasses
-import hashlib
-import json
-import threading
 from pathlib import Path
 
 import pytest
 import yaml
 
-from models.errors import UserError
+from tests.data.digests import digest
 from utils.data import shapes
-from utils.data.shapes import NAMES, SPLITS, Recipe, Shape, ensure_shapes
+from utils.data.drawn import SPLITS, ensure_drawn, load_photos
+from utils.data.shapes import NAMES, Recipe, Shape
 
 # isort: split
 import cv2
 import numpy as np
 
 SMALL = Recipe(train=24, val=6, test=3, film_frames=5)
-TINY = Recipe(train=4, val=1, test=1, film_frames=2)
-LABELS = "6d2f8148ab5b"  # of SMALL; when the drawing changes on purpose, Recipe.version grows too
+LABELS = "6d2f8148ab5b"  # of SMALL; when what is drawn changes on purpose, Recipe.version grows too
 
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small set, made once."""
-    return ensure_shapes(tmp_path_factory.mktemp("data") / "shapes", SMALL)
-
-
-def digest(root: Path, pattern: str) -> str:
-    """Return a hash over names and contents of the files."""
-    files = sorted(path for path in root.rglob(pattern) if path.is_file())
-    parts = [path.relative_to(root).as_posix().encode() + path.read_bytes() for path in files]
-    return hashlib.sha256(b"\0".join(parts)).hexdigest()
-
-
-def test_two_makings_give_the_same_files(small, tmp_path):
-    again = ensure_shapes(tmp_path / "again", SMALL)
-    for pattern in ("*.txt", "*.jpg"):
-        assert digest(again, pattern) == digest(small, pattern)
+    return ensure_drawn(tmp_path_factory.mktemp("data") / "shapes", SMALL)
 
 
 def test_labels_are_the_known_ones(small):
@@ -46,7 +30,7 @@ def test_labels_are_the_known_ones(small):
 
 
 def test_a_picture_depends_on_its_number_and_the_seed():
-    photos = shapes.load_photos()
+    photos = load_photos()
     first, other = shapes.picture(photos, SMALL, "train", 0), shapes.picture(photos, SMALL, "train", 1)
     seeded = shapes.picture(photos, dataclasses.replace(SMALL, seed=SMALL.seed + 1), "train", 0)
     assert not np.array_equal(first[0], other[0])
@@ -131,79 +115,6 @@ def test_film_can_be_read(small):
     assert len(frames) == SMALL.film_frames
     assert frames[0].shape == (SMALL.film_side, SMALL.film_side, 3)
     assert np.abs(frames[0].astype(int) - frames[-1]).mean() > 1  # it moves
-
-
-def test_second_call_makes_nothing(small, monkeypatch):
-    monkeypatch.setattr(shapes, "write_pictures", lambda *_: pytest.fail("made again"))
-    assert ensure_shapes(small, SMALL) == small
-
-
-@pytest.mark.parametrize("spoil", ["version", "picture", "film"])
-def test_another_recipe_or_a_lost_file_makes_it_again(tmp_path, spoil):
-    root = ensure_shapes(tmp_path / "shapes", TINY)
-    if spoil == "version":
-        manifest = json.loads((root / shapes.MANIFEST).read_text())
-        (root / shapes.MANIFEST).write_text(json.dumps(manifest | {"version": 0}))
-    elif spoil == "picture":
-        (root / "images" / "train" / "0003.jpg").unlink()
-    else:
-        (root / shapes.FILM).unlink()
-    assert not shapes.is_complete(root, TINY)
-    assert shapes.is_complete(ensure_shapes(root, TINY), TINY)
-    assert [path.name for path in tmp_path.iterdir()] == ["shapes"]
-
-
-@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError(28, "No space left on device")])
-def test_interrupted_making_leaves_nothing(tmp_path, monkeypatch, error):
-    def fail(*_):
-        raise error
-
-    monkeypatch.setattr(shapes, "write_video", fail)
-    with pytest.raises((KeyboardInterrupt, UserError)):
-        ensure_shapes(tmp_path / "shapes", TINY)
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_two_makings_at_once_do_not_clash(tmp_path):
-    failures = []
-
-    def make():
-        try:
-            ensure_shapes(tmp_path / "shapes", TINY)
-        except BaseException as error:
-            failures.append(error)
-
-    threads = [threading.Thread(target=make) for _ in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert failures == []
-    assert shapes.is_complete(tmp_path / "shapes", TINY)
-    assert [path.name for path in tmp_path.iterdir()] == ["shapes"]
-
-
-def test_somebody_elses_folder_is_left_alone(tmp_path):
-    (tmp_path / "shapes").mkdir()
-    (tmp_path / "shapes" / "mine.txt").write_text("precious")
-    with pytest.raises(UserError, match="move it away"):
-        ensure_shapes(tmp_path / "shapes", TINY)
-    assert (tmp_path / "shapes" / "mine.txt").read_text() == "precious"
-
-
-def test_killed_makings_are_cleared_away_later(tmp_path, monkeypatch):
-    (tmp_path / ".shapes-killed" / "new").mkdir(parents=True)
-    monkeypatch.setattr(shapes, "LEFTOVER_AGE", -1.0)
-    shapes.remove_leftovers(tmp_path)
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_read_only_data_folder_sends_the_set_to_the_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    (tmp_path / "data").mkdir()
-    assert shapes.shapes_folder(tmp_path / "data") == tmp_path / "data" / "shapes"
-    monkeypatch.setattr(shapes.os, "access", lambda *_: False)
-    assert shapes.shapes_folder(tmp_path / "data") == tmp_path / "cache" / "repyolo" / "shapes"
 
 
 def test_yaml_names_the_classes_that_are_drawn():

@@ -18,8 +18,9 @@ from utils.architecture_search.search import Rung, Search
 from utils.comparison import plan
 from utils.comparison.estimate import Work, epoch_seconds
 from utils.comparison.work import epochs_done
-from utils.distributed.scripts import advance, hold, start_script, why_ended
+from utils.distributed.scripts import advance, start_script, why_ended
 from utils.text import printable, quote
+from utils.writing import hold_folder
 
 POLL = 0.5  # seconds between two looks at a comparison
 
@@ -51,7 +52,7 @@ def search_on(search: Search, means: Means, clock: Clock, predict: Clock | None 
     Raises:
         UserError: no network takes so little, or a comparison came to nothing.
     """
-    lock = hold(search.folder)
+    lock = hold_folder(search.folder)
     steps = search.steps()
     try:
         search.check_budget(clock)

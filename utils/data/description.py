@@ -22,14 +22,16 @@ from models.errors import UserError, did_you_mean
 from models.files import why_no_file
 from models.spec import MAX_CLASSES
 from models.yaml_numbers import load_yaml
+from utils.data import scenes, shapes
+from utils.data.drawn import DrawnSet, drawn_folder, ensure_drawn
 from utils.data.labels import foreign_labels, form_of, source_folder
-from utils.data.shapes import ensure_shapes, shapes_folder
 from utils.paths import ROOT, find_file, is_path, spellings, without_dots
 from utils.text import class_names, printable
 from utils.writing import write_text
 
-SHAPES, CUT_OUTS = (ROOT / "data" / name for name in ("shapes.yaml", "cutouts.yaml"))
-BUILT_IN = {"detect": SHAPES, "segment": SHAPES, "classify": CUT_OUTS}  # by task
+SHAPES, CUT_OUTS, SCENES = (ROOT / "data" / name for name in ("shapes.yaml", "cutouts.yaml", "scenes.yaml"))
+BUILT_IN = {"detect": SHAPES, "segment": SHAPES, "classify": CUT_OUTS}  # by task: what is used where no data is named
+DRAWN: dict[Path, DrawnSet] = {SHAPES: shapes.Recipe(), CUT_OUTS: shapes.Recipe(), SCENES: scenes.Recipe()}
 SPLIT_FOLDERS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}  # as tools name them
 SPLIT_OF = {word: split for split, words in SPLIT_FOLDERS.items() for word in words}
 DATA_KEYS = (
@@ -52,8 +54,8 @@ def load_dataset(data: str | Path, split: str = "val", root: str | None = None, 
     """Return the checked description of a data set, in the form that ultralytics keeps in `self.data`.
 
     Args:
-        data: a YAML file, or its bare name in this repository's data folder (`shapes`, `coco128.yaml`). The built-in
-            set is made when it is not there yet. To classify also a folder with train/CLASS and val/CLASS.
+        data: a YAML file, or its bare name in this repository's data folder (`shapes`, `coco128.yaml`). A built-in
+            set is drawn when it is not there yet. To classify also a folder with train/CLASS and val/CLASS.
         split: the split that will be validated; 'test' must then be described as well as 'train' and 'val'.
         root: where the data set's folder was before: there it is looked for first, if `path` can mean that.
         task: that it is for.
@@ -75,8 +77,8 @@ def load_dataset(data: str | Path, split: str = "val", root: str | None = None, 
         described = read_yaml(file)
     if "download" in described:
         LOGGER.warning(f"{file.name}: the key 'download' is ignored, nothing is downloaded or run")
-    if file in BUILT_IN.values():
-        described["path"] = str(ensure_shapes(shapes_folder(file.parent)).parent / described["path"])
+    if recipe := DRAWN.get(file):
+        described["path"] = str(ensure_drawn(drawn_folder(file.parent, recipe), recipe).parent / described["path"])
     if described.get("val") is None and "validation" in described:  # as ultralytics has it
         described["val"] = described["validation"]
     required = ("train", "val", "test") if split == "test" else ("train", "val")

@@ -1,39 +1,43 @@
 """The built-in data set: circles, squares, triangles and stars on crops of two real photographs.
 
-The photographs ship inside the ultralytics package and everything else is drawn, so nothing is downloaded. Each picture
-has its own random generator, seeded by the recipe, its split and its number: the same recipe gives the same pixels and
-the same labels on every run. It is learnt in minutes: a demonstration, not a benchmark.
+It is learnt in minutes: a demonstration, not a benchmark. `utils/data/drawn.py` says how a set is drawn and where its
+pictures and labels are.
 
     <root>/images/{train,val,test}/0000.jpg    160×160 pixels, 2 to 5 objects, every 24th picture without any
     <root>/labels/{train,val,test}/0000.txt    YOLO rows: class and outline, x1 y1 x2 y2 …, as parts of the side
     <root>/cutouts/{train,val,test}/<class>/   the objects alone, cut out with a margin, in folders by class
     <root>/shapes.mp4                          the same objects in motion, 320×320
-    <root>/shapes.json                         the recipe; written last, it says that the set is complete
 """
 
 from __future__ import annotations
 
-import contextlib
-import json
 import math
-import os
-import shutil
-import tempfile
-import time
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import ClassVar
 
 import cv2
 import numpy as np
-from ultralytics.utils import ASSETS, TQDM
 
-from models.environment import config_dir
-from models.errors import UserError
+from utils.data.drawn import (
+    SPLITS,
+    DrawnSet,
+    Frame,
+    centred,
+    crop,
+    ensure_drawn,
+    fill,
+    load_photos,
+    ring,
+    shrink,
+    star,
+    write_jpeg,
+    write_labels,
+)
 
 NAMES = ("circle", "square", "triangle", "star")
-SPLITS = ("train", "val", "test")
-PHOTO_NAMES = ("bus.jpg", "zidane.jpg")
 PALETTE = (  # RGB
     (0xEF, 0x44, 0x44),
     (0xF9, 0x73, 0x16),
@@ -47,24 +51,37 @@ PALETTE = (  # RGB
     (0xEC, 0x48, 0x99),
 )
 WHITE, INK = (255, 255, 255), (40, 32, 32)  # BGR of the two outlines
-SUPERSAMPLING = 4  # masks are drawn this much larger, then averaged: smooth edges
-MANIFEST, FILM = "shapes.json", "shapes.mp4"
-LEFTOVER_AGE = 3600.0  # seconds after which a temporary folder belongs to a killed process
+FILM = "shapes.mp4"
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """Everything the set depends on; when any of it changes, the set is made again."""
+class Recipe(DrawnSet):
+    """Everything the set depends on; when any of it changes, the set is drawn again."""
 
-    version: int = 8  # of the drawing below
+    name: ClassVar[str] = "shapes"
+    extras: ClassVar[tuple[str, ...]] = (FILM, "cutouts")
+
+    version: int = 8
     seed: int = 20
-    side: int = 160  # pixels
-    train: int = 384  # pictures
+    side: int = 160
+    train: int = 384
     val: int = 96
     test: int = 32
     background_every: int = 24  # one picture in so many has no object
     film_side: int = 320  # pixels
     film_frames: int = 300
+
+    def pieces(self, root: Path) -> list[Callable[[], None]]:
+        """Return what is to be done: the film first, which takes longest, and the pictures."""
+        return [partial(write_video, root / FILM, self, load_photos()), *super().pieces(root)]
+
+    def write_picture(self, root: Path, split: str, number: int) -> None:
+        """Draw one picture and write it, its label file and its cut-outs."""
+        pixels, rows = picture(load_photos(), self, split, number)
+        write_jpeg(root / "images" / split / f"{number:04}.jpg", pixels)
+        write_labels(root / "labels" / split / f"{number:04}.txt", rows)
+        for i, (kind, cut) in enumerate(cut_outs(pixels, rows)):
+            write_jpeg(root / "cutouts" / split / NAMES[kind] / f"{number:04}-{i}.jpg", cut)
 
 
 @dataclass(frozen=True)
@@ -83,21 +100,7 @@ class Shape:
 # Drawing ----------
 
 
-def unit_polygons() -> tuple[np.ndarray, ...]:
-    """Return the corners of each class, (corners, 2), around the origin, the longer side of their box being 1."""
-
-    def ring(corners: int, start: float = -math.pi / 2) -> np.ndarray:
-        angles = start + np.arange(corners) * 2 * math.pi / corners
-        return np.stack([np.cos(angles), np.sin(angles)], 1)
-
-    star = ring(10)
-    star[1::2] *= 0.48
-    polygons = ring(72), ring(4, math.pi / 4), ring(3), star
-    centred = (p - (p.max(0) + p.min(0)) / 2 for p in polygons)
-    return tuple(p / np.ptp(p, axis=0).max() for p in centred)
-
-
-POLYGONS = unit_polygons()
+POLYGONS = tuple(map(centred, (ring(72), ring(4, math.pi / 4), ring(3), star())))  # of each class
 
 
 def corners(shape: Shape, scale: float = 1.0) -> np.ndarray:
@@ -107,7 +110,7 @@ def corners(shape: Shape, scale: float = 1.0) -> np.ndarray:
     return turned * shape.size * scale + (shape.x, shape.y)
 
 
-def window(shape: Shape, picture: np.ndarray) -> tuple[int, int, int, int]:
+def window(shape: Shape, picture: np.ndarray) -> Frame:
     """Return the part of `picture` that `shape` can touch, as left, top, right, bottom in whole pixels."""
     points, (height, width) = corners(shape), picture.shape[:2]
     left, top = np.clip(np.floor(points.min(0)) - 1, 0, (width, height)).astype(int)
@@ -115,12 +118,9 @@ def window(shape: Shape, picture: np.ndarray) -> tuple[int, int, int, int]:
     return int(left), int(top), int(right), int(bottom)
 
 
-def mask(shape: Shape, frame: tuple[int, int, int, int], scale: float = 1.0) -> np.ndarray:
-    """Return what `shape` covers of the window `frame`, 0 or 255, `SUPERSAMPLING` times larger than the picture."""
-    left, top, right, bottom = frame
-    covered = np.zeros(((bottom - top) * SUPERSAMPLING, (right - left) * SUPERSAMPLING), np.uint8)
-    points = np.rint((corners(shape, scale) - (left, top)) * SUPERSAMPLING - 0.5).astype(np.int32)
-    return cv2.fillPoly(covered, [points], 255)
+def mask(shape: Shape, frame: Frame, scale: float = 1.0) -> np.ndarray:
+    """Return what `shape` covers of the window `frame`, as `fill` does."""
+    return fill(corners(shape, scale), frame)
 
 
 def contour(shape: Shape, height: int, width: int) -> np.ndarray:
@@ -148,9 +148,7 @@ def draw_shape(picture: np.ndarray, shape: Shape) -> np.ndarray | None:
     layers = [(whole, shape.outline), (mask(shape, frame, 0.84), shape.colour)] if shape.outline else []
     region = picture[top:bottom, left:right]
     for covered, colour in layers or [(whole, shape.colour)]:
-        alpha = cv2.resize(covered, (right - left, bottom - top), interpolation=cv2.INTER_AREA)[..., None] / np.float32(
-            255
-        )
+        alpha = shrink(covered)[..., None] / np.float32(255)
         light = np.linspace(1.1, 0.86, bottom - top, dtype=np.float32)[:, None, None]  # from above
         paint = np.clip(np.array(colour, np.float32) * light, 0, 255)
         region[:] = np.rint(region * (1 - alpha) + paint * alpha)
@@ -189,22 +187,6 @@ def scene(rng: np.random.Generator, height: int, width: int, count: int) -> list
     return shapes
 
 
-def load_photos() -> list[np.ndarray]:
-    """Return the photographs, each (H, W, 3) uint8 BGR."""
-    return [np.asarray(cv2.imdecode(np.fromfile(ASSETS / name, np.uint8), cv2.IMREAD_COLOR)) for name in PHOTO_NAMES]
-
-
-def crop(photos: list[np.ndarray], rng: np.random.Generator, side: int) -> np.ndarray:
-    """Return a random square of a random photograph, scaled to `side` pixels, mirrored half of the time."""
-    photo = photos[rng.integers(len(photos))]
-    extent = int(rng.integers(side * 3 // 2, min(photo.shape[:2])))
-    top, left = (int(rng.integers(length - extent + 1)) for length in photo.shape[:2])
-    square = photo[top : top + extent, left : left + extent]
-    return np.ascontiguousarray(
-        cv2.resize(square, (side, side), interpolation=cv2.INTER_AREA)[:, :: rng.choice((1, -1))]
-    )
-
-
 def label_row(kind: int, points: np.ndarray, side: int) -> str:
     """Return the YOLO row of a polygon: class and x1 y1 x2 y2 … as parts of `side`."""
     return f"{kind} {' '.join(f'{value / side:.5f}' for value in points.ravel())}\n"
@@ -212,8 +194,8 @@ def label_row(kind: int, points: np.ndarray, side: int) -> str:
 
 def picture(photos: list[np.ndarray], recipe: Recipe, split: str, number: int) -> tuple[np.ndarray, str]:
     """Return picture `number` of `split`, (side, side, 3) uint8 BGR, and the text of its label file."""
-    rng = np.random.default_rng([recipe.seed, SPLITS.index(split), number])
-    canvas = crop(photos, rng, recipe.side)
+    rng = recipe.generator(split, number)
+    canvas = crop(photos, rng, recipe.side, least=recipe.side * 3 // 2)
     empty = number % recipe.background_every == recipe.background_every - 1
     shapes = [] if empty else scene(rng, recipe.side, recipe.side, int(rng.integers(1, 4)))
     contours = [(shape.kind, draw_shape(canvas, shape)) for shape in shapes]
@@ -271,28 +253,7 @@ def video_frames(photos: list[np.ndarray], recipe: Recipe) -> Iterator[np.ndarra
 # Files ----------
 
 
-def write_pictures(root: Path, recipe: Recipe, photos: list[np.ndarray], bar: TQDM) -> None:
-    """Write the pictures and label files of all splits."""
-    for split in SPLITS:
-        images, labels = root / "images" / split, root / "labels" / split
-        labels.mkdir(parents=True)
-        for number in range(getattr(recipe, split)):
-            pixels, rows = picture(photos, recipe, split, number)
-            write_jpeg(images / f"{number:04}.jpg", pixels)
-            (labels / f"{number:04}.txt").write_text(rows, encoding="utf-8")
-            for i, (kind, cut) in enumerate(cut_outs(pixels, rows)):
-                write_jpeg(root / "cutouts" / split / NAMES[kind] / f"{number:04}-{i}.jpg", cut)
-            bar.update()
-
-
-def write_jpeg(path: Path, pixels: np.ndarray) -> None:
-    """Write a picture (H, W, 3) uint8 BGR, and the folder that it belongs into."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _, jpeg = cv2.imencode(".jpg", pixels, [cv2.IMWRITE_JPEG_QUALITY, 92])
-    path.write_bytes(jpeg.tobytes())
-
-
-def write_video(path: Path, recipe: Recipe, photos: list[np.ndarray], bar: TQDM) -> None:
+def write_video(path: Path, recipe: Recipe, photos: list[np.ndarray]) -> None:
     """Write the video as MPEG-4 part 2, which OpenCV's wheels can write and read everywhere."""
     writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"mp4v"), 30, (recipe.film_side, recipe.film_side))
     try:
@@ -300,74 +261,10 @@ def write_video(path: Path, recipe: Recipe, photos: list[np.ndarray], bar: TQDM)
             raise OSError(f"OpenCV cannot write {path.name}")
         for frame in video_frames(photos, recipe):
             writer.write(frame)
-            bar.update()
     finally:
         writer.release()
 
 
-def is_complete(root: Path, recipe: Recipe) -> bool:
-    """Return whether `root` holds the whole set of this very recipe."""
-    try:
-        same = json.loads((root / MANIFEST).read_text(encoding="utf-8")) == asdict(recipe)
-        counts = all(
-            sum(entry.suffix == suffix for entry in (root / kind / split).iterdir()) == getattr(recipe, split)
-            for kind, suffix in (("images", ".jpg"), ("labels", ".txt"))
-            for split in SPLITS
-        )
-        return same and counts and (root / "cutouts").is_dir() and (root / FILM).is_file()
-    except (OSError, ValueError):
-        return False
-
-
-def remove_leftovers(parent: Path) -> None:
-    """Remove the temporary folders of makings that were killed."""
-    for folder in parent.glob(".shapes-*"):
-        if time.time() - folder.stat().st_mtime > LEFTOVER_AGE:
-            shutil.rmtree(folder, ignore_errors=True)
-
-
-def put_in_place(made: Path, root: Path, recipe: Recipe) -> None:
-    """Rename the finished set to `root`, unless another process was first; an older set gives way."""
-    if is_complete(root, recipe):
-        return
-    with contextlib.suppress(FileNotFoundError):
-        root.rename(made.with_name("old"))
-    try:
-        made.rename(root)
-    except OSError:
-        if not is_complete(root, recipe):
-            raise
-
-
-def shapes_folder(data: Path) -> Path:
-    """Return where the set belongs: in the folder `data`, or in the user's cache when that is read-only."""
-    beside = data / "shapes"
-    return beside if is_complete(beside, Recipe()) or os.access(data, os.W_OK) else config_dir() / "shapes"
-
-
 def ensure_shapes(root: Path, recipe: Recipe = Recipe()) -> Path:
-    """Return `root` after making the set there, unless it is already complete: all of it appears at once, or nothing.
-
-    Raises:
-        UserError: `root` holds something else, or cannot be written.
-    """
-    if is_complete(root, recipe):
-        return root
-    if root.exists() and not (root.is_dir() and ((root / MANIFEST).is_file() or not any(root.iterdir()))):
-        raise UserError(f"the built-in data set wants to be made in {root}, but something else is there: move it away")
-    photos = load_photos()
-    total = recipe.train + recipe.val + recipe.test + recipe.film_frames
-    try:
-        root.parent.mkdir(parents=True, exist_ok=True)
-        remove_leftovers(root.parent)
-        with tempfile.TemporaryDirectory(prefix=".shapes-", dir=root.parent, ignore_cleanup_errors=True) as folder:
-            made = Path(folder) / "new"
-            made.mkdir()
-            with TQDM(total=total, desc=f"Drawing the built-in data set to {root}") as bar:
-                write_pictures(made, recipe, photos, bar)
-                write_video(made / FILM, recipe, photos, bar)
-            (made / MANIFEST).write_text(json.dumps(asdict(recipe), indent=1) + "\n", encoding="utf-8")
-            put_in_place(made, root, recipe)
-    except OSError as error:
-        raise UserError(f"the built-in data set could not be written to {root}: {error.strerror or error}") from error
-    return root
+    """Return `root` after drawing the shapes there, unless they are there already, as `ensure_drawn` does."""
+    return ensure_drawn(root, recipe)

@@ -10,11 +10,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ultralytics.utils import LOGGER
-
 from utils.paths import ROOT
-from utils.text import printable
-from utils.writing import lock_folder, open_log
+from utils.writing import open_log
 
 ERROR = "ERROR: "  # how a script tells what is wrong
 MOST_LINES = 20  # in the end of what it says, where that stands
@@ -53,15 +50,6 @@ def why_ended(log: Path, code: int) -> str:
     said = log.read_text(encoding="utf-8", errors="replace").replace("\r", "\n").strip().splitlines()
     errors = [line.removeprefix(ERROR) for line in said[-MOST_LINES:] if line.startswith(ERROR)]
     return (errors or said[-1:] or [f"its process ended with {code}"])[-1]
-
-
-def hold(folder: Path) -> int:
-    """Lock a folder against other processes, such as a script that a kill has left; wait until they end."""
-    try:
-        return lock_folder(folder, wait=False)
-    except OSError:
-        LOGGER.info(printable(f"another process works on {folder}: waiting until it ends"))
-        return lock_folder(folder)
 
 
 def advance(bar: Any, epochs: int) -> None:

@@ -12,11 +12,12 @@ from typing import Any
 from ultralytics.utils import LOGGER, TQDM
 
 from models.errors import UserError
-from utils.distributed.scripts import advance, hold, start_script, why_ended
+from utils.distributed.scripts import advance, start_script, why_ended
 from utils.evolution.report import best_of, log_end, save_report
 from utils.evolution.search import Generation, Search
 from utils.text import printable, quote
 from utils.train.run import NOT_FINITE, final_metrics
+from utils.writing import hold_folder
 
 POLL = 0.2  # seconds between two looks at a training
 FITNESS = {  # by task, of the metrics: their mean is what is searched for
@@ -36,7 +37,7 @@ def search_on(search: Search, consents: Sequence[str]) -> None:
     Raises:
         UserError: a training ended for another reason than its values.
     """
-    lock = hold(search.folder)
+    lock = hold_folder(search.folder)
     try:
         with TQDM(total=search.generations * search.epochs, desc="evolving") as bar:
             while (number := len(search.results())) < search.generations:
