@@ -94,7 +94,7 @@ def lock_folder(folder: Path, wait: bool = True) -> int:
 
 
 def hold_folder(folder: Path) -> int:
-    """Lock a folder as `lock_folder` does; say so where another process, perhaps one that a kill has left, has to end first.
+    """Lock a folder as `lock_folder` does; say so where another process has to end first.
 
     Raises:
         OSError: the folder is not there, or its file system knows no locks.
