@@ -122,7 +122,7 @@ def test_the_chain_stays_in_int8(graph, ranges, tmp_path):
     assert run.count("QuantizeLinear") == 1  # of the picture
     assert "QLinearConcat" in run
     assert "QuickGelu" not in run
-    assert sum(kernel in FLOAT_KERNELS for kernel in run) == len(graph.ends) + 1  # and the bins of the boxes
+    assert sum(kernel in FLOAT_KERNELS for kernel in run) == len(graph.ends)
 
 
 def test_outputs_are_close(deploy, graph, ranges, tmp_path):
@@ -187,7 +187,7 @@ def test_the_ratio_is_that_of_a_layer_alone(deploy, layers, ranges, graph):
 def test_layers_kept_in_float_run_in_float(graph, ranges, names, tmp_path):
     """ONNX Runtime would quantize their weights by itself, with one scale for all channels."""
     run = kernels(saved(graph.quantized(ranges, names), tmp_path / "kept.onnx"))
-    assert sum(kernel in FLOAT_KERNELS for kernel in run) == len(graph.ends) + 1 + len(names)
+    assert sum(kernel in FLOAT_KERNELS for kernel in run) == len(graph.ends) + len(names)
     assert run.count("QLinearConv") == len(graph.layers) - len(names)
 
 
@@ -459,7 +459,7 @@ def test_openvino_keeps_layers_in_float(deploy, graph, tmp_path):
     write_file(deploy, folder, Options(size=SHAPE[2:]))
     floats = {OUTLIER, *graph.ends}
     target = tmp_path / "best-int8_openvino_model"
-    quantize_openvino(folder, target, photographs(), floats)
+    quantize_openvino(folder, target, photographs(), graph.ends, {OUTLIER})
     model = openvino.Core().read_model(next(target.glob("*.xml")))
     in_float = set()
     for node in model.get_ordered_ops():
@@ -470,6 +470,11 @@ def test_openvino_keeps_layers_in_float(deploy, graph, tmp_path):
                 source = source.input(0).get_source_output().get_node()
             in_float |= set() if source.get_type_name() == "FakeQuantize" else {found[1]}
     assert {name for name in in_float if "dfl" not in name} == floats
+    head = f"model.{len(deploy.model) - 1}"
+    rounded = [n.get_friendly_name() for n in model.get_ordered_ops() if n.get_type_name() == "FakeQuantize"]
+    assert rounded, "something is quantized"
+    decoded = [name for name in rounded if re.match(rf"__module\.{head}(\.dfl(\.conv)?)?/", name)]
+    assert not decoded, "boxes are decoded in float: 8 bits are steps of pixels"
     found = [name for name in layers_of_openvino(target) if "dfl" not in name]
     assert sorted(found) == sorted(set(graph.layers) - floats)
     images = next(iter(photographs()))

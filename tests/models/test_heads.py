@@ -6,10 +6,11 @@ from itertools import pairwise
 
 import pytest
 import torch
-from ultralytics.nn.modules import Classify
+from ultralytics.nn.modules import DFL, Classify
 from ultralytics.utils.torch_utils import scale_img
 
 from models import ClassificationModel, DetectionModel, SegmentationModel, create_model, switch_to_deploy
+from models.blocks.ultralytics import ExponentialDFL, fuse_dfl
 from models.errors import ConfigError
 from models.heads import AnchorDetect, AnchorSegment, parse_anchors
 from models.summary import count_gflops, count_parameters
@@ -274,6 +275,15 @@ def test_a_wrong_head_is_explained(word, args, keys, said):
     with pytest.raises(ConfigError, match=said) as caught:
         model_of(word, args, keys)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e3], ids=["usual", "far apart"])
+def test_the_expectation_of_bins_is_computed_without_a_softmax(scale):
+    dfl = DFL(16)
+    fused = fuse_dfl(dfl)
+    x = torch.randn(2, 64, 35, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * scale
+    assert type(fused) is ExponentialDFL and fused.state_dict().keys() == dfl.state_dict().keys()
+    assert relative_error(fused.double()(x), dfl.double()(x)) < 1e-12
 
 
 def test_masks_need_a_map_of_stride_8():

@@ -180,7 +180,7 @@ def quantize_file(
         onnx.save(graph.quantized(graph.calibrate(pictures, folder, {})), str(folder / path.name))
     else:
         graph = FloatGraph(write(module, folder / "graph.onnx", WriteOptions(size=size)).path)
-        quantize_openvino(path, folder / path.name, pictures, tuple(graph.ends))
+        quantize_openvino(path, folder / path.name, pictures, graph.ends)
     return folder / path.name
 
 

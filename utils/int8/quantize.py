@@ -292,14 +292,17 @@ def _layer_name(node: onnx.NodeProto) -> str:
 
 
 # OpenVINO -------------------------------------------------------------------------------------------------------------
-def quantize_openvino(folder: Path, target: Path, inputs: Iterable[Tensor], floats: Collection[str] = ()) -> None:
+def quantize_openvino(
+    folder: Path, target: Path, inputs: Iterable[Tensor], ends: Collection[str] = (), floats: Collection[str] = ()
+) -> None:
     """Write a float OpenVINO folder once more, quantized by NNCF.
 
     Args:
         folder: what ultralytics' exporter wrote.
         target: the new folder.
         inputs: calibration pictures; NNCF takes statistics of other kinds than ranges alone.
-        floats: paths of the modules that stay in float.
+        ends: paths of the layers that decoding reads: they stay in float, as does all that is computed from them.
+        floats: paths of further modules that stay in float.
 
     Raises:
         UserError: NNCF is not installed.
@@ -308,10 +311,12 @@ def quantize_openvino(folder: Path, target: Path, inputs: Iterable[Tensor], floa
     import openvino  # noqa: PLC0415  # takes a second, and only this needs it
 
     source = next(folder.glob("*.xml"))
-    ignored = nncf.IgnoredScope(patterns=[rf"__module\.{re.escape(name)}/.*" for name in floats], validate=False)
+    network = openvino_core().read_model(source)
+    patterns = [rf"{re.escape(_scope(name))}.*" for name in floats]
+    ignored = nncf.IgnoredScope(names=_names_from(network, ends), patterns=patterns, validate=False)
     pictures = [images.numpy() for images in inputs]
     model = nncf.quantize(
-        openvino_core().read_model(source),
+        network,
         nncf.Dataset(pictures),
         preset=nncf.QuantizationPreset.MIXED,
         target_device=nncf.TargetDevice.CPU,
@@ -320,6 +325,23 @@ def quantize_openvino(folder: Path, target: Path, inputs: Iterable[Tensor], floa
     )
     shutil.copytree(folder, target, ignore=shutil.ignore_patterns("*.xml", "*.bin"))  # the metadata
     openvino.save_model(model, target / source.name, compress_to_fp16=False)
+
+
+def _scope(name: str) -> str:
+    """Return what the names of the operations of a module begin with in OpenVINO's graph."""
+    return f"__module.{name}/"
+
+
+def _names_from(network: Any, modules: Collection[str]) -> list[str]:
+    """Return the names of the operations of some modules, and of all that are computed from them."""
+    scopes = tuple(map(_scope, modules))
+    found: dict[str, None] = {}
+    for operation in network.get_ordered_ops():
+        before = [value.get_source_output().get_node().get_friendly_name() for value in operation.inputs()]
+        name = operation.get_friendly_name()
+        if name.startswith(scopes) or not found.keys().isdisjoint(before):
+            found[name] = None
+    return list(found)
 
 
 def import_nncf() -> Any:

@@ -173,7 +173,7 @@ def quantize(
         onnx.save(graph.quantized(ranges, floats, options.reduce_range), str(path))
 
     def write_openvino(path: Path, floats: Collection[str]) -> None:
-        quantize_openvino(files["openvino"], path, inputs("calibrating OpenVINO"), (*floats, *graph.ends))
+        quantize_openvino(files["openvino"], path, inputs("calibrating OpenVINO"), graph.ends, floats)
 
     writers = {"onnx": write_onnx, "openvino": write_openvino}
     readers: dict[str, Callable[[Path], list[str]]] = {
