@@ -246,7 +246,8 @@ def bn_scale_shift(bn: _BatchNorm) -> tuple[Tensor, Tensor]:
 
 def with_weights(module: W, weight: Tensor, bias: Tensor | None) -> W:
     """Return a copy of a linear `module` with these weights, cast to its dtype and device."""
-    fused: Any = copy.deepcopy(module)
+    kept: dict[int, Any] = {id(p): p for p in (module.weight, module.bias)}  # not copied: others take their places
+    fused: Any = copy.deepcopy(module, kept)
     like = fused.weight
     fused.weight = nn.Parameter(weight.to(like), requires_grad=like.requires_grad)
     fused.bias = None if bias is None else nn.Parameter(bias.to(like), requires_grad=like.requires_grad)

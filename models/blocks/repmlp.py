@@ -125,7 +125,7 @@ class RepTileFC(Reparameterizable):
             branch: Any = self.get_submodule(f"repconv{k}")
             factor, offset = bn_scale_shift(branch.bn)
             kernel = branch.conv.weight.double() * factor[:, None, None, None]
-            weight = weight + conv_as_fc(kernel, h, w).view_as(weight)
+            add_conv(weight, kernel, h, w)
             bias = bias + offset.repeat_interleave(h * w)
         return weight.to(self.fc3.weight), bias.to(self.fc3.weight)
 
@@ -144,14 +144,23 @@ def conv_as_fc(kernel: Tensor, h: int, w: int) -> Tensor:
     Args:
         kernel: (c2, c1, k, k), k odd; for a grouped convolution c1 counts the channels of a group.
     """
+    c2, c1, _, _ = kernel.shape
+    return add_conv(kernel.new_zeros(c2 * h * w, c1 * h * w), kernel, h, w)
+
+
+def add_conv(matrix: Tensor, kernel: Tensor, h: int, w: int) -> Tensor:
+    """Add the matrix of a convolution, as `conv_as_fc` gives it, to another of as many elements, in place; return that.
+
+    Only the elements that are not zero are touched, which are few.
+    """
     c2, c1, k, _ = kernel.shape
-    matrix = kernel.new_zeros(c2, h, w, c1, h, w)  # from the pixel of the last two axes to that of the first two
+    pixels = matrix.view(c2, h, w, c1, h, w)  # from the pixel of the last two axes to that of the first two
     reach = k // 2
     for dy in range(-min(reach, h - 1), min(reach, h - 1) + 1):
         for dx in range(-min(reach, w - 1), min(reach, w - 1) + 1):
-            pairs = matrix.diagonal(dy, 1, 4).diagonal(dx, 1, 3)  # of pixels (y, x) and (y + dy, x + dx)
+            pairs = pixels.diagonal(dy, 1, 4).diagonal(dx, 1, 3)  # of pixels (y, x) and (y + dy, x + dx)
             pairs += kernel[:, :, reach + dy, reach + dx, None, None]
-    return matrix.view(c2 * h * w, c1 * h * w)
+    return matrix
 
 
 class GlobalPerceptron(nn.Module):

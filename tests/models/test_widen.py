@@ -51,7 +51,11 @@ def predictions(module):
 
 
 def assert_fuses_to(plain, wide, x, same=SAME):
-    """Check that a widened network fuses exactly, to what the narrow one fused to: shapes, modules and report."""
+    """Check that a widened network fuses exactly, to what the narrow one fused to: shapes, modules and report.
+
+    Returns:
+        What it fuses to.
+    """
     deploy = switch_to_deploy(wide, x)
     assert not branched(deploy)
     assert shapes(deploy) == shapes(plain)
@@ -60,6 +64,7 @@ def assert_fuses_to(plain, wide, x, same=SAME):
     assert deploy.report.left == plain.report.left
     assert deploy.report.fused["BranchedConv"] == len(branched(wide)) > 0
     assert worst_error(predictions(deploy), predictions(wide), x) <= same
+    return deploy
 
 
 WIDE = ("stem", "bias")  # of the following
@@ -201,10 +206,10 @@ def test_every_yaml_fuses_to_the_narrow_network(name, style):
     assert wide.spec == cfg
     calibrate_batch_norms(wide, pictures_for(wide, 4, 4))
     plain = switch_to_deploy(narrow.double())
-    assert_fuses_to(plain, wide, pictures_for(wide, 3, 2))
+    deploy = assert_fuses_to(plain, wide, pictures_for(wide, 3, 2))
     side = 2 * int(wide.stride.max())
     size = wide.only_size or (side, side)
-    works = [count_gflops(m.float(), size) for m in (switch_to_deploy(wide), plain, wide)]
+    works = [count_gflops(m, size) for m in (deploy, plain, wide)]
     assert works[0] == works[1] < works[2]
 
 
