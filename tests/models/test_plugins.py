@@ -11,6 +11,7 @@ from models import BACKBONES, DetectionModel, plugins
 from models.errors import ConfigError, UserError
 from models.plugins import load_plugins
 from tests.helpers import tiny_backbone, write
+from tests.runs import make_data
 
 CODE = """
 from pathlib import Path
@@ -150,7 +151,8 @@ def test_a_plugin_goes_the_whole_way(plugin, tmp_path):
         command = [sys.executable, f"{root}/{name}.py", *map(str, args)]
         return subprocess.run(command, check=False, cwd=tmp_path, capture_output=True, text=True, timeout=300)
 
-    trained = script("train", "--cfg", cfg, "--epochs", 1, "--noplots", "--plugins", plugin)
+    small = ("--data", make_data(tmp_path), "--imgsz", 64, "--epochs", 1, "--noplots")
+    trained = script("train", "--cfg", cfg, *small, "--plugins", plugin)
     assert trained.returncode == 0, trained.stderr
     for name in ("detect", "export"):
         assert script(name, "--plugins", plugin).returncode == 0

@@ -118,12 +118,14 @@ def test_random_models_are_the_same_each_time_and_look_at_the_picture():
 def test_every_model(cfg, static, monkeypatch):
     """Each model in one of the static forms, in turn, and unless it is large in the dynamic one."""
     model = random_model(cfg)
-    monkeypatch.setattr(parity, "random_model", lambda *_: model)  # the same again
+    reference = Reference(model)
+    monkeypatch.setattr(parity, "random_model", lambda *_: model)  # the same again, and what it puts out
+    monkeypatch.setattr(parity, "Reference", lambda _: reference)
     variants = [static, VARIANTS[2]] if count_parameters(model) <= LARGE else [static]
     row = measure_model(cfg, variants)
     assert len(row.cases) == len(variants)
     assert row.ok, parity.parity_table([row], variants)
     seen = {case.difference.sees_something for cases in row.cases.values() for case in cases}
     assert seen == {True}, "a comparison without detections proves less"
-    outputs = torch.cat([output[0] for _, _, output in Reference(model).batches(sizes_for(model)[0], 1)])
+    outputs = torch.cat([output[0] for _, _, output in reference.batches(sizes_for(model)[0], 1)])
     assert outputs[:, :4].std(0).max() > 0.05, "the boxes must depend on the picture, or this proves nothing"

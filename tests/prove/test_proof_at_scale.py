@@ -1,9 +1,6 @@
 """export.py --data from end to end: the files of a network, their errors and their mAP on labelled pictures."""
 
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import cv2
 import onnx
@@ -27,7 +24,6 @@ from utils.prove.reference import run_eager
 # isort: split
 from ultralytics.utils.ops import xyxy2xywhn
 
-ROOT = Path(script.__file__).parent
 SIZE = (96, 96)
 pytestmark = pytest.mark.slow
 
@@ -58,7 +54,7 @@ def report_of(folder, name="best.export.json"):
     return json.loads((folder / name).read_text(encoding="utf-8"))
 
 
-def test_every_file_is_as_good_as_the_model(folder, tmp_path):
+def test_every_file_is_as_good_as_the_model(folder, tmp_path, caplog):
     best = folder / "best.pt"
     words = [
         "--weights",
@@ -71,11 +67,9 @@ def test_every_file_is_as_good_as_the_model(folder, tmp_path):
         "torchscript",
         "onnx",
     ]
-    done = subprocess.run(
-        [sys.executable, ROOT / "export.py", *map(str, words)], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    assert "On 24 pictures of" in done.stdout
+    with caplog.at_level("INFO", logger="ultralytics"):
+        assert cli.run_script(script.main, script.make_parser(), list(map(str, words))) == 0
+    assert "On 24 pictures of" in caplog.text
     measured = val.run(weights=best, data=folder / "data.yaml", project=tmp_path, name="val")
     for entry in report_of(tmp_path)["formats"].values():
         found = entry["survey"]

@@ -293,7 +293,7 @@ def test_a_detector_is_trained_from_a_classifier():
 
 @pytest.mark.slow
 def test_the_built_in_set_is_learnt(tmp_path):
-    run = train.run(cfg="riformer-cls.yaml", epochs=2, project=tmp_path, noplots=True)
+    run = train.run(cfg="riformer-cls.yaml", epochs=2, imgsz=32, project=tmp_path, noplots=True)
     metrics = val.run(weights=run / "weights/best.pt", project=tmp_path / "val")
     assert metrics["metrics/accuracy_top1"] >= 0.6
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import csv
 import math
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -20,6 +18,7 @@ from models import DetectionModel, create_model
 from models.errors import UserError
 from tests.helpers import randomize_, tiny
 from tests.networks import NAMES, Disc, write_export
+from utils import cli
 from utils.checkpoint import load_checkpoint, pack_model, save_checkpoint
 from utils.data.shapes import NAMES as SHAPES
 from utils.data.shapes import Recipe, ensure_shapes
@@ -28,8 +27,6 @@ from utils.detect.predictor import create_predictor
 # isort: split
 import cv2
 import numpy as np
-
-from utils.paths import ROOT
 
 HEAD = [[-1, 1, "Conv", [32, 3, 2]], [-1, 1, "Conv", [32, 3, 2]]]  # strides 8 and 16, below the tiny backbone
 TINY_SEGMENT = tiny(head=[*HEAD, [[3, 4], 1, "Segment", ["nc", 8, 16]]])
@@ -280,23 +277,22 @@ def test_a_checkpoint_without_nms_uses_the_head_that_needs_none(discs, tmp_path,
     assert {row.split()[0] for row in rows} == {"1"}
 
 
-# As a process ---------------------------------------------------------------------------------------------------------
-def script(folder: Path, name: str, *argv: object) -> str:
-    """Run a script in `folder` and return what it printed."""
-    command = [sys.executable, str(ROOT / name), *map(str, argv)]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=240, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout + done.stderr
-
-
+# As the command line does ---------------------------------------------------------------------------------------------
 @pytest.mark.slow
-def test_from_a_yaml_to_drawn_masks(folder, tmp_path):
+def test_from_a_yaml_to_drawn_masks(folder, tmp_path, monkeypatch, caplog, capsys):
+    def script(module, *words: object) -> str:
+        caplog.clear()
+        with caplog.at_level("INFO", logger="ultralytics"):
+            assert cli.run_script(module.main, module.make_parser(), [*map(str, words)]) == 0
+        return caplog.text + capsys.readouterr().out
+
+    monkeypatch.chdir(tmp_path)
     data = ("--data", folder / "data.yaml")
-    text = script(tmp_path, "train.py", "--cfg", folder / "anchors.yaml", *data, "--epochs", 2, "--img", 64)
+    text = script(train, "--cfg", folder / "anchors.yaml", *data, "--epochs", 2, "--img", 64)
     assert "mask mAP50 " in text
     assert {"results.png", "train_batch0.jpg", "MaskPR_curve.png"} <= {
         p.name for p in (tmp_path / "runs/train/exp").iterdir()
     }
-    assert "Mask(P" in script(tmp_path, "val.py", *data)
-    script(tmp_path, "detect.py", "--source", folder / "shapes/images/test", "--conf", 0.0001, "--save-txt")
+    assert "Mask(P" in script(val, *data)
+    script(detect, "--source", folder / "shapes/images/test", "--conf", 0.0001, "--save-txt")
     assert len(list((tmp_path / "runs/detect/exp").glob("*.jpg"))) == 4

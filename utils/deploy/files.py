@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from models.errors import UserError
 from utils.writing import lock_folder, sync
@@ -67,18 +68,26 @@ def _locked(folder: Path) -> Iterator[None]:
 
 def reserve(folder: Path, count: int) -> None:
     """Raise OSError when `folder` does not take `count` bytes: torch would end the whole process over a full disk."""
-    block = bytes(2**20)
     try:
         with (folder / "reserve").open("wb") as file:
-            for _ in range(count // len(block) + 1):
-                file.write(block)
-            file.flush()
-            os.fsync(file.fileno())
+            _fill(file, count)
     except OSError as error:
         temporary = [place for place in (folder, *folder.parents) if place.name.startswith(TEMPORARY_PREFIX)]
         raise OSError(error.errno, error.strerror, str(temporary[0].parent if temporary else folder)) from error
     finally:
         (folder / "reserve").unlink(missing_ok=True)
+
+
+def _fill(file: BinaryIO, count: int) -> None:
+    """Make an empty file take `count` bytes of the disk, where the system can without writing them."""
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(file.fileno(), 0, count)
+        return
+    block = bytes(2**20)
+    for _ in range(count // len(block) + 1):
+        file.write(block)
+    file.flush()
+    os.fsync(file.fileno())
 
 
 def publish(made: Sequence[Path], temporary: Path, folder: Path) -> list[Path]:
