@@ -18,50 +18,36 @@ Written to runs/compare/exp, exp2, …: compare.html, a page that needs no netwo
 from __future__ import annotations
 
 import argparse
-import csv
 import dataclasses
 import datetime
-import itertools
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from models import switch_to_deploy
 from models.errors import UserError
-from models.files import why_no_file
-from models.summary import count_parameters
 from utils import cli
 from utils.benchmark.report import processor
-from utils.checkpoint import load_checkpoint
-from utils.comparison.detections import Detections, find_objects
-from utils.comparison.disagreement import draw_disagreements
 from utils.comparison.entries import find_entries
 from utils.comparison.estimate import Work, epoch_seconds
-from utils.comparison.plan import Job, Plan, load_plan
+from utils.comparison.judge import judge
+from utils.comparison.measure import finish
+from utils.comparison.plan import Plan, load_plan
 from utils.comparison.recipe import fill_in
-from utils.comparison.report import PAGE, Compared, cells, save, text_table, verdict
-from utils.comparison.statistics import Sample
+from utils.comparison.report import PAGE, Compared, cells, save, text_table
 from utils.comparison.work import work_off
 from utils.data.description import load_dataset
-from utils.data.files import check_images, list_images
-from utils.data.samples import make_pictures
+from utils.data.files import check_images
 from utils.deploy.formats import FORMATS
-from utils.deploy.opened import open_runner
 from utils.export.report import versions
-from utils.latency import Latency, measure, torch_threads
 
 # isort: split
-import numpy as np
 from ultralytics.utils import LOGGER, TQDM
 
 from utils.paths import increment_path
-from utils.sizes import check_imgsz
-from utils.text import printable, shorten
 from utils.writing import remove_partials
 
-TIMED_PICTURE = "bus.jpg"
 BESIDE_RESUME = ("device", "jobs", "rounds", "threads")  # options that may be others when a comparison goes on
 NOT_PLANNED = (*BESIDE_RESUME, "dry_run", "resume", "only", "project", "name", "plugins", "download", "megapixels")
 
@@ -88,9 +74,22 @@ def make_parser() -> cli.Parser:
     add("--imgsz", "--img", "--img-size", type=cli.image_side, help="side of the pictures in pixels; of the recipe")
     add("--batch-size", type=cli.positive_int, help="pictures a step; of the recipe when not given")
     add("--hyp", default="", help="recipe of all trainings by train.py")
-    add("--runtime", default="onnx", choices=sorted(FORMATS), help="the files that are written, proven and timed")
+    add(
+        "--runtime",
+        action=cli.OneOrMore,
+        default="onnx",
+        choices=sorted(FORMATS),
+        help="the files that are written, proven and timed; the accuracy of the first one counts",
+    )
     add("--int8", action="store_true", help="quantize as well, and time those files too")
-    add("--threads", type=cli.positive_int, default=1, help="CPU threads of the timed runtime")
+    add(
+        "--threads",
+        action=cli.OneOrMore,
+        type=cli.positive_int,
+        default=1,
+        help="CPU threads of the timed runtime, one number or several; the latency with the first one counts",
+    )
+    add("--time-imgsz", type=cli.image_side, help="side of the picture that files are timed on; default: --imgsz")
     add("--rounds", type=cli.positive_int, default=30, help="how many times each file is timed")
     add(
         "--device", nargs="+", type=cli.device, default=[""], help="one training at a time on each; cpu, or GPUs: 0 1 2"
@@ -119,7 +118,8 @@ def main(args: argparse.Namespace) -> int:
     if args.only:
         cli.take_consents(args)
         plan = read_plan(Path(args.resume))
-        return finish(plan, plan.job(args.only))
+        finish(plan, plan.job(args.only))
+        return 0
     rows = compare(args)
     return 0 if args.dry_run or any(row.accuracy for row in rows) else 1
 
@@ -186,8 +186,9 @@ def new_plan(args: argparse.Namespace) -> Plan:
         raise UserError("compare.py needs entries, for instance --cfg yolov5n.yaml timm:resnet18")
     if args.epochs and args.budget_minutes:
         raise UserError("give --epochs or --budget-minutes, not both")
-    if FORMATS[args.runtime].not_run:
-        raise UserError(f"--runtime {args.runtime} cannot be timed here: {FORMATS[args.runtime].not_run}")
+    for name in cli.as_list(args.runtime):
+        if FORMATS[name].not_run:
+            raise UserError(f"--runtime {name} cannot be timed here: {FORMATS[name].not_run}")
     recipe = fill_in(args)
     data = load_dataset(args.data)
     pictures = check_images(data, training=True)
@@ -231,112 +232,16 @@ def log_plan(plan: Plan, seconds: Mapping[str, float], at_once: int) -> None:
 
 
 # Results --------------------------------------------------------------------------------------------------------------
-def finish(plan: Plan, job: Job) -> int:
-    """Measure the files of a job that was trained and exported, and keep the result."""
-    model = load_checkpoint(job.weights)
-    size = check_imgsz(model.imgsz, int(model.stride.max()))
-    found = {
-        form: find_objects(path, plan.options["data"], max(size), job.folder / form) for form, path in job.files.items()
-    }
-    _, sizes, detections = found[job.runtime]
-    detections.save(job.found)
-    job.end(
-        minutes=trained_minutes(job.run / "results.csv"),
-        params=count_parameters(switch_to_deploy(model)),
-        maps={form: accuracy for form, (accuracy, *_) in found.items()},
-        sizes=sizes,
-        input=[model.spec.ch, *size],
-    )
-    return 0
-
-
-def trained_minutes(results: Path) -> float:
-    """Return how long a run trained, whose clock starts anew when it is resumed; UserError for a damaged file."""
-    if problem := why_no_file(results):
-        raise UserError(f"{results} {problem}")
-    try:
-        with results.open(encoding="utf-8") as file:
-            times = [float(row["time"]) for row in csv.DictReader(file)]
-    except (ValueError, LookupError, TypeError, csv.Error) as error:
-        raise UserError(f"{results} is damaged: it does not say how long the epochs took") from error
-    return sum(now - before if now > before else now for before, now in itertools.pairwise([0.0, *times])) / 60
-
-
-# Report ---------------------------------------------------------------------------------------------------------------
 def report(plan: Plan, args: argparse.Namespace) -> list[Compared]:
     """Time the files in turns, say which network wins, and write the page."""
-    form = plan.options["runtime"]
-    results = {job: job.result() or {} for job in plan.jobs()}
-    rows = [Compared(entry.name, plan.epochs[entry.name]) for entry in plan.entries]
-    good: dict[str, list[Job]] = {}
-    for row in rows:
-        mine = [job for job in results if job.entry.name == row.name]
-        problems = dict.fromkeys(results[job]["problem"] for job in mine if "problem" in results[job])
-        row.problem = printable("; ".join(problems))
-        if not row.problem:
-            good[row.name] = mine
-    if not good:
+    found = judge(plan, cli.as_list(args.threads), args.rounds)
+    if found.sample is None:
         LOGGER.error(f"nothing could be trained, see {plan.folder}/jobs/*/log.txt")
-        return rows
-    data = load_dataset(plan.options["data"])
-    found = {name: [load_found(job, data) for job in jobs] for name, jobs in good.items()}
-    sample = Sample(found)
-    latency = time_files({name: (jobs[0].files, results[jobs[0]]["input"]) for name, jobs in good.items()}, args)
-    for row in (row for row in rows if row.name in good):
-        outcomes = [results[job] for job in good[row.name]]
-        row.params, row.minutes = outcomes[0]["params"], float(np.mean([one["minutes"] for one in outcomes]))
-        row.maps = {name: float(np.mean([one["maps"][name] for one in outcomes])) for name in outcomes[0]["maps"]}
-        row.accuracy, row.seeds = sample.accuracy(row.name), sample.scores[row.name].tolist()
-        row.behind = sample.difference(sample.best(), row.name) if row.name != sample.best() else None
-        each = sample.classes[row.name]
-        row.classes = {data["names"][key]: float(np.mean([one[key] for one in each])) for key in each[0]}
-        by_size = [one["sizes"] for one in outcomes]
-        known = [size for size in by_size[0] if all(size in one for one in by_size)]
-        row.sizes = {size: float(np.mean([one[size] for one in by_size])) for size in known}
-        row.latency = latency[row.name]
-    sentence = verdict(sample, rows, form)
-    pictures = {}
-    if len(good) > 1:
-        first, second = sorted(good, key=lambda name: -sample.scores[name].mean())[:2]
-        files = {name: good[name][0].files[form] for name in (first, second)}
-        first_seed = {name: found[name][0] for name in files}
-        pictures = {f"Where {first} and {second} disagree most": draw_disagreements(files, first_seed, plan.folder)}
-    save(plan.folder, rows, sentence, form, about(plan, args), pictures)
-    LOGGER.info(f"\n{text_table(cells(rows))}\n\n{sentence}\nResults saved to {plan.folder}, the page is {PAGE} in it")
-    return rows
-
-
-def load_found(job: Job, data: Mapping[str, Any]) -> Detections:
-    """Return what the network of a job found in the val pictures of a data set, as `load_dataset` returns it.
-
-    Raises:
-        UserError: the file of it is damaged, or of other pictures or classes.
-    """
-    found = Detections.load(job.found)
-    others = set(found.names) - set(list_images(data["val"], data["path"]))
-    if others or max(found.true_cls, default=0) >= data["nc"]:
-        why = f"such as {shorten(min(others))}" if others else f"which has {data['nc']} classes"
-        raise UserError(f"{job.found} is not of the val pictures of {data['yaml_file']}, {why}")
-    return found
-
-
-def time_files(
-    files: Mapping[str, tuple[Mapping[str, Path], Sequence[int]]], args: argparse.Namespace
-) -> dict[str, dict[str, Latency]]:
-    """Return entry → form → latency of a file on one picture, all of them timed in turns.
-
-    Args:
-        files: entry → the file of each form, and [channels, height, width] of its input.
-        args: the options.
-    """
-    runs = {}
-    for name, (forms, (channels, height, width)) in files.items():
-        images = make_pictures((height, width), channels)[TIMED_PICTURE][None]
-        for form, path in forms.items():
-            runs[name, form] = open_runner(path, images, args.threads)
-    with TQDM(total=args.rounds, desc="timing") as bar, torch_threads(args.threads):
-        latency = measure(runs, args.rounds, after_round=bar.update)
-    return {name: {form: latency[name, form] for form in forms} for name, (forms, _) in files.items()}
+        return found.rows
+    save(plan.folder, found.rows, found.sentence, about(plan, args), found.pictures)
+    LOGGER.info(f"\n{text_table(cells(found.rows))}\n\n{found.sentence}")
+    LOGGER.info(f"Results saved to {plan.folder}, the page is {PAGE} in it")
+    return found.rows
 
 
 def about(plan: Plan, args: argparse.Namespace) -> dict[str, Any]:
@@ -348,7 +253,7 @@ def about(plan: Plan, args: argparse.Namespace) -> dict[str, Any]:
         "threads": args.threads,
         "rounds": args.rounds,
         "machine": {"processor": processor(), "cores": os.cpu_count()},
-        "versions": versions([plan.options["runtime"]]),
+        "versions": versions(cli.as_list(plan.options["runtime"])),
     }
 
 

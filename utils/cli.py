@@ -464,6 +464,26 @@ class OneSide(argparse.Action):
         setattr(namespace, self.dest, values[0])
 
 
+class OneOrMore(argparse.Action):
+    """Takes one value, which is kept as it is, or several, which become a list; `as_list` returns either as one."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(nargs="+", **settings)
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, _: str | None = None
+    ) -> None:
+        """Keep them; UserError where one is given twice."""
+        if twice := next((value for i, value in enumerate(values) if value in values[:i]), None):
+            parser.error(f"{self.option_strings[0]} names {twice} twice")
+        setattr(namespace, self.dest, values if len(values) > 1 else values[0])
+
+
+def as_list(value: Any) -> list[Any]:
+    """Return the values of an option that takes one or more."""
+    return list(value) if isinstance(value, list | tuple) else [value]
+
+
 def megapixels(text: str) -> int:
     """An option's value that is a picture's size in million pixels, 1 to MOST_MEGAPIXELS."""
     expected = f"a whole number from 1 to {MOST_MEGAPIXELS}, in million pixels"

@@ -80,6 +80,14 @@ OPTIONS: dict[str, Callable[[Place], dict[str, Any]]] = {
     **{f"a secret as {key}": lambda place, key=key: {key: str(place.secret)} for key in ("data", "hyp")},
     **{f"endless zeros as {key}": lambda _, key=key: {key: "/dev/zero"} for key in ("data", "hyp")},
     **{f"{seeds} seeds": lambda _, seeds=seeds: {"seeds": seeds} for seeds in (10**9, -1, 1e308, "x", [[]], {})},
+    **{
+        f"{value!r} as {key}": lambda _, key=key, value=value: {key: value}
+        for key, values in {
+            "runtime": (["onnx", "onnx"], ["onnx", "--plugins=evil.py"], [], [["onnx"]], {"onnx": 1}, "../onnx"),
+            "time_imgsz": (10**9, -1, "x", [64, 64], {}, 1e308),
+        }.items()
+        for value in values
+    },
     "an address as data": lambda _: {"data": f"{ADDRESS}.yaml"},
     "a lone surrogate as data": lambda _: {"data": "\ud800"},
     "null bytes as data": lambda _: {"data": "a\0b"},
@@ -180,6 +188,7 @@ def results() -> Attacks:
         for name, value in VALUES.items():
             yield attack_result(kind, f"{name} as {key}", {key: value})
     yield attack_result(kind, "a list as problem", {"problem": ["a"]})
+    yield attack(kind, "a program in the place of the file to time", program_to_time)
     yield attack_result(kind, "a giant picture", {"input": [3, 10**9, 10**9]})
     yield attack_result(kind, "another picture", {"input": [3, 32, 96]})
     yield attack(kind, "a program elsewhere as the file", program_elsewhere)
@@ -210,6 +219,15 @@ def program(_: Place, folder: Path) -> None:
     for job in folder.glob("jobs/*"):
         edit(job / "result.json", lambda result: result.update(maps={"torchscript": 0.5}))
         save_program(Writer(), job / "train/weights/best.torchscript")
+
+
+def program_to_time(_: Place, folder: Path) -> None:
+    """Have files of TorchScript be timed at a size of their own, and put a foreign one into the place of each."""
+    program(_, folder)
+    edit(folder / "plan.json", lambda plan: plan["options"].update(time_imgsz=96))
+    for job in folder.glob("jobs/*"):
+        (job / "timed").mkdir()
+        save_program(Writer(), job / "timed/best.torchscript")
 
 
 # Detections -----------------------------------------------------------------------------------------------------------

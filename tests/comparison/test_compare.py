@@ -15,6 +15,7 @@ import torch
 import yaml
 
 import compare
+import export
 from models.errors import UserError
 from tests.helpers import tiny, write
 from tests.runs import make_data
@@ -25,8 +26,9 @@ from utils.checkpoint.unpickle import read_pickled
 from utils.comparison import train_ultralytics
 from utils.comparison.detections import Detections
 from utils.comparison.entries import Entry, find_entries
+from utils.comparison.measure import load_found, trained_minutes
 from utils.comparison.plan import Job, Plan, load_plan
-from utils.comparison.report import Compared, cells, frontier, text_table, verdict
+from utils.comparison.report import Compared, cells, counted, frontier, text_table, verdict
 from utils.comparison.statistics import Estimate
 from utils.comparison.work import command_lines
 from utils.comparison.work import start as start_step
@@ -182,6 +184,49 @@ def test_ultralytics_trains_anew_until_its_weights_are_converted(tmp_path):
     assert [words[0] for words in others] == ["export.py", "compare.py"]
 
 
+def test_files_are_written_for_each_runtime_and_at_the_size_of_the_timing(tmp_path):
+    options = {"runtime": ["onnx", "openvino"], "int8": True, "imgsz": 64, "time_imgsz": 96}
+    plan = make_plan(tmp_path, hyp="", batch_size=2, **options)
+    args = compare.make_parser().parse_args([])
+    first, _, again, _ = plan.jobs()
+    assert list(first.files) == ["onnx", "onnx-int8", "openvino", "openvino-int8"]
+    assert {path.parent for path in first.timed_files.values()} == {first.folder / "timed"}
+    assert again.timed_files == again.files
+    folders = {path.parent for path in first.files.values()}
+    for job, sizes in ((first, [None, [96]]), (again, [None])):
+        job.folder.mkdir(parents=True)
+        exports = [words for words in command_lines(plan, job, "", args) if words[0] == "export.py"]
+        parsed = [export.make_parser().parse_args(words[1:]) for words in exports]
+        assert [one.imgsz for one in parsed] == sizes
+        assert all(one.include == ["onnx", "openvino"] and one.int8 for one in parsed)
+        folders |= {Path(one.output) for one in parsed if one.output}
+    assert folders == {first.weights.parent, first.folder / "timed"}
+    plan.options["time_imgsz"] = 64
+    assert all(job.timed_files == job.files for job in plan.jobs())
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--threads", "1", "1"], "--threads names 1 twice"),
+        (["--runtime", "onnx", "openvino", "onnx"], "--runtime names onnx twice"),
+        (["--threads", "0"], "--threads"),
+        (["--runtime", "onnx", "zip"], "--runtime"),
+    ],
+)
+def test_wrong_numbers_of_values_are_told(words, said):
+    with pytest.raises(UserError, match=said):
+        compare.make_parser().parse_args(words)
+
+
+def test_one_value_stays_one_and_several_are_a_list():
+    parser = compare.make_parser()
+    args = parser.parse_args(["--threads", "1", "2", "--runtime", "onnx"])
+    assert (args.threads, args.runtime) == ([1, 2], "onnx")
+    again = parser.from_keywords(threads=args.threads, runtime=args.runtime)
+    assert (again.threads, again.runtime) == (args.threads, args.runtime)
+
+
 @pytest.mark.slow
 def test_a_module_runs_as_a_step(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -251,11 +296,11 @@ def test_detections_in_other_pictures_are_told(tmp_path):
     job = Job(Entry("a", {}), 0, tmp_path)
     pictures = list_images(data["val"])
     found_objects(names=pictures).save(job.found)
-    assert compare.load_found(job, data).names == pictures
+    assert load_found(job, data).names == pictures
     for others in ({"names": [pictures[0], "/dev/zero"]}, {"names": pictures, "true_cls": np.full(1, 2)}):
         found_objects(**others).save(job.found)
         with pytest.raises(UserError, match="is not of the val pictures of"):
-            compare.load_found(job, data)
+            load_found(job, data)
 
 
 def test_options_of_a_plan_are_checked_as_those_of_a_command_line(tmp_path):
@@ -307,7 +352,7 @@ def test_what_failed_is_tried_again(tmp_path):
 
 def test_the_time_of_a_run_that_was_resumed_adds_up(tmp_path):
     (tmp_path / "results.csv").write_text("epoch,time\n1,60\n2,120\n3,30\n4,90\n")
-    assert compare.trained_minutes(tmp_path / "results.csv") == 3.5
+    assert trained_minutes(tmp_path / "results.csv") == 3.5
 
 
 @pytest.mark.slow
@@ -320,7 +365,7 @@ def test_what_ultralytics_trains_becomes_a_checkpoint_of_ours(data, tmp_path):
     folder = train_ultralytics.run(cfg="yolo11n", project=tmp_path / "runs", **settings)
     assert folder == place
     assert secret.read_text() == "stays"
-    assert compare.trained_minutes(folder / "results.csv") > 0
+    assert trained_minutes(folder / "results.csv") > 0
     trained = read_model(read_pickled(folder / "weights/best.pt"), "best.pt").tensors
     converted = load_checkpoint(convert.run(folder / "weights/best.pt"))
     assert (converted.nc, converted.names, converted.imgsz) == (len(NAMES), dict(enumerate(NAMES)), 64)
@@ -336,7 +381,7 @@ class Fixed:
 
     def __init__(self, scores, equals):
         self.scores = {name: np.array([score]) for name, score in scores.items()}
-        self.best, self.equals = lambda: next(iter(scores)), lambda: equals
+        self.best, self.equals, self.ranked = lambda: next(iter(scores)), lambda: equals, lambda: list(scores)
         self.accuracy = lambda name: Estimate(scores[name], 0.01)
         self.difference = lambda a, b: Estimate(scores[a] - scores[b], 0.02)
 
@@ -351,24 +396,44 @@ class Fixed:
 )
 def test_the_winner_is_named_or_that_there_is_none(equals, said):
     rows = [
-        Compared(name, 3, latency={"onnx": Latency((ms,))})
+        Compared(name, 3, by_threads={1: {"onnx": Latency((ms,))}})
         for name, ms in (("a", 9.0), ("b", 2.0), ("c", 1.0), ("d", 8.9))
     ]
-    assert re.match(said, verdict(Fixed({"a": 0.5, "b": 0.49, "c": 0.1, "d": 0.48}, equals), rows, "onnx"))
+    assert re.match(said, verdict(Fixed({"a": 0.5, "b": 0.49, "c": 0.1, "d": 0.48}, equals), rows))
 
 
 def test_the_table_has_the_best_first_and_failures_last():
     rows = [
         Compared("broken", 3, problem="no memory"),
-        Compared("b", 3, accuracy=Estimate(0.4, 0.01), latency={"onnx": Latency((2.0,))}),
-        Compared("a", 3, accuracy=Estimate(0.5, 0.01), latency={"onnx": Latency((9.0,))}),
-        Compared("c", 3, accuracy=Estimate(0.3, 0.01), latency={"onnx": Latency((5.0,))}),
+        Compared("b", 3, accuracy=Estimate(0.4, 0.01), by_threads={1: {"onnx": Latency((2.0,))}}),
+        Compared("a", 3, accuracy=Estimate(0.5, 0.01), by_threads={1: {"onnx": Latency((9.0,))}}),
+        Compared("c", 3, accuracy=Estimate(0.3, 0.01), by_threads={1: {"onnx": Latency((5.0,))}}),
     ]
     lines = cells(rows)
     assert [line[0] for line in lines] == ["", "a", "b", "c", "broken"]
     assert lines[-1][-1] == "no memory"
     assert len({len(line) for line in text_table(lines).splitlines()}) == 1
-    assert frontier(rows, "onnx") == [(2.0, 40.0), (9.0, 50.0)]
+    assert frontier(rows) == [(2.0, 40.0), (9.0, 50.0)]
+
+
+def test_several_runtimes_and_threads_have_their_columns_and_the_fastest_is_named():
+    times = {"onnx": 4.0, "onnx-int8": 3.0, "openvino": 2.0, "openvino-int8": 3.5}
+    first = {form: Latency((ms,)) for form, ms in times.items()}
+    second = {form: Latency((ms / 2,)) for form, ms in times.items()}
+    maps = dict.fromkeys(times, 0.5)
+    row = Compared("a", 3, accuracy=Estimate(0.5, 0.01), maps=maps, by_threads={2: first, 1: second})
+    assert row.milliseconds == 2.0
+    head, line = cells([row])
+    assert [name for name in head if name.endswith(("thread", "threads"))] == [
+        f"{form} ms, {threads}" for threads in ("2 threads", "1 thread") for form in times
+    ]
+    assert dict(zip(head, line, strict=True))["fastest"] == "openvino onnx-int8"
+    assert counted([row]) == "the fastest of onnx, openvino, threads: 2"
+    content = row.as_dict()
+    assert content["fastest"] == {"float": "openvino", "int8": "onnx-int8"}
+    assert content["latency"] == content["latency_by_threads"]["2"]
+    assert content["latency_by_threads"]["1"]["openvino"] == {"median_ms": 1.0, "minimum_ms": 1.0}
+    assert "by_threads" not in content
 
 
 # As users run it ------------------------------------------------------------------------------------------------------
@@ -415,13 +480,15 @@ def test_a_comparison_that_is_killed_ends_with_the_same_numbers(data, tmp_path):
     rows = [[-1, 1, "Breaks", ["small"]]], [[["P2", "P3"], 1, "Detect", ["nc"]]]
     write(tmp_path, {"nc": 4, "backbone": rows[0], "head": rows[1]}, "broken.yaml")
     options = ["--epochs", "3", "--plugins", "breaks.py", "--project", "."]
-    for name, entries in {"whole": ["one.yaml"], "killed": ["one.yaml", "broken.yaml"]}.items():
+    timing = ["--runtime", "onnx", "torchscript", "--time-imgsz", "96"]
+    for name, entries in {"whole": ["one.yaml"], "killed": ["one.yaml", "broken.yaml", *timing]}.items():
         process = start(script(*words(data, *entries), *options, "--name", name), tmp_path)
         if name == "killed":
             wait_for(tmp_path / "killed/jobs/one-0/train/weights/last.pt", process)
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
             again = script("--resume", "killed", "--plugins", "breaks.py", "--device", "cpu", "--rounds", 2)
+            again += ["--threads", "1", "2"]
             process = start(again, tmp_path)
         assert process.wait(timeout=200) == 0
     jobs = [tmp_path / name / "jobs/one-0" for name in ("whole", "killed")]
@@ -433,6 +500,11 @@ def test_a_comparison_that_is_killed_ends_with_the_same_numbers(data, tmp_path):
     assert [entry["name"] for entry in found["entries"]] == ["one", "broken"]
     assert "it broke on purpose" in found["entries"][1]["problem"]
     assert found["verdict"]
+    one = found["entries"][0]
+    assert [list(forms) for forms in one["latency_by_threads"].values()] == [["onnx", "torchscript"]] * 2
+    assert one["maps"].keys() == one["latency"].keys()
+    assert (jobs[1] / "timed/best.torchscript").is_file()
+    assert json.loads((jobs[1] / "result.json").read_text())["input"] == [3, 96, 96]
     page = (tmp_path / "killed/compare.html").read_text()
     assert "it broke on purpose" in page
     assert 'src="http' not in page

@@ -101,11 +101,11 @@ def pareto(rung: Sequence[Trained]) -> list[tuple[float, float]]:
             each.candidate.name,
             epochs=1,
             accuracy=Estimate(each.fitness, 0.0),
-            latency={"": Latency((each.candidate.milliseconds,))},
+            by_threads={1: {"": Latency((each.candidate.milliseconds,))}},
         )
         for each in rung
     ]
-    return frontier(rows, "")
+    return frontier(rows)
 
 
 def log_end(search: Search) -> None:

@@ -1,7 +1,8 @@
 """What a comparison does, as files: a plan, and a folder for each training, which says what is left of it.
 
     FOLDER/plan.json             what was asked for, the model YAMLs, and the epochs of each
-    FOLDER/jobs/NAME-SEED/       train/ is the run; log.txt what was said; found.npz and result.json what came out
+    FOLDER/jobs/NAME-SEED/       train/ is the run; log.txt what was said; found.npz and result.json what came out;
+                                 timed/ has the files that are timed, where that is at another size than the training's
 
 A job is done when it has a `result.json`. Who works on it holds a lock on its folder, which ends with the process. So a
 comparison goes on after a kill, and several processes, on several machines that share the folder, each take what
@@ -21,6 +22,7 @@ from typing import Any
 from models.errors import UserError
 from models.files import why_no_file
 from models.spec import load_spec
+from utils import cli
 from utils.checkpoint.fields import is_count, is_finite, is_list, is_mapping, is_text
 from utils.comparison.entries import Entry, check_tasks
 from utils.comparison.trainers import TRAINERS
@@ -29,6 +31,7 @@ from utils.sizes import MAX_IMGSZ
 from utils.writing import lock_folder, write_text
 
 PLAN, RESULT = "plan.json", "result.json"
+INT8 = "-int8"  # the end of the name of a form, and of the stem of its file
 MAX_BYTES = 1 << 24  # of either
 MOST_EPOCHS = 2**31
 MAX_NUMBERS = 3 * MAX_IMGSZ**2  # of a picture
@@ -48,15 +51,18 @@ class Job:
         entry: what is trained.
         seed: of all random numbers.
         folder: of everything that it writes.
-        runtime: a name in FORMATS, of the file that is written.
-        int8: another one is written in INT8.
+        runtimes: names in FORMATS, of the files that are written; the first is the one whose accuracy counts.
+        int8: others are written in INT8.
+        time_imgsz: side in pixels of the picture that files are timed on, which are written for that; None: those that
+            are measured are timed as well, or those of another seed.
     """
 
     entry: Entry
     seed: int
     folder: Path
-    runtime: str = "onnx"
+    runtimes: tuple[str, ...] = ("onnx",)
     int8: bool = False
+    time_imgsz: int | None = None
 
     @property
     def name(self) -> str:
@@ -80,10 +86,25 @@ class Job:
 
     @property
     def files(self) -> dict[str, Path]:
-        """The files of the best weights that are proven, measured and timed, by their form."""
-        kind, stem = FORMATS[self.runtime], self.weights.stem
-        stems = {kind.name: stem, **({f"{kind.name}-int8": f"{stem}-int8"} if self.int8 else {})}
-        return {form: self.weights.with_name(f"{stem}{kind.ending}") for form, stem in stems.items()}
+        """The files of the best weights that are proven and measured, by their form."""
+        stem, precisions = self.weights.stem, ("", INT8) if self.int8 else ("",)
+        return {
+            f"{name}{end}": self.weights.with_name(f"{stem}{end}{FORMATS[name].ending}")
+            for name in self.runtimes
+            for end in precisions
+        }
+
+    @property
+    def timed_folder(self) -> Path:
+        """The folder of files that are written to be timed."""
+        return self.folder / "timed"
+
+    @property
+    def timed_files(self) -> dict[str, Path]:
+        """The files that are proven and timed, by their form."""
+        if self.time_imgsz is None:
+            return self.files
+        return {form: self.timed_folder / path.name for form, path in self.files.items()}
 
     @property
     def log(self) -> Path:
@@ -154,8 +175,14 @@ class Plan:
     def jobs(self) -> list[Job]:
         """Return all trainings: the first seed of every entry, then the second, …"""
         folder = self.folder / "jobs"
-        seeds, form = range(self.options["seeds"]), (self.options["runtime"], self.options["int8"])
-        return [Job(entry, seed, folder / f"{entry.name}-{seed}", *form) for seed in seeds for entry in self.entries]
+        runtimes, int8 = tuple(cli.as_list(self.options["runtime"])), self.options["int8"]
+        side = self.options.get("time_imgsz")
+        side = side if side != self.options.get("imgsz") else None
+        return [
+            Job(entry, seed, folder / f"{entry.name}-{seed}", runtimes, int8, side if seed == 0 else None)
+            for seed in range(self.options["seeds"])
+            for entry in self.entries
+        ]
 
     def job(self, name: str) -> Job:
         """Return one of them by its name; UserError where there is none."""

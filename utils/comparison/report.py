@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from utils.comparison.plan import INT8
 from utils.comparison.statistics import Estimate, Sample
 from utils.drawing.page import html_image, html_page, html_table
 from utils.latency import Latency
@@ -34,7 +35,7 @@ class Compared:
         classes: class → its AP50-95 in [0, 1], mean over the seeds.
         sizes: small, medium, large → AP50-95 in [0, 1] of objects of this size, mean over the seeds.
         maps: form → mAP50-95 in [0, 1] of the files that were written, mean over the seeds.
-        latency: form → that of one of these files.
+        by_threads: threads of the CPU → form → latency of a file of this form. The first number of threads counts.
         problem: why something is missing.
     """
 
@@ -48,31 +49,58 @@ class Compared:
     classes: dict[str, float] = field(default_factory=dict)
     sizes: dict[str, float] = field(default_factory=dict)
     maps: dict[str, float] = field(default_factory=dict)
-    latency: dict[str, Latency] = field(default_factory=dict)
+    by_threads: dict[int, dict[str, Latency]] = field(default_factory=dict)
     problem: str = ""
+
+    @property
+    def latency(self) -> dict[str, Latency]:
+        """Form → latency with the number of threads that counts; empty where nothing was timed."""
+        return next(iter(self.by_threads.values()), {})
+
+    @property
+    def runtimes(self) -> dict[str, str]:
+        """The form that is fastest among those in float and among those in INT8, with the threads that count."""
+        forms = {"float": [form for form in self.latency if not form.endswith(INT8)]}
+        forms["int8"] = [form for form in self.latency if form.endswith(INT8)]
+        return {
+            precision: min(mine, key=lambda form: self.latency[form].median)
+            for precision, mine in forms.items()
+            if mine
+        }
+
+    @property
+    def milliseconds(self) -> float | None:
+        """The latency that counts, a median: that of the fastest form in float; None where nothing was timed."""
+        form = self.runtimes.get("float")
+        return self.latency[form].median if form else None
 
     def as_dict(self) -> dict[str, Any]:
         """Return it as JSON takes it."""
-        times = {form: {"median_ms": one.median, "minimum_ms": one.minimum} for form, one in self.latency.items()}
-        return {**{key: value for key, value in asdict(self).items() if key != "latency"}, "latency": times}
+        times = {str(threads): _as_numbers(forms) for threads, forms in self.by_threads.items()}
+        known = {key: value for key, value in asdict(self).items() if key != "by_threads"}
+        more = {"latency_by_threads": times, "fastest": self.runtimes}
+        return {**known, "latency": _as_numbers(self.latency), **more}
 
 
-def verdict(sample: Sample, rows: Sequence[Compared], form: str) -> str:
+def _as_numbers(forms: Mapping[str, Latency]) -> dict[str, dict[str, float]]:
+    return {form: {"median_ms": one.median, "minimum_ms": one.minimum} for form, one in forms.items()}
+
+
+def verdict(sample: Sample, rows: Sequence[Compared]) -> str:
     """Return in a sentence or two which network is the best, or that the data cannot tell.
 
     Args:
         sample: the accuracies.
         rows: the networks.
-        form: the one whose latency counts.
     """
     if len(sample.scores) == 1:
         return f"Only {sample.best()} could be trained: there is nothing to compare it with."
     best, *others = sample.equals()
     text = f"{best} is the best on this data: mAP50-95 {shown(sample.accuracy(best))}."
     if not others:
-        second = max((n for n in sample.scores if n != best), key=lambda n: float(sample.scores[n].mean()))
+        second = sample.ranked()[1]
         return f"{text} The next is {second}, {shown(sample.difference(best, second))} points behind."
-    times = {row.name: row.latency[form].median for row in rows if form in row.latency}
+    times = {row.name: row.milliseconds for row in rows if row.milliseconds is not None}
     timed = [name for name in (best, *others) if name in times]
     text = (
         f"The data cannot tell {', '.join(others)} from {best}, which has the highest mAP50-95, "
@@ -93,20 +121,24 @@ def shown(estimate: Estimate) -> str:
 
 def cells(rows: Sequence[Compared]) -> list[list[str]]:
     """Return the table as text: its head, and a line for each network, the best first."""
-    forms = list(dict.fromkeys(form for row in rows for form in row.latency))
-    others = forms[1:]
-    head = ["", "mAP50-95", "behind", *(f"{form} mAP" for form in others), *(f"{form} ms" for form in forms)]
-    head += ["params M", "epochs", "minutes", ""]
+    timed = list(dict.fromkeys((n, form) for row in rows for n, forms in row.by_threads.items() for form in forms))
+    others = list(dict.fromkeys(form for _, form in timed))[1:]
+    several = len({n for n, _ in timed}) > 1
+    times = [f"{form} ms, {n} thread{'s' * (n > 1)}" if several else f"{form} ms" for n, form in timed]
+    head = ["", "mAP50-95", "behind", *(f"{form} mAP" for form in others), *times]
+    head += ["fastest", "params M", "epochs", "minutes", ""]
+    runtimes = {name.removesuffix(INT8) for _, name in timed}
     lines = [head]
     for row in sorted(rows, key=lambda row: -row.accuracy.value if row.accuracy else 1.0):
-        times = [f"{row.latency[form].median:.1f}" if form in row.latency else "" for form in forms]
+        mine = {(n, form): one.median for n, forms in row.by_threads.items() for form, one in forms.items()}
         lines.append(
             [
                 row.name,
                 shown(row.accuracy) if row.accuracy else "",
                 shown(row.behind) if row.behind else "",
                 *(f"{100 * row.maps[form]:.1f}" if form in row.maps else "" for form in others),
-                *times,
+                *(f"{mine[key]:.1f}" if key in mine else "" for key in timed),
+                " ".join(row.runtimes.values()) if len(runtimes) > 1 else "",
                 f"{row.params / 1e6:.2f}" if row.params else "",
                 str(row.epochs),
                 f"{row.minutes:.1f}" if row.minutes is not None else "",
@@ -129,7 +161,7 @@ def text_table(lines: Sequence[Sequence[str]]) -> str:
     )
 
 
-def draw(rows: Sequence[Compared], form: str, path: Path) -> None:
+def draw(rows: Sequence[Compared], path: Path) -> None:
     """Draw accuracy with its intervals against latency; without latencies, side by side."""
     import matplotlib as mpl  # noqa: PLC0415 (slow)
     from matplotlib.figure import Figure  # noqa: PLC0415
@@ -137,15 +169,15 @@ def draw(rows: Sequence[Compared], form: str, path: Path) -> None:
     with mpl.rc_context({"text.parse_math": False}):
         figure = Figure(figsize=(8, 5), layout="constrained")
         axes = figure.add_subplot()
-        timed = all(form in row.latency for row in rows if row.accuracy)
+        timed = all(row.milliseconds is not None for row in rows if row.accuracy)
         for number, (row, accuracy) in enumerate((row, row.accuracy) for row in rows if row.accuracy):
-            x, y = row.latency[form].median if timed else number, 100 * accuracy.value
-            axes.errorbar(x, y, 100 * accuracy.margin, fmt="o", capsize=4, label=row.name)
+            x = number if row.milliseconds is None or not timed else row.milliseconds
+            axes.errorbar(x, 100 * accuracy.value, 100 * accuracy.margin, fmt="o", capsize=4, label=row.name)
         if timed:
-            points = frontier(rows, form)
+            points = frontier(rows)
             axes.plot(*zip(*points, strict=True), "k--", alpha=0.4, drawstyle="steps-post", zorder=0)
             axes.set_xlim(left=0)
-        axes.set_xlabel(f"median ms a picture, {form}" if timed else "in the order of the command line")
+        axes.set_xlabel(f"median ms a picture, {counted(rows)}" if timed else "in the order of the command line")
         axes.set_ylabel("mAP50-95, 95 % interval")
         axes.set_ylim(bottom=max(0, axes.get_ylim()[0]))
         axes.grid(alpha=0.3)
@@ -154,9 +186,18 @@ def draw(rows: Sequence[Compared], form: str, path: Path) -> None:
             figure.savefig(file, dpi=130, format="png")
 
 
-def frontier(rows: Sequence[Compared], form: str) -> list[tuple[float, float]]:
+def counted(rows: Sequence[Compared]) -> str:
+    """Return in words which latency counts."""
+    forms = list(dict.fromkeys(form for row in rows for form in row.latency if not form.endswith(INT8)))
+    threads = {n: None for row in rows for n in row.by_threads}
+    text = forms[0] if len(forms) == 1 else f"the fastest of {', '.join(forms)}"
+    return f"{text}, threads: {next(iter(threads))}" if len(threads) > 1 else text
+
+
+def frontier(rows: Sequence[Compared]) -> list[tuple[float, float]]:
     """Return (ms, mAP in percent) of the networks that no other one beats in both, the fastest first."""
-    points = sorted((row.latency[form].median, -100 * row.accuracy.value) for row in rows if row.accuracy)
+    known = [(row.milliseconds, row.accuracy) for row in rows]
+    points = sorted((ms, -100 * accuracy.value) for ms, accuracy in known if accuracy and ms is not None)
     best = itertools.accumulate((y for _, y in points), min)
     return [(x, -y) for (x, y), least in zip(points, best, strict=True) if y == least]
 
@@ -165,7 +206,6 @@ def save(
     folder: Path,
     rows: Sequence[Compared],
     sentence: str,
-    form: str,
     about: Mapping[str, Any],
     pictures: Mapping[str, Path],
 ) -> None:
@@ -175,11 +215,10 @@ def save(
         folder: where to.
         rows: the networks.
         sentence: the verdict.
-        form: the one whose latency the picture shows.
         about: what was run, and with what.
         pictures: title → a picture for the page.
     """
-    draw(rows, form, folder / PICTURE)
+    draw(rows, folder / PICTURE)
     content = {"verdict": sentence, **about, "entries": [row.as_dict() for row in rows]}
     write_text(folder / DATA, json.dumps(content, indent=1))
     parts = [

@@ -105,9 +105,13 @@ class Sample:
         value = float(self.scores[a].mean() - self.scores[b].mean())
         return Estimate(value, margin(float((self.draws[a] - self.draws[b]).std()), self.scores[a], self.scores[b]))
 
+    def ranked(self) -> list[str]:
+        """Return the networks, that of the highest accuracy first."""
+        return sorted(self.scores, key=lambda name: -float(self.scores[name].mean()))
+
     def best(self) -> str:
         """Return the network of the highest accuracy."""
-        return max(self.scores, key=lambda name: float(self.scores[name].mean()))
+        return self.ranked()[0]
 
     def equals(self) -> list[str]:
         """Return the networks that may be as good as the best one, which comes first."""

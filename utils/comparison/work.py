@@ -90,16 +90,19 @@ def go_on(one: Running, args: argparse.Namespace) -> bool:
 
 
 def command_lines(plan: Plan, job: Job, device: str, args: argparse.Namespace) -> list[list[str]]:
-    """Return what is run for a job: train, or go on with the training; write and prove the files; measure them."""
+    """Return what is run for a job: train, or go on with that; write and prove files, those to time too; measure."""
     options = plan.options
     on = ["--device", device] if device else []
     consents = ["--megapixels", str(args.megapixels), *(["--download"] if args.download else [])]
     consents += ["--plugins", *args.plugins] if args.plugins else []
     training = TRAINERS[job.entry.trainer].steps(plan, job, on, consents)
-    export = ["export.py", "--weights", str(job.weights), "--include", options["runtime"]]
+    export = ["export.py", "--weights", str(job.weights), "--include", *job.runtimes, *consents]
     export += ["--int8", "--data", options["data"], "--max-drop", "100"] if options["int8"] else []
-    measure = ["compare.py", "--resume", str(plan.folder), "--only", job.name]
-    return [*training, [*export, *consents], [*measure, *consents]]
+    exports = [export]
+    if job.time_imgsz:
+        exports += [[*export, "--imgsz", str(job.time_imgsz), "--output", str(job.timed_folder)]]
+    measure = ["compare.py", "--resume", str(plan.folder), "--only", job.name, *consents]
+    return [*training, *exports, measure]
 
 
 def start(words: list[str], job: Job, lock: int, args: argparse.Namespace) -> subprocess.Popen[bytes]:
