@@ -14,9 +14,9 @@ import pytest
 os.environ["OMP_NUM_THREADS"] = "1"  # the networks are small: more threads would only wait for one another
 
 
-LONG = ["export", "fuzz", "divergence", "int8", "ends", "openvino", "export_formats", "detect", "train", "legacy"]
-LONG += ["summary", "timm", "repmlpnet", "repmlp_resnet", "repvgg", "words", "inspect_backbone", "reparam", "segment"]
-LONG += ["parity"]
+LONG = "docs widen parity offline backbones compare processes int8 reparam export_shapes timm export classify".split()
+LONG += "deploy_form ultralytics_yaml repvgg summary words gradients ends train kills attacks pages published".split()
+LONG += "detect export_formats convert resume segment plugins check_weights repmlpnet openvino divergence fuzz".split()
 M_MMAP_THRESHOLD, M_TRIM_THRESHOLD = -3, -1  # of glibc's mallopt
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # shells have what runs in the background ignore it

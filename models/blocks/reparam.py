@@ -284,11 +284,13 @@ def fold_batch_norms(model: nn.Module, example: Tensor, report: DeployReport) ->
     `report` gets the number of pairs, and the norms that stay, each with its reasons.
     """
     places = places_of(model)
-    ran = ran_modules(model, example)
-    idle = [m for m in model.modules() if isinstance(m, _BatchNorm) and m not in ran]
+    links = list(follow(model, example, producers=(_ConvNd, nn.Linear), consumers=(_BatchNorm,)))
+    reading = {link.consumer for link in links}
+    idle = [m for m in model.modules() if isinstance(m, _BatchNorm) and m not in reading]
+    ran = ran_modules(model, example) if idle else set()
     blocks = {bn: _block_of(model, places[bn][0], ran) for bn in idle}
     stays: dict[Any, str] = {}  # BatchNorms
-    for link in follow(model, example, producers=(_ConvNd, nn.Linear), consumers=(_BatchNorm,)):
+    for link in links:
         bn, conv = link.consumer, link.producer
         try:
             if conv is None or not _channels_first(link):
@@ -298,7 +300,8 @@ def fold_batch_norms(model: nn.Module, example: Tensor, report: DeployReport) ->
             report.fused["Conv+BN"] += 1
         except ValueError as e:
             stays[bn] = str(e)
-    readers = follow(model, example, producers=tuple({type(bn) for bn in stays}), consumers=(_ConvNd, nn.Linear))
+    kinds = tuple({type(bn) for bn in stays})
+    readers = follow(model, example, producers=kinds, consumers=(_ConvNd, nn.Linear)) if stays else ()
     reader = {link.producer: link.consumer for link in readers if _channels_first(link)}
     for bn in list(stays):
         try:

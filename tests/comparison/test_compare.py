@@ -1,5 +1,6 @@
 """compare.py: what it plans, that a kill loses nothing, and that one failure stops nothing."""
 
+import importlib
 import json
 import os
 import re
@@ -17,13 +18,14 @@ import yaml
 import compare
 import export
 from models.errors import UserError
+from tests.comparison.kills import Done
 from tests.helpers import tiny, write
 from tests.runs import make_data
-from utils import convert
+from utils import cli, convert
 from utils.checkpoint import load_checkpoint
 from utils.checkpoint.foreign import read_model
 from utils.checkpoint.unpickle import read_pickled
-from utils.comparison import train_ultralytics
+from utils.comparison import train_ultralytics, work
 from utils.comparison.detections import Detections
 from utils.comparison.entries import Entry, find_entries
 from utils.comparison.measure import load_found, trained_minutes
@@ -473,24 +475,40 @@ def test_a_budget_gives_the_faster_network_more_epochs(data, tmp_path, monkeypat
     assert plan.epochs == {"fast": 30, "slow": 10}
 
 
+@pytest.fixture
+def steps_here(monkeypatch):
+    """Have a comparison do its steps in this process and draw no curves, which takes longer than to train."""
+
+    def start(words, job, lock, args):
+        module = importlib.import_module(words[0].removesuffix(".py"))
+        plain = ["--noplots"] if words[0] == "train.py" else []
+        assert cli.run_script(module.main, module.make_parser(), [*words[1:], *plain]) == 0
+        return Done()
+
+    monkeypatch.setattr(work, "start", start)
+    monkeypatch.setattr(work, "POLL", 0)
+
+
 @pytest.mark.slow
-def test_a_comparison_that_is_killed_ends_with_the_same_numbers(data, tmp_path):
+def test_a_comparison_that_is_killed_ends_with_the_same_numbers(data, tmp_path, monkeypatch, steps_here):
+    """As one that was never stopped, which has done all of its steps in one process."""
+    monkeypatch.chdir(tmp_path)
     write(tmp_path, tiny(nc=4), "one.yaml")
     (tmp_path / "breaks.py").write_text(BREAKS)
     rows = [[-1, 1, "Breaks", ["small"]]], [[["P2", "P3"], 1, "Detect", ["nc"]]]
     write(tmp_path, {"nc": 4, "backbone": rows[0], "head": rows[1]}, "broken.yaml")
-    options = ["--epochs", "3", "--plugins", "breaks.py", "--project", "."]
+    options = ["--epochs", "3", "--project", ".", "--name"]
+    whole = [*words(data, "one.yaml"), *options, "whole"]
+    assert cli.run_script(compare.main, compare.make_parser(), whole) == 0
     timing = ["--runtime", "onnx", "torchscript", "--time-imgsz", "96"]
-    for name, entries in {"whole": ["one.yaml"], "killed": ["one.yaml", "broken.yaml", *timing]}.items():
-        process = start(script(*words(data, *entries), *options, "--name", name), tmp_path)
-        if name == "killed":
-            wait_for(tmp_path / "killed/jobs/one-0/train/weights/last.pt", process)
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-            again = script("--resume", "killed", "--plugins", "breaks.py", "--device", "cpu", "--rounds", 2)
-            again += ["--threads", "1", "2"]
-            process = start(again, tmp_path)
-        assert process.wait(timeout=200) == 0
+    both = words(data, "one.yaml", "broken.yaml", *timing)
+    process = start(script(*both, *options, "killed", "--plugins", "breaks.py"), tmp_path)
+    wait_for(tmp_path / "killed/jobs/one-0/train/weights/last.pt", process)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    again = script("--resume", "killed", "--plugins", "breaks.py", "--device", "cpu", "--rounds", 2)
+    again += ["--threads", "1", "2"]
+    assert start(again, tmp_path).wait(timeout=200) == 0
     jobs = [tmp_path / name / "jobs/one-0" for name in ("whole", "killed")]
     whole, killed = (load_checkpoint(job / "train/weights/best.pt").state_dict() for job in jobs)
     assert all(torch.equal(killed[key], value) for key, value in whole.items())
