@@ -13,7 +13,7 @@ from utils.operators.table import Cost, Table, load_tables, processor, save_tabl
 from utils.operators.timing import runtime_version, time_group, time_overheads
 
 GROUP = 24  # operators that run in turns
-OVERHEAD_ROUNDS = 100
+OVERHEAD_ROUNDS = 50
 
 
 @dataclass(frozen=True)

@@ -154,6 +154,11 @@ def write_openvino_int8(operator: Operator, folder: Path) -> bytes:
     graph = FloatGraph(path)
     if not graph.layers:
         return path.read_bytes()
+    return quantized_as_nncf(graph, _ranges(graph)).SerializeToString()
+
+
+def quantized_as_nncf(graph: FloatGraph, ranges: TensorsData) -> ModelProto:
+    """Return a graph, which is changed, with rounding before layers, sums and pools, and none before activations."""
     kinds = {node.name: node.op_type for node in graph.model.graph.node}
     quantizer = QDQQuantizer(
         graph.model,
@@ -161,14 +166,14 @@ def write_openvino_int8(operator: Operator, folder: Path) -> bytes:
         reduce_range=False,
         weight_qType=QuantType.QInt8,
         activation_qType=QuantType.QUInt8,
-        tensors_range=_ranges(graph),
+        tensors_range=ranges,
         nodes_to_quantize=sorted(name for name in graph.body if kinds[name] not in ACTIVATION_OPS),
         nodes_to_exclude=[],
         op_types_to_quantize=[*LAYER_OPS, *OTHER_OPS],
         extra_options={"OpTypesToExcludeOutputQuantization": [*LAYER_OPS]},
     )
     quantizer.quantize_model()
-    return quantizer.model.model.SerializeToString()
+    return quantizer.model.model
 
 
 def _ranges(graph: FloatGraph) -> TensorsData:
