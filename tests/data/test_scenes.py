@@ -8,7 +8,7 @@ import yaml
 from tests.data.digests import digest
 from utils.data import scenes
 from utils.data.drawn import ensure_drawn
-from utils.data.scenes import NAMES, NOTHING, Recipe, Scene, Thing, compose, least_seen
+from utils.data.scenes import NAMES, NO_OBJECT, Recipe, Scene, Thing, compose, least_seen
 
 # isort: split
 import cv2
@@ -29,7 +29,7 @@ def empty_scene(seed: int = 0, side: int = 320) -> Scene:
     return Scene(np.zeros((side, side, 3), np.float32), np.random.default_rng(seed))
 
 
-def block(width: int, height: int, grey: int, kind: int = NOTHING) -> Thing:
+def block(width: int, height: int, grey: int, kind: int = NO_OBJECT) -> Thing:
     """Return a rectangle of one colour."""
     return Thing(np.full((height, width), 255, np.uint8), np.full((height, width, 3), grey, np.float32), kind)
 
@@ -100,7 +100,7 @@ def test_a_label_is_the_box_of_the_visible_part():
     assert scene.boxes() == [(3, (120, 100, 140, 120)), (7, (0, 280, 40, 320))]
 
 
-@pytest.mark.parametrize("kind", [NOTHING, 5])
+@pytest.mark.parametrize("kind", [NO_OBJECT, 5])
 def test_nothing_hides_an_object_too_much(kind):
     scene = empty_scene()
     assert scene.put(block(20, 20, 200, kind=3), (100, 100, 120, 120))

@@ -40,7 +40,7 @@ VISIBLE, VISIBLE_PIXELS = 0.4, 40  # that is left of each object: this part, and
 TRIES = 12  # places for a thing, after which it is left out
 TURN, STRETCH, SHEAR = 0.5, 0.3, 0.2  # most: radians, logarithm of width by height, sideways by height
 PERIOD, LEAST_PERIOD = (0.17, 0.3), 4.0  # of a texture, as a part of the object's size; pixels
-NOTHING = -1  # the class of what is no object
+NO_OBJECT = -1  # instead of the class, and of the number, of an object
 
 
 @dataclass(frozen=True)
@@ -182,7 +182,7 @@ class Thing:
 
     covered: np.ndarray
     colours: np.ndarray
-    kind: int = NOTHING
+    kind: int = NO_OBJECT
     shadow: int = 0  # pixels
 
     @property
@@ -198,7 +198,7 @@ class Scene:
     Attributes:
         pixels: (side, side, 3) float32 BGR, 0 to 255.
         rng: that of the picture.
-        owner: (side, side) int16: the number of the object that is seen, -1 for none.
+        owner: (side, side) int16: the number of the object that is seen, or `NO_OBJECT`.
         kinds: class of each object.
         whole, seen: pixels of each object, all of them and those that are seen.
     """
@@ -211,7 +211,7 @@ class Scene:
     seen: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.owner = np.full(self.pixels.shape[:2], -1, np.int16)
+        self.owner = np.full(self.pixels.shape[:2], NO_OBJECT, np.int16)
 
     def place(self, thing: Thing) -> bool:
         """Put a thing where it hides none of the objects too much, at most 15 % of its width or height cut off.
@@ -234,18 +234,18 @@ class Scene:
         height, width = self.owner.shape
         left, top, right, bottom = max(frame[0], 0), max(frame[1], 0), min(frame[2], width), min(frame[3], height)
         inside = np.s_[top - frame[1] : bottom - frame[1], left - frame[0] : right - frame[0]]
-        owner, solid = self.owner[top:bottom, left:right], thing.solid[inside]
-        hidden = np.bincount(owner[solid] + 1, minlength=len(self.seen) + 1)[1:]
+        whole_solid = thing.solid
+        owner, solid = self.owner[top:bottom, left:right], whole_solid[inside]
+        hidden = np.bincount(owner[solid] + 1, minlength=len(self.seen) + 1)[1:]  # the first: pixels of no object
         seen = [pixels - int(lost) for pixels, lost in zip(self.seen, hidden, strict=True)]
-        whole = list(self.whole)
-        if thing.kind != NOTHING:
-            seen, whole = [*seen, int(solid.sum())], [*whole, int(thing.solid.sum())]
-        if not all(left_over >= least_seen(pixels) for left_over, pixels in zip(seen, whole, strict=True)):
+        number, kinds, whole = NO_OBJECT, self.kinds, self.whole
+        if thing.kind != NO_OBJECT:
+            number, kinds = len(kinds), [*kinds, thing.kind]
+            seen, whole = [*seen, int(solid.sum())], [*whole, int(whole_solid.sum())]
+        if any(left_over < least_seen(pixels) for left_over, pixels in zip(seen, whole, strict=True)):
             return False
-        if thing.kind != NOTHING:
-            self.kinds.append(thing.kind)
-        self.seen, self.whole = seen, whole
-        owner[solid] = len(self.kinds) - 1 if thing.kind != NOTHING else -1
+        self.kinds, self.seen, self.whole = kinds, seen, whole
+        owner[solid] = number
         paint_over(self.pixels[top:bottom, left:right], thing, inside)
         return True
 
@@ -314,7 +314,7 @@ def random_paint(scene: Scene, size: float, texture: Texture | None) -> Paint:
     )
 
 
-def outlined(scene: Scene, points: np.ndarray, texture: Texture | None, kind: int = NOTHING) -> Thing:
+def outlined(scene: Scene, points: np.ndarray, texture: Texture | None, kind: int = NO_OBJECT) -> Thing:
     """Return a thing with the outline `points`, (corners, 2) in pixels, in random colours."""
     points = points - points.min(0) + scene.rng.uniform(1, 2, 2)
     width, height = (int(extent) for extent in np.ceil(points.max(0)) + 1)
