@@ -253,9 +253,9 @@ class Scene:
         """Return class and box of the visible part of each object."""
         found = []
         for number, kind in enumerate(self.kinds):
-            rows, columns = np.nonzero(self.owner == number)
-            box = int(columns.min()), int(rows.min()), int(columns.max()) + 1, int(rows.max()) + 1
-            found.append((kind, box))
+            seen = self.owner == number
+            columns, rows = (np.flatnonzero(seen.any(axis)) for axis in (0, 1))
+            found.append((kind, (int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1)))
         return found
 
 
