@@ -35,6 +35,7 @@ from models.backbones.traceable import Traceable, as_constant
 from models.backbones.weights import MIN_MATCHED, Adapted, Dialect, WeightsReport
 from models.blocks.frozen import thaw
 from models.blocks.reparam import fuse_blocks, register_batch_norm, register_fuser, register_linear
+from models.blocks.start import start_near_identity
 from models.errors import ConfigError, UserError, WeightsError, did_you_mean
 
 RESERVED_OPTIONS = ("in_chans", "out_indices", "features_only")  # follow from the rest of a YAML
@@ -163,7 +164,10 @@ class TimmBackbone(Backbone):
         own = set(self.state_dict())
         if len(own & {inner for name in tensors for inner in _inner_names(name)}) < MIN_MATCHED * len(own):
             own |= fuse_blocks(self).state_dict().keys()  # it may be a file in deploy form
-        return Adapted({next((n for n in _inner_names(name) if n in own), name): t for name, t in tensors.items()})
+        inner = {
+            name: next((n for n in _inner_names(name) if n in own), name.removeprefix("body.")) for name in tensors
+        }
+        return Adapted({inner[name]: tensor for name, tensor in tensors.items()})
 
     @property
     def own_maps(self) -> tuple[nn.Module, dict[int, int]]:
@@ -275,8 +279,16 @@ class TimmClassifier(nn.Module):
 
 
 def _inner_names(name: str) -> tuple[str, ...]:
-    """Return what timm's feature extractors may call a classifier's tensor: as it is, wrapped, or one level flatter."""
-    return f"body.{name}", f"body.model.{name}", f"body.body.{name}", f"body.{name.replace('.', '_', 1)}"
+    """Return what timm's feature extractors may call a classifier's tensor: as it is, wrapped, or one level flatter.
+
+    It has timm's name, or that in a classifier of ours, which puts `body.` before it.
+    """
+    names = dict.fromkeys((name, name.removeprefix("body.")))
+    return tuple(
+        inner
+        for n in names
+        for inner in (f"body.{n}", f"body.model.{n}", f"body.body.{n}", f"body.{n.replace('.', '_', 1)}")
+    )
 
 
 @contextlib.contextmanager
@@ -538,8 +550,11 @@ def fuse_timm_block(module: nn.Module) -> nn.Module | None:
 
 
 def _create(arch: str, features_only: bool = True, **options: Any) -> Any:
-    """Call `timm.create_model` and turn its refusals into one sentence."""
+    """Call `timm.create_model`, turn its refusals into one sentence, and start new branches as they learn."""
     try:
-        return timm.create_model(arch, features_only=features_only, **options)
+        model = timm.create_model(arch, features_only=features_only, **options)
     except TIMM_ERRORS as e:
         raise UserError(f"timm cannot build {arch} as a backbone: {_first_line(e)}") from e
+    if not options.get("pretrained"):
+        start_near_identity(model)
+    return model

@@ -384,6 +384,28 @@ def test_a_pool_of_equal_cells_is_left_alone():
     assert adaptive_avg_pool2d(torch.rand(1, 1, 6, 8), (3, 4)) is None
 
 
+# How new ones start ---------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("arch", ["mobileone_s0", "repvgg_a0"])
+def test_new_branches_leave_something_of_the_picture(arch):
+    """Behind 18 blocks of MobileOne and 13 of RepVGG that start as timm's do, the correlation is below 0.01."""
+    torch.manual_seed(0)
+    blocks = [m for m in create_backbone("timm", arch).modules() if getattr(m, "identity", None) is not None]
+    width = max({block.identity.num_features for block in blocks[:-1]})
+    x = torch.randn(8, width, 6, 6).relu()
+    y = nn.Sequential(*(block for block in blocks if block.identity.num_features == width))(x)
+    assert torch.corrcoef(torch.stack([x.flatten(), y.flatten()]))[0, 1] > 0.5
+
+
+def test_weights_of_a_file_are_as_they_were(tmp_path):
+    published = randomize_(timm.create_model("mobileone_s0", num_classes=3))
+    torch.save(published.state_dict(), tmp_path / "s0.pth")
+    ours = create_backbone("timm", "mobileone_s0", num_classes=3, weights=tmp_path / "s0.pth")
+    assert all(torch.equal(a, b) for a, b in zip(ours.parameters(), published.parameters(), strict=True))
+    torch.save(ours.state_dict(), tmp_path / "ours.pth")  # under our names, `body.` before timm's
+    backbone = create_backbone("timm", "mobileone_s0", weights=tmp_path / "ours.pth")
+    assert (len(backbone.weights_report.missing), len(backbone.weights_report.unexpected)) == (0, 0)
+
+
 # Classifiers ----------------------------------------------------------------------------------------------------------
 def test_a_classifier_is_timms_own():
     torch.manual_seed(0)
