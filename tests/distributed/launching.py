@@ -13,9 +13,22 @@ LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--npro
 
 def run_by(processes: int, words: list[str], cwd: Path = ROOT) -> str:
     """Return what so many processes of a script print, given as its path and options, or as -m and a module."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    code, printed = start_by(processes, words, cwd)
+    assert code == 0, printed[-3000:]
+    return printed
+
+
+def start_by(processes: int, words: list[str], cwd: Path = ROOT, **variables: str) -> tuple[int, str]:
+    """Return the exit code of so many processes of a script, and what they print.
+
+    Args:
+        processes: how many.
+        words: its path and options, or -m and a module.
+        cwd: the folder that they run in.
+        variables: of their environment.
+    """
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **variables}
     command = [*LAUNCH, str(processes), *words]
     options = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "timeout": 100}
     result = subprocess.run(command, check=False, cwd=cwd, env=environment, **options)
-    assert result.returncode == 0, result.stdout[-3000:]
-    return result.stdout
+    return result.returncode, result.stdout

@@ -1,8 +1,9 @@
 """The group of processes that `torchrun` or `--device 0,1` started, and what they tell each other.
 
 The first one, of rank 0, reads, checks and writes; the others are told what they need. Alone, everything here does
-nothing. What one process does alone for long, such as the scan of a data set, the others await with SETUP_TIMEOUT; in
-the steps of a training they await each other with STEP_TIMEOUT, after which a process that hangs ends all of them.
+nothing. What one process does alone for long, such as the scan of a data set, the others await with PATIENCE; in the
+steps of a training they await each other with STEP_TIMEOUT, after which a process that hangs ends all of them. One that
+is frozen is found by its `Heartbeat`, whatever the others wait for.
 """
 
 from __future__ import annotations
@@ -21,15 +22,17 @@ from ultralytics.utils import LOCAL_RANK, RANK, WORLD_SIZE
 
 from models.environment import cpu_cores
 from models.errors import UserError
+from utils.distributed.heartbeat import Heartbeat
 
 T = TypeVar("T")
 LOCAL_SIZE = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # processes on this machine
 STARTS = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))  # of this group by torchrun, before this one
 STORE = "REPYOLO_STORE"  # the variable with the path of the file by which processes of one machine find each other
 STEP_TIMEOUT = timedelta(seconds=float(os.environ.get("REPYOLO_STEP_TIMEOUT", "40")))
-SETUP_TIMEOUT = timedelta(minutes=30)
+SETUP_TIMEOUT = timedelta(minutes=30)  # until all have started
+PATIENCE = timedelta(days=7)
 OWN_DEVICE: list[torch.device] = []  # of this process, while it is one of several
-PATIENT: list[Any] = []  # the group whose members await each other with SETUP_TIMEOUT
+PATIENT: list[Any] = []  # the group whose members await each other with PATIENCE
 
 
 class LostProcessError(RuntimeError):
@@ -77,10 +80,11 @@ def process_group(device: str) -> Iterator[torch.device | None]:
         backend = "cpu:gloo,cuda:nccl" if own.type == "cuda" else "gloo"
         store = dist.PrefixStore(f"start{STARTS}", shared_store())  # it may hold addresses of processes that failed
         dist.init_process_group(backend, store=store, rank=RANK, world_size=WORLD_SIZE, timeout=STEP_TIMEOUT)
-        PATIENT.append(dist.new_group(backend="gloo", timeout=SETUP_TIMEOUT))
+        PATIENT.append(dist.new_group(backend="gloo", timeout=PATIENCE))
         OWN_DEVICE.append(own)
-        yield own
-        dist.barrier(PATIENT[-1])
+        with Heartbeat(store.clone(), RANK, range(RANK - LOCAL_RANK, RANK - LOCAL_RANK + LOCAL_SIZE)):
+            yield own
+            dist.barrier(PATIENT[-1])
     PATIENT.clear()
     OWN_DEVICE.clear()
     dist.destroy_process_group()
