@@ -13,6 +13,7 @@
     python detect.py --weights best.onnx --source folder/ --save-txt --save-conf --save-crop --save-csv
     python detect.py --weights a.pt b.onnx --source folder/                              # both, joined by NMS
     python detect.py --source clip.mp4 --track bytetrack --save-txt                      # numbers for objects
+    python detect.py --source folder/ --device 0,1                       # shared by two GPUs; cpu,cpu: two processes
     python detect.py --web                                               # a page to drop pictures and videos on
     python detect.py --conf 0.4 --iou 0.5 --classes 0 2 --max-det 100 --img 320 480      # height and width
 
@@ -28,8 +29,10 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from models.errors import UserError
 from utils import cli
@@ -40,14 +43,17 @@ from utils.detect.feature_maps import OUTPUTS, FeatureMaps
 from utils.detect.frame import Found
 from utils.detect.loop import Speed, predict
 from utils.detect.predictor import Predictor
+from utils.detect.shared import SharedWriters, check_shareable, check_splits, join_findings, share_of_machine
 from utils.detect.sources import AnySource, Files, has_pictures, open_source
 from utils.detect.tracking import LOW_CONF, TRACKERS, Tracking
 from utils.detect.writers import Wanted, Writers
+from utils.distributed.group import from_first, group_size, is_first, is_shared, is_true_of_all, process_group
+from utils.distributed.launch import launch, wants_several
 from utils.drawing.fonts import use_font
 
 # isort: split
 from ultralytics.engine.results import Results
-from ultralytics.utils import ASSETS, LOGGER
+from ultralytics.utils import ASSETS, LOGGER, RANK
 from ultralytics.utils.checks import check_imshow
 
 from utils.paths import ROOT, find_file, find_weights, increment_path
@@ -80,7 +86,7 @@ def make_parser() -> cli.Parser:
     add("--conf-thres", type=cli.fraction, default=0.25, help="least confidence of a box")
     add("--iou-thres", type=cli.fraction, default=0.45, help="overlap above which the less confident box goes")
     add("--max-det", type=cli.positive_int, default=1000, help="most boxes in one picture")
-    add("--device", type=cli.device, default="", help="cpu, mps, or CUDA number; default: the first GPU, else the CPU")
+    add("--device", type=cli.devices, default="", help="cpu, 0, mps; 0,1 or cpu,cpu: a process each; empty: a GPU")
     add("--view-img", **flag, help="show the results in a window; q ends")
     add("--save-txt", **flag, help="write labels/<name>.txt")
     add("--save-format", type=int, choices=(0, 1), default=0, help="0: cx cy w h, or a mask's outline; 1: x1 y1 x2 y2")
@@ -131,8 +137,11 @@ def run(**options: object) -> list[Results]:
     Raises:
         UserError: an option or the input is wrong, or nothing could be read. Broken files among others are logged.
     """
+    args = make_parser().from_keywords(**options)
+    if wants_several(args.device):
+        raise UserError(f"run() returns what one process finds: give one device, or start detect.py with {args.device}")
     kept: list[Results] = []
-    source = detect(make_parser().from_keywords(**options), kept)
+    source = detect(args, kept)
     if source and source.unreadable and not kept:
         path, reason = next(iter(source.unreadable.items()))
         raise UserError(f"{path} cannot be read: {reason}")
@@ -141,8 +150,16 @@ def run(**options: object) -> list[Results]:
 
 def main(args: argparse.Namespace) -> int:
     """Detect, say what was done, and return the exit code."""
-    source = detect(args)
-    return 1 if source and source.unreadable else 0
+    if wants_several(args.device):
+        check_shareable(args)
+        launch("detect.py", args.words, args.device)
+        return 0
+    with process_group(args.device) as device:
+        if device is not None:
+            check_shareable(args)
+            args.device = str(device)
+        source = detect(args)
+        return 0 if is_true_of_all(not (source and source.unreadable)) else 1
 
 
 def detect(args: argparse.Namespace, kept: list[Results] | None = None) -> AnySource | None:
@@ -161,21 +178,83 @@ def detect(args: argparse.Namespace, kept: list[Results] | None = None) -> AnySo
     cli.log_options("detect", args)
     cli.take_consents(args)
     use_font(args.font)
-    if args.trust:
-        trust_weights(args.weights)
     if args.web:
+        if args.trust:
+            trust_weights(args.weights)
         open_page(args)
         return None
     if args.port:
         raise UserError("--port goes with --web")
     if args.save_npy and not args.visualize:
         raise UserError("--save-npy writes the maps of --visualize: give that as well")
-    source = open_source(args.source or default_source(), args.vid_stride, args.reconnect)
     tracking = Tracking(args.track, args.conf_thres) if args.track else None
+    own: list[Opened] = []
+    told = from_first(lambda: prepare(args, own))
+    if not own:
+        own.append(opened(args, told["weights"], Files(*told["files"], vid_stride=args.vid_stride)))
+    source, finder, features = own[0]
+    if isinstance(source, Files):
+        source.share = (max(RANK, 0), group_size())
+    folder = Path(told["folder"])
+    outputs = (SharedWriters if is_shared() else Writers)(folder, wanted_files(args))
+    steps = ([tracking.follow] if tracking else []) + ([features.writer(folder / "features")] if features else [])
+    if kept is not None and not source.live:
+        steps.append(partial(keep, kept))
+    with share_of_machine():
+        speed = predict(finder, source, outputs, args.view_img and check_imshow(warn=True), steps)
+    speed = join_findings(speed, source, outputs)
+    if is_first():
+        log_report(speed, source, outputs)
+    return source
+
+
+class Opened(NamedTuple):
+    """What a process reads from, what detects in it, and what keeps the maps of --visualize, if that is given."""
+
+    source: AnySource
+    finder: Predictor | Ensemble
+    features: FeatureMaps | None
+
+
+def prepare(args: argparse.Namespace, own: list[Opened]) -> dict[str, Any]:
+    """Open the source and the weights, check that they go with the options, and make the folder of the run.
+
+    Args:
+        args: the options.
+        own: receives what was opened.
+
+    Returns:
+        what other processes need: the files of the source, those of the weights, the folder.
+    """
+    if args.trust:
+        trust_weights(args.weights)
+    source = open_source(args.source or default_source(), args.vid_stride, args.reconnect)
+    check_splits(source)
+    weights = [str(find_weights(name)) for name in args.weights or [None]]
+    own.append(opened(args, weights, source))
+    files = list(map(str, source.files))
+    labels = label_paths(files) if args.exist_ok else []
+    sources = [*args.source, *files, *labels]
+    wanted = wanted_files(args).anything
+    folder = increment_path(args.project, args.name, args.exist_ok, sources) if wanted else Path()
+    return {"files": files, "weights": weights, "folder": str(folder)}
+
+
+def opened(args: argparse.Namespace, weights: Sequence[str], source: AnySource) -> Opened:
+    """Open weights for a source.
+
+    Args:
+        args: the options.
+        weights: paths of the files.
+        source: that is read from.
+
+    Raises:
+        UserError: the weights cannot be used, or not with these options.
+    """
     finder = create_ensemble(
-        [find_weights(name) for name in args.weights or [None]],
+        list(map(Path, weights)),
         imgsz=args.imgsz,
-        conf_thres=min(args.conf_thres, LOW_CONF) if tracking else args.conf_thres,
+        conf_thres=min(args.conf_thres, LOW_CONF) if args.track else args.conf_thres,
         iou_thres=args.iou_thres,
         max_det=args.max_det,
         classes=args.classes,
@@ -188,18 +267,7 @@ def detect(args: argparse.Namespace, kept: list[Results] | None = None) -> AnySo
         many=not source.live,
     )
     check_finds_boxes(args, finder)
-    features = FeatureMaps(finder, args.visualize, args.save_npy) if args.visualize else None
-    wanted = wanted_files(args)
-    labels = label_paths(list(map(str, source.files))) if args.exist_ok else []
-    sources = [*args.source, *source.files, *labels]
-    folder = increment_path(args.project, args.name, args.exist_ok, sources) if wanted.anything else Path()
-    outputs = Writers(folder, wanted)
-    steps = ([tracking.follow] if tracking else []) + ([features.writer(folder / "features")] if features else [])
-    if kept is not None and not source.live:
-        steps.append(partial(keep, kept))
-    speed = predict(finder, source, outputs, args.view_img and check_imshow(warn=True), steps)
-    log_report(speed, source, outputs)
-    return source
+    return Opened(source, finder, FeatureMaps(finder, args.visualize, args.save_npy) if args.visualize else None)
 
 
 def check_finds_boxes(args: argparse.Namespace, finder: Predictor | Ensemble) -> None:

@@ -92,7 +92,7 @@ def test_several_weights_on_the_command_line(run, weights, log, tmp_path):
 
 # Several frames at once -----------------------------------------------------------------------------------------------
 def test_an_onnx_file_computes_several_frames_at_once_and_keeps_their_order(monkeypatch, tmp_path):
-    monkeypatch.setattr(predictor, "cpu_cores", lambda: 3)
+    monkeypatch.setattr(predictor, "threads_of_process", lambda: 3)
     path = write_export(tmp_path, Disc(masks=False), "onnx")
     assert create_predictor(path, device="cpu").workers == 1
     finder = create_predictor(path, device="cpu", many=True)

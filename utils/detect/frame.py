@@ -23,6 +23,7 @@ class Frame:
     number: int | None = None  # of the video's or stream's frame, from 1, skipped ones counted; None for a picture
     fps: float = 30.0  # frames per second of the video that this belongs to, after skipping
     live: bool = False  # one of several streams that run side by side
+    index: int = 0  # of the file among those of its source, from 1
     name: str = ""  # of the source's output files, without suffix; no other source of the run has it
 
     @property

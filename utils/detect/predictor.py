@@ -17,11 +17,11 @@ from ultralytics.models.yolo.classify import ClassificationPredictor
 from ultralytics.models.yolo.detect import DetectionPredictor
 from ultralytics.utils import LOGGER, ops
 
-from models.environment import cpu_cores
 from models.errors import UserError, did_you_mean
 from utils.deploy.backends import share_options
 from utils.deploy.opened import OpenedWeights, check_augment, open_weights
 from utils.detect.frame import Found, Frame
+from utils.distributed.group import threads_of_process
 from utils.text import shorten
 
 MAX_WORKERS = 8  # frames that are computed at once, each of which takes memory
@@ -63,7 +63,7 @@ class PredictorOptions:
     @property
     def workers(self) -> int:
         """How many frames may be computed at once."""
-        return min(cpu_cores(), MAX_WORKERS) if self.many else 1
+        return min(threads_of_process(), MAX_WORKERS) if self.many else 1
 
     def for_ultralytics(self, weights: OpenedWeights) -> dict[str, Any]:
         """Return ultralytics' options; we write and print."""
@@ -173,7 +173,7 @@ def create_predictor(weights: Path, **options: Any) -> Predictor:
         device=wanted.device,
         half=wanted.half,
         data=wanted.data,
-        threads=cpu_cores() // wanted.workers,
+        threads=threads_of_process() // wanted.workers,
     )
     return PREDICTORS[opened.task](opened, wanted)
 

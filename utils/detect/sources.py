@@ -45,9 +45,11 @@ class Files:
         unreadable: file → reason, for pictures that gave nothing and videos that gave less than they promised. Grows
             while the frames are read.
         names: file → name of its output files, without suffix.
+        share: number of this process and how many there are, each of which reads every n-th file.
     """
 
     live = False
+    share = (0, 1)
 
     def __init__(self, *names: str | Path, vid_stride: int = 1) -> None:
         self.unreadable: dict[Path, str] = {}
@@ -69,13 +71,14 @@ class Files:
         return len(self.files)
 
     def __iter__(self) -> Iterator[Frame]:
-        for i, path in enumerate(self.files, 1):
+        own, processes = self.share
+        for i, path in [*enumerate(self.files, 1)][own::processes]:
             try:
                 if i <= len(self.pictures):
                     title = f"image {i}/{len(self)} {path}: "
-                    yield Frame(read_picture(path), path, title, name=self.names[path])
+                    yield Frame(read_picture(path), path, title, index=i, name=self.names[path])
                 else:
-                    yield from self._frames(path, f"video {i}/{len(self)}")
+                    yield from self._frames(path, i)
             except Unreadable as reason:
                 self.unreadable[path] = str(reason)
 
@@ -95,7 +98,7 @@ class Files:
                 self.unreadable[name] = "stands for no file"
         return files
 
-    def _frames(self, path: Path, title: str) -> Iterator[Frame]:
+    def _frames(self, path: Path, index: int) -> Iterator[Frame]:
         """Yield every `vid_stride`-th frame, numbered as in the video; raise Unreadable at the end when it was cut."""
         with open_video(path) as video:
             total = int(max(video.get(cv2.CAP_PROP_FRAME_COUNT), 0))  # 0: the container does not say
@@ -108,8 +111,8 @@ class Files:
                     continue
                 ok, image = video.retrieve()
                 if ok and image is not None:
-                    line = f"{title} ({grabbed}/{total}) {path}: "
-                    yield Frame(image, path, line, grabbed, fps, name=self.names[path])
+                    line = f"video {index}/{len(self)} ({grabbed}/{total}) {path}: "
+                    yield Frame(image, path, line, grabbed, fps, index=index, name=self.names[path])
         if grabbed == 0 or grabbed < int(total * COMPLETE):
             raise Unreadable(f"broken video: {grabbed} of {total or 'an unknown number of'} frames could be read")
 

@@ -62,7 +62,7 @@ class Writers:
         self.folder = folder
         self.wanted = wanted
         self.label_files = 0
-        self._crops: set[Path] = set()
+        self._names = CropNames()
         self._videos: dict[str, Video] = {}
         self._table: Table | None = None
 
@@ -92,7 +92,7 @@ class Writers:
         if self.wanted.labels:
             self._write_labels(self.folder / "labels" / f"{stem}.txt", result)
         if self.wanted.crops:
-            self._write_crops(stem, result)
+            self._write_crops(frame, stem, result)
         if self._table:
             self._table.add(frame, result)
 
@@ -117,17 +117,32 @@ class Writers:
         write_bytes(path, "".join(f"{line}\n" for line in lines).encode())
         self.label_files += 1
 
-    def _write_crops(self, stem: str, result: Results) -> None:
+    def _write_crops(self, frame: Frame, stem: str, result: Results) -> None:
         for box, label in zip(result.boxes.xyxy, result.boxes.cls, strict=True):
             crop = save_one_box(box, result.orig_img, BGR=True, save=False)
             folder = self.folder / "crops" / safe_name(result.names[int(label)])
-            path, n = folder / f"{stem}.jpg", 1
-            while path in self._crops:
-                n += 1
-                path = folder / f"{extend(stem, str(n))}.jpg"
-            self._crops.add(path)
-            if crop.size:
-                write_image(path, crop)
+            self._write_crop(folder, frame, stem, crop)
+
+    def _write_crop(self, folder: Path, frame: Frame, stem: str, crop: np.ndarray) -> None:  # noqa: ARG002
+        path = self._names.take(folder, stem)
+        if crop.size:
+            write_image(path, crop)
+
+
+class CropNames:
+    """Paths for crops, of which no two are alike."""
+
+    def __init__(self) -> None:
+        self._taken: set[Path] = set()
+
+    def take(self, folder: Path, stem: str) -> Path:
+        """Return the first path in `folder` that is free: stem.jpg, stem2.jpg and so on."""
+        path, n = folder / f"{stem}.jpg", 1
+        while path in self._taken:
+            n += 1
+            path = folder / f"{extend(stem, str(n))}.jpg"
+        self._taken.add(path)
+        return path
 
 
 # One kind of file each ------------------------------------------------------------------------------------------------
@@ -168,21 +183,28 @@ class Table:
     for a picture), the class, the confidence, the corners in pixels and the number of an object that is followed.
     """
 
+    header: tuple[str, ...] = CSV_HEADER
+
     def __init__(self, path: Path) -> None:
         self.path = path
         with naming(path):
             path.unlink(missing_ok=True)
             self.file = path.open("x", newline="", encoding="utf-8", errors="surrogateescape")
         self.rows = csv.writer(self.file, lineterminator="\n")
-        self.rows.writerow(CSV_HEADER)
+        if self.header:
+            self.rows.writerow(self.header)
 
     def add(self, frame: Frame, result: Results) -> None:
         """Append the boxes of one picture."""
-        start = (safe_cell(frame.path.name if frame.live else relative_path(frame.path)), frame.number)
+        start = self.start_of_row(frame)
         with naming(self.path):
             for label, confidence, corners, track in table_rows(result):
                 kind = safe_cell(printable(result.names[label]))
                 self.rows.writerow((*start, kind, f"{confidence:g}", *corners, track))
+
+    def start_of_row(self, frame: Frame) -> tuple[object, ...]:
+        """Return the cells that all rows of a frame begin with."""
+        return (safe_cell(frame.path.name if frame.live else relative_path(frame.path)), frame.number)
 
     def close(self) -> None:
         """Write what is left."""
