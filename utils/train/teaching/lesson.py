@@ -157,11 +157,14 @@ class Lesson:
     def losses(self, found: Mapping[Hashable, Any], taught: Mapping[Hashable, Any]) -> dict[str, Tensor]:
         """Return the losses by name, with their gains.
 
+        Each kind has the gain with which it is published, where it teaches alone; of several each has its part of that,
+        so that the teacher does not outweigh the labels.
+
         Args:
             found: what the student's watch has kept.
             taught: what the teacher's has.
         """
-        losses = {}
+        losses: dict[str, Tensor] = {}
         gain = FEATURE_GAIN * self.gains.box
         if self.features.strides:
             scores = self.scores(taught) if self.has_scores else {}
@@ -170,7 +173,8 @@ class Lesson:
             losses |= self.outputs.losses(self.heads, found["output"], taught["output"], self.gains)
         if self.imitation:
             losses["imit_loss"] = gain * self.imitation.loss(found, taught)
-        return losses
+        kinds = sum(map(bool, (self.features.strides, self.outputs, self.imitation)))
+        return {name: loss / kinds for name, loss in losses.items()}
 
     def scores(self, taught: Mapping[Hashable, Any]) -> dict[float, Tensor]:
         """Return how sure the teacher is of an object in each cell, (B, 1, H, W) by stride."""
