@@ -3,6 +3,7 @@
     python compare.py --cfg yolov5n.yaml repvgg-slim-yolo.yaml timm:resnet18 --data my-data.yaml --epochs 50
     python compare.py --cfg yolov5n.yaml ultralytics:yolo11n --data my-data.yaml --budget-minutes 30 --seeds 3
     python compare.py --cfg yolov5n.yaml timm:mobileone_s0 --dry-run        # what would be done, and for how long
+    python compare.py --cfg yolov5n.yaml repvgg-slim-yolo.yaml --data a.yaml b.yaml c.yaml --time-imgsz 640 --int8
     python compare.py --resume runs/compare/exp                            # after a stop or a kill
 
 Entries are model YAMLs, timm:NAME for a backbone of timm under the neck and head of timm-yolo.yaml, ultralytics:NAME,
@@ -20,6 +21,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import datetime
+import itertools
 import os
 import sys
 from collections.abc import Mapping
@@ -33,7 +35,7 @@ from utils.comparison.entries import find_entries
 from utils.comparison.estimate import Work, epoch_seconds
 from utils.comparison.judge import judge
 from utils.comparison.measure import finish
-from utils.comparison.plan import Plan, load_plan
+from utils.comparison.plan import Plan, kind_of, load_plan, named
 from utils.comparison.recipe import fill_in
 from utils.comparison.report import PAGE, Compared, cells, save, text_table
 from utils.comparison.work import work_off
@@ -63,7 +65,12 @@ def make_parser() -> cli.Parser:
         metavar="ENTRY",
         help="model YAMLs, timm:NAME, ultralytics:NAME, ultralytics-trainer:NAME",
     )
-    add("--data", default="", help="data set YAML; default: the built-in shapes")
+    add(
+        "--data",
+        action=cli.OneOrMore,
+        default="",
+        help="data set YAMLs; each entry is trained on each of them, and the mean counts; default: built-in shapes",
+    )
     add("--epochs", type=cli.positive_int, help="of each training; of the recipe when not given")
     add(
         "--budget-minutes",
@@ -118,7 +125,7 @@ def main(args: argparse.Namespace) -> int:
     if args.only:
         cli.take_consents(args)
         plan = read_plan(Path(args.resume))
-        finish(plan, plan.job(args.only))
+        finish(plan.job(args.only))
         return 0
     rows = compare(args)
     return 0 if args.dry_run or any(row.accuracy for row in rows) else 1
@@ -149,7 +156,8 @@ def resumed_plan(args: argparse.Namespace) -> Plan:
         flag = f"--{given[0].replace('_', '-')}"
         raise UserError(f"{flag} cannot be changed in a comparison that goes on: leave it out, or start another one")
     vars(args).update(plan.options)
-    load_dataset(plan.options["data"])
+    for data in plan.data_sets.values():
+        load_dataset(data)
     remove_partials(plan.folder)
     for job in plan.jobs():
         lock = job.take()
@@ -168,7 +176,10 @@ def read_plan(folder: Path) -> Plan:
         UserError: it holds none, or a wrong one.
     """
     plan = load_plan(folder)
-    return dataclasses.replace(plan, options=planned(make_parser().from_keywords(**plan.options)))
+    options = planned(make_parser().from_keywords(**plan.options))
+    if options["data"] != plan.options["data"]:
+        raise UserError(f"{folder} holds a damaged plan, whose data sets are no files: start the comparison anew")
+    return dataclasses.replace(plan, options=options)
 
 
 def planned(args: argparse.Namespace) -> dict[str, Any]:
@@ -190,19 +201,12 @@ def new_plan(args: argparse.Namespace) -> Plan:
         if FORMATS[name].not_run:
             raise UserError(f"--runtime {name} cannot be timed here: {FORMATS[name].not_run}")
     recipe = fill_in(args)
-    data = load_dataset(args.data)
-    pictures = check_images(data, training=True)
+    works = {name: work_of(data, args) for name, data in named(cli.as_list(args.data)).items()}
     entries = find_entries(args.cfg)
-    work = Work(
-        train=len(pictures["train"]),
-        val=len(pictures["val"]),
-        batch=args.batch_size,
-        side=args.imgsz,
-        channels=data["channels"],
-        classes=data["nc"],
-        device=args.device[0],
-    )
-    seconds = {entry.name: epoch_seconds(entry.cfg, work) for entry in TQDM(entries, desc="estimating")}
+    seconds = {
+        kind_of(entry.name, name): epoch_seconds(entry.cfg, work)
+        for (name, work), entry in TQDM(list(itertools.product(works.items(), entries)), desc="estimating")
+    }
     epochs = {
         name: max(1, int(60 * args.budget_minutes / each)) if args.budget_minutes else args.epochs or recipe["epochs"]
         for name, each in seconds.items()
@@ -216,17 +220,32 @@ def new_plan(args: argparse.Namespace) -> Plan:
     return plan
 
 
+def work_of(data: str, args: argparse.Namespace) -> Work:
+    """Return what an epoch on a data set is; UserError where that is wrong."""
+    dataset = load_dataset(data)
+    pictures = check_images(dataset, training=True)
+    return Work(
+        train=len(pictures["train"]),
+        val=len(pictures["val"]),
+        batch=args.batch_size,
+        side=args.imgsz,
+        channels=dataset["channels"],
+        classes=dataset["nc"],
+        device=args.device[0],
+    )
+
+
 def log_plan(plan: Plan, seconds: Mapping[str, float], at_once: int) -> None:
     """Say what will be done.
 
     Args:
         plan: of the comparison.
-        seconds: entry → those of one epoch.
+        seconds: kind of training → those of one epoch.
         at_once: trainings side by side.
     """
     minutes = {name: each * plan.epochs[name] / 60 for name, each in seconds.items()}
-    for entry in plan.entries:
-        LOGGER.info(f"{entry.name}: {plan.epochs[entry.name]} epochs, about {minutes[entry.name]:.1f} minutes")
+    for name, each in minutes.items():
+        LOGGER.info(f"{name}: {plan.epochs[name]} epochs, about {each:.1f} minutes")
     total = sum(minutes.values()) * plan.options["seeds"] / min(at_once, len(plan.jobs()))
     LOGGER.info(f"{len(plan.jobs())} trainings, {at_once} at a time: about {total:.0f} minutes")
 
@@ -238,7 +257,9 @@ def report(plan: Plan, args: argparse.Namespace) -> list[Compared]:
     if found.sample is None:
         LOGGER.error(f"nothing could be trained, see {plan.folder}/jobs/*/log.txt")
         return found.rows
-    save(plan.folder, found.rows, found.sentence, about(plan, args), found.pictures)
+    save(plan.folder, found, about(plan, args))
+    for name, each in found.parts.items():
+        LOGGER.info(f"\n{name}:\n{text_table(cells(each.rows))}\n{each.sentence}")
     LOGGER.info(f"\n{text_table(cells(found.rows))}\n\n{found.sentence}")
     LOGGER.info(f"Results saved to {plan.folder}, the page is {PAGE} in it")
     return found.rows
@@ -249,7 +270,7 @@ def about(plan: Plan, args: argparse.Namespace) -> dict[str, Any]:
     return {
         "date": datetime.date.today().isoformat(),
         **plan.options,
-        "data": Path(plan.options["data"]).name,
+        "data": Path(plan.options["data"]).name if len(plan.data_sets) == 1 else list(plan.data_sets),
         "threads": args.threads,
         "rounds": args.rounds,
         "machine": {"processor": processor(), "cores": os.cpu_count()},

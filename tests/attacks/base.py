@@ -55,4 +55,4 @@ def make_base(folder: Path) -> None:
     network = tiny(), folder / "best.pt", folder / "best.onnx"
     plan = make_comparison(folder / COMPARISON, folder / "data.yaml", {"a": network, "b": network})
     for job in plan.jobs():
-        compare.finish(plan, job)
+        compare.finish(job)

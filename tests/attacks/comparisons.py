@@ -20,6 +20,7 @@ from tests.attacks.media import ADDRESS, LINKS
 from tests.attacks.payloads import archive, expressions, pickles
 from tests.attacks.weights import Writer, save_program
 from tests.attacks.yamls import HERE
+from utils.comparison.plan import kind_of, named
 
 JOB = "jobs/a-0"  # of the two, the other one is b-0
 RESULT, FOUND, WEIGHTS, TIMES = (
@@ -83,6 +84,7 @@ OPTIONS: dict[str, Callable[[Place], dict[str, Any]]] = {
     **{
         f"{value!r} as {key}": lambda _, key=key, value=value: {key: value}
         for key, values in {
+            "data": ([], [7, 7], ["a.yaml", "a.yaml"], ["a.yaml", "b.yaml"], {"a": 1}),
             "runtime": (["onnx", "onnx"], ["onnx", "--plugins=evil.py"], [], [["onnx"]], {"onnx": 1}, "../onnx"),
             "time_imgsz": (10**9, -1, "x", [64, 64], {}, 1e308),
         }.items()
@@ -158,6 +160,8 @@ def plans() -> Attacks:
         yield attack_plan(name, lambda p, plan, e=entries: with_entries(plan, e(p)))
     for name, epochs in EPOCHS.items():
         yield attack_plan(f"epochs: {name}", lambda _, plan, e=epochs: plan.update(epochs=e))
+    for evil in ("/dev/zero", f"{ADDRESS}.yaml", "--plugins=evil.py", "../../outside/secret.txt"):
+        yield attack_plan(f"{evil!r} as another data set", lambda _, plan, e=evil: with_data(plan, e))
     for name in ("../a-0", "", "a-1", "--plugins=evil.py", "\x1b[2J"):
         yield attack(kind, f"the training {name!r}", lambda _, __: None, [*ONE[:-2], f"--only={name}"])
 
@@ -170,6 +174,13 @@ def with_entries(plan: dict[str, Any], changed: Any) -> None:
         plan["entries"] = [{**first, **entry} if isinstance(entry, dict) else entry for entry in changed]
         names = [entry["name"] for entry in plan["entries"] if isinstance(entry, dict)]
         plan["epochs"] |= dict.fromkeys((name for name in names if isinstance(name, str)), 1)
+
+
+def with_data(plan: dict[str, Any], other: str) -> None:
+    """Put another data set beside that of a plan."""
+    files = [plan["options"]["data"], other]
+    plan["options"]["data"] = files
+    plan["epochs"] |= {kind_of(name, data): 1 for name in ("a", "b") for data in named(files)}
 
 
 # Results --------------------------------------------------------------------------------------------------------------

@@ -20,14 +20,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import yaml
 
 import compare
-from models import DetectionModel
-from tests.comparisons import make_comparison
-from tests.helpers import save, tiny
+from tests.comparisons import SIDE, make_comparison, make_networks
 from tests.kills import Moment, stop_at, watch
-from tests.networks import NAMES, Disc, write_export
+from tests.networks import NAMES
 from tests.runs import make_data
 from utils import cli
 from utils.comparison import work
@@ -35,8 +32,6 @@ from utils.comparison.detections import Detections
 from utils.comparison.plan import Job, Plan, load_plan
 from utils.data.pictures import read_picture
 from utils.writing import PARTIAL
-
-SIDE = 64  # pixels
 
 
 class Done:
@@ -52,15 +47,7 @@ class Done:
 
 def prepare(folder: Path) -> tuple[Plan, list[str]]:
     """Make a comparison of which all is trained and exported, and return it and the words that start one like it."""
-    networks = {}
-    for name, shift in (("a", 0.0), ("b", 9.0)):
-        cfg = tiny(nc=len(NAMES))
-        (folder / f"{name}.yaml").write_text(yaml.safe_dump(cfg))
-        model, disc = DetectionModel(cfg), Disc(SIDE, SIDE, masks=False)
-        model.imgsz = SIDE
-        disc.found[:, 0] += shift
-        (folder / name).mkdir()
-        networks[name] = cfg, save(model, folder / name / "best.pt"), write_export(folder / name, disc, "onnx")
+    networks = make_networks(folder)
     data = make_data(folder, names=list(NAMES.values()))
     words = ["--cfg", *(str(folder / f"{name}.yaml") for name in networks), "--data", str(data)]
     words += f"--imgsz {SIDE} --batch-size 2 --epochs 1 --seeds 1 --rounds 1 --device cpu --project".split()

@@ -19,7 +19,9 @@ import compare
 import export
 from models.errors import UserError
 from tests.comparison.kills import Done
+from tests.comparisons import make_comparison, make_networks
 from tests.helpers import tiny, write
+from tests.networks import NAMES as DISC_NAMES
 from tests.runs import make_data
 from utils import cli, convert
 from utils.checkpoint import load_checkpoint
@@ -28,8 +30,8 @@ from utils.checkpoint.unpickle import read_pickled
 from utils.comparison import train_ultralytics, work
 from utils.comparison.detections import Detections
 from utils.comparison.entries import Entry, find_entries
-from utils.comparison.measure import load_found, trained_minutes
-from utils.comparison.plan import Job, Plan, load_plan
+from utils.comparison.measure import finish, load_found, trained_minutes
+from utils.comparison.plan import Job, Plan, kind_of, load_plan, named
 from utils.comparison.report import Compared, cells, counted, frontier, text_table, verdict
 from utils.comparison.statistics import Estimate
 from utils.comparison.work import command_lines
@@ -207,6 +209,60 @@ def test_files_are_written_for_each_runtime_and_at_the_size_of_the_timing(tmp_pa
     assert all(job.timed_files == job.files for job in plan.jobs())
 
 
+def test_several_data_sets_have_folders_of_their_own(tmp_path):
+    data = ["/sets/bccd.yaml", "/sets/deep pcb.yaml"]
+    plan = make_plan(tmp_path, data=data, imgsz=64, time_imgsz=96)
+    names = ["a@bccd", "b@bccd", "a@deep-pcb", "b@deep-pcb"]
+    plan.epochs.clear()
+    plan.epochs.update(zip(names, (1, 2, 3, 4), strict=True))
+    plan.save()
+    assert load_plan(tmp_path) == plan
+    jobs = plan.jobs()
+    assert [job.name for job in jobs] == [f"{name}-{seed}" for seed in (0, 1) for name in names]
+    assert [job.data for job in jobs[:4]] == [data[0], data[0], data[1], data[1]]
+    assert [job.time_imgsz for job in jobs] == [96, 96, *[None] * 6]
+    assert [plan.epochs[job.kind] for job in jobs[:4]] == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize(
+    ("files", "names"),
+    [
+        (["/a/data.yaml"], [""]),
+        (["/a/x.yaml", "/b/y.yaml"], ["x", "y"]),
+        (["/a/data.yaml", "/b/data.yaml"], ["a-data", "b-data"]),
+        (["/a/../x.yaml", "/b/x.yaml"], ["..-x", "b-x"]),
+    ],
+)
+def test_data_sets_have_names(files, names):
+    assert named(files) == dict(zip(names, files, strict=True))
+
+
+@pytest.mark.parametrize("files", [[], ["/a.yaml", 7], ["/a.yaml", "/a.yaml"], ["/a.yaml", ""], [{}], [None, None]])
+def test_a_plan_names_each_data_set_once(tmp_path, files):
+    make_plan(tmp_path)
+    content = json.loads((tmp_path / "plan.json").read_text())
+    content["options"]["data"] = files
+    (tmp_path / "plan.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match="is damaged"):
+        load_plan(tmp_path)
+
+
+@pytest.mark.parametrize("other", ["/dev/zero", "http://192.0.2.1/x.yaml", "--plugins=evil.py", "none.yaml"])
+def test_data_sets_of_a_plan_are_checked_as_those_of_a_command_line(tmp_path, other):
+    files = [str(make_data(tmp_path)), other]
+    plan = make_plan(tmp_path, data=files)
+    plan.epochs.update({kind_of(entry, name): 1 for entry in ("a", "b") for name in named(files)})
+    plan.save()
+    with pytest.raises(UserError):
+        compare.resumed_plan(compare.make_parser().parse_args(["--resume", str(tmp_path)]))
+
+
+def test_a_data_set_that_is_named_twice_is_told(data):
+    twice = [str(data), str(data.parent / "images/.." / data.name)]
+    with pytest.raises(UserError, match=r"--data names .* twice"):
+        compare.new_plan(compare.make_parser().parse_args(["--cfg", "yolov5n", "--data", *twice]))
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -233,7 +289,7 @@ def test_one_value_stays_one_and_several_are_a_list():
 def test_a_module_runs_as_a_step(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "utils.py").write_text("raise SystemExit('the wrong utils')")
-    job = Job(Entry("a", {}), 0, tmp_path / "a-0")
+    job = Job(Entry("a", {}), 0, tmp_path / "a-0", "")
     lock = job.take()
     args = compare.make_parser().parse_args([])
     process = start_step(["-m", "utils.convert", str(tmp_path / "none.pt")], job, lock, args)
@@ -246,7 +302,7 @@ SOUND = {"minutes": 1.0, "params": 9, "maps": {"onnx": 0.5}, "sizes": {"small": 
 
 
 def test_a_result_is_read_as_it_was_written(tmp_path):
-    job = Job(Entry("a", {}), 0, tmp_path)
+    job = Job(Entry("a", {}), 0, tmp_path, "")
     assert job.result() is None
     job.end(**SOUND)
     assert job.result() == SOUND
@@ -254,7 +310,7 @@ def test_a_result_is_read_as_it_was_written(tmp_path):
 
 @pytest.mark.parametrize("changes", [{"minutes": None}, {"params": -1}, {"maps": {}}, {"input": [3, 10**9, 10**9]}])
 def test_a_damaged_result_is_told(tmp_path, changes):
-    job = Job(Entry("a", {}), 0, tmp_path)
+    job = Job(Entry("a", {}), 0, tmp_path, "")
     job.end(**{**SOUND, **changes})
     with pytest.raises(UserError, match=r"result.json is damaged: remove it"):
         job.result()
@@ -295,7 +351,7 @@ def test_damaged_detections_are_told(tmp_path, changes):
 
 def test_detections_in_other_pictures_are_told(tmp_path):
     data = load_dataset(make_data(tmp_path))
-    job = Job(Entry("a", {}), 0, tmp_path)
+    job = Job(Entry("a", {}), 0, tmp_path, "")
     pictures = list_images(data["val"])
     found_objects(names=pictures).save(job.found)
     assert load_found(job, data).names == pictures
@@ -384,6 +440,7 @@ class Fixed:
     def __init__(self, scores, equals):
         self.scores = {name: np.array([score]) for name, score in scores.items()}
         self.best, self.equals, self.ranked = lambda: next(iter(scores)), lambda: equals, lambda: list(scores)
+        self.data_sets = 1
         self.accuracy = lambda name: Estimate(scores[name], 0.01)
         self.difference = lambda a, b: Estimate(scores[a] - scores[b], 0.02)
 
@@ -544,6 +601,34 @@ def wait_for(path: Path, process):
 
 
 @pytest.mark.slow
+def test_the_mean_over_data_sets_decides(tmp_path):
+    files = []
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        files.append(make_data(tmp_path / name, names=list(DISC_NAMES.values())))
+    boxes = tmp_path / "two/labels/val"
+    for label in boxes.iterdir():
+        label.write_text("1 0.64 0.5 0.75 0.75\n")  # where `b` sees it
+    for label in (tmp_path / "one/labels/val").iterdir():
+        label.write_text("1 0.5 0.5 0.75 0.75\n")
+    plan = make_comparison(tmp_path / "exp", files, make_networks(tmp_path))
+    for job in plan.jobs():
+        finish(job)
+    rows = compare.report(plan, compare.make_parser().parse_args(["--rounds", "1"]))
+    found = json.loads((tmp_path / "exp/compare.json").read_text())
+    assert list(found["data_sets"]) == found["data"] == ["one-data", "two-data"]
+    each = [part["entries"] for part in found["data_sets"].values()]
+    scores = [[entry["accuracy"]["value"] for entry in entries] for entries in each]
+    assert scores[0][0] > scores[0][1] and scores[1][0] < scores[1][1]
+    assert [row.accuracy.value for row in rows] == pytest.approx(np.mean(scores, axis=0))
+    assert [entry["latency"]["onnx"] for entry in found["entries"]] == [one["latency"]["onnx"] for one in each[1]]
+    assert [entry["minutes"] for entry in found["entries"]] == [1, 1]
+    assert "2 data sets" in found["verdict"] or "cannot tell" in found["verdict"]
+    page = (tmp_path / "exp/compare.html").read_text()
+    assert page.count("disagree most") == 2 and "<h1>two-data</h1>" in page
+
+
+@pytest.mark.slow
 def test_a_stop_reaches_the_training(data, tmp_path):
     write(tmp_path, tiny(nc=4), "one.yaml")
     args = [*words(data, "one.yaml"), "--epochs", "200", "--project", ".", "--name", "exp"]
@@ -551,4 +636,4 @@ def test_a_stop_reaches_the_training(data, tmp_path):
     wait_for(tmp_path / "exp/jobs/one-0/train/weights/last.pt", process)
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=60) == 143
-    assert Job(Entry("one", {}), 0, tmp_path / "exp/jobs/one-0").take() is not None
+    assert Job(Entry("one", {}), 0, tmp_path / "exp/jobs/one-0", "").take() is not None

@@ -126,5 +126,52 @@ def test_pictures_that_are_hard_for_all_make_no_difference_uncertain():
     assert sample.difference("a", "b").margin == 0
 
 
+# Several data sets ----------------------------------------------------------------------------------------------------
+def samples():
+    """Return samples of two data sets with other pictures, in which `a` is better than `b`, on one of them by far."""
+    found = [
+        {"a": [make(s, 0.9) for s in range(3)], "b": [make(s, 0.3) for s in range(3, 6)]},
+        {"a": [make(s, 0.7, pictures=30) for s in range(6, 9)], "b": [make(s, 0.6, pictures=30) for s in range(9, 12)]},
+    ]
+    return [Sample(one, seed=i) for i, one in enumerate(found)]
+
+
+def test_the_mean_over_data_sets_is_that_of_accuracies_and_of_differences():
+    parts = samples()
+    mean = Sample.over(parts)
+    assert (mean.data_sets, mean.best()) == (2, "a")
+    for measure in (lambda s: s.accuracy("a"), lambda s: s.difference("a", "b")):
+        values = [measure(one).value for one in parts]
+        assert measure(mean).value == pytest.approx(np.mean(values))
+        assert measure(mean).margin < max(measure(one).margin for one in parts)
+
+
+def test_one_data_set_is_its_own_mean():
+    one = samples()[0]
+    mean = Sample.over([one])
+    assert mean.difference("a", "b") == one.difference("a", "b")
+    assert mean.accuracy("b") == one.accuracy("b")
+
+
+def test_a_network_that_is_not_known_on_all_data_sets_has_no_mean():
+    first, second = samples()
+    del second.scores["a"]
+    assert list(Sample.over([first, second]).scores) == ["b"]
+    del second.scores["b"]
+    assert Sample.over([first, second]) is None
+
+
+def test_intervals_over_data_sets_hold_the_truth_in_95_of_100_cases():
+    random = np.random.default_rng(0)
+    held = []
+    for _ in range(2000):
+        spread = (0.03, 0.01, 0.02)  # other seeds scatter differently on each of three data sets
+        seeds = [random.normal(0, width, (2, 3)) for width in spread]
+        by_pictures = random.normal(0, 0.01, 3).mean()
+        difference = np.mean([a.mean() - b.mean() for a, b in seeds]) + by_pictures
+        held.append(abs(difference) <= margin(0.01 / 3**0.5, *(row for pair in seeds for row in pair), share=1 / 3))
+    assert 0.94 <= np.mean(held) <= 0.99
+
+
 def mean(several):
     return np.mean([mean_ap(found.sorted()) for found in several])

@@ -15,16 +15,15 @@ from utils.writing import replacing
 MOST = 4  # pictures
 HEIGHT = 320  # of each, in pixels
 BAND = 24  # above them, for the name of the network
-PICTURE = "disagreement.jpg"
 
 
-def draw_disagreements(files: Mapping[str, Path], found: Mapping[str, Detections], folder: Path) -> Path:
+def draw_disagreements(files: Mapping[str, Path], found: Mapping[str, Detections], path: Path) -> Path:
     """Draw the pictures of the val split whose F1 scores differ most, a row for each, and return the file.
 
     Args:
         files: name of each of two networks → the file that runs it.
         found: what they find on the val split.
-        folder: where to write.
+        path: where to write, a .jpg.
     """
     names = list(files)
     a, b = (found[name] for name in names)
@@ -38,7 +37,6 @@ def draw_disagreements(files: Mapping[str, Path], found: Mapping[str, Detections
         columns.append(
             np.vstack([cv2.copyMakeBorder(p, 0, 0, 0, width - p.shape[1], cv2.BORDER_CONSTANT) for p in parts])
         )
-    path = folder / PICTURE
     with replacing(path) as file:
         file.write(cv2.imencode(path.suffix, np.hstack(columns))[1].tobytes())
     return path

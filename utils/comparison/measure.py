@@ -14,20 +14,18 @@ from models.files import why_no_file
 from models.summary import count_parameters
 from utils.checkpoint import load_checkpoint
 from utils.comparison.detections import Detections, find_objects
-from utils.comparison.plan import Job, Plan
+from utils.comparison.plan import Job
 from utils.data.files import list_images
 from utils.sizes import check_imgsz
 from utils.text import shorten
 
 
-def finish(plan: Plan, job: Job) -> None:
+def finish(job: Job) -> None:
     """Measure the files of a job that was trained and exported, and keep the result."""
     model = load_checkpoint(job.weights)
     stride = int(model.stride.max())
     side = max(check_imgsz(model.imgsz, stride))
-    found = {
-        form: find_objects(path, plan.options["data"], side, job.folder / form) for form, path in job.files.items()
-    }
+    found = {form: find_objects(path, job.data, side, job.folder / form) for form, path in job.files.items()}
     _, sizes, detections = found[job.runtimes[0]]
     detections.save(job.found)
     job.end(

@@ -4,6 +4,8 @@
     FOLDER/jobs/NAME-SEED/       train/ is the run; log.txt what was said; found.npz and result.json what came out;
                                  timed/ has the files that are timed, where that is at another size than the training's
 
+With several data sets, NAME is that of the entry, @ and that of the data set.
+
 A job is done when it has a `result.json`. Who works on it holds a lock on its folder, which ends with the process. So a
 comparison goes on after a kill, and several processes, on several machines that share the folder, each take what
 nobody has taken.
@@ -14,7 +16,8 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -51,6 +54,7 @@ class Job:
         entry: what is trained.
         seed: of all random numbers.
         folder: of everything that it writes.
+        data: the YAML of the data set.
         runtimes: names in FORMATS, of the files that are written; the first is the one whose accuracy counts.
         int8: others are written in INT8.
         time_imgsz: side in pixels of the picture that files are timed on, which are written for that; None: those that
@@ -60,6 +64,7 @@ class Job:
     entry: Entry
     seed: int
     folder: Path
+    data: str
     runtimes: tuple[str, ...] = ("onnx",)
     int8: bool = False
     time_imgsz: int | None = None
@@ -68,6 +73,11 @@ class Job:
     def name(self) -> str:
         """What its folder is called."""
         return self.folder.name
+
+    @property
+    def kind(self) -> str:
+        """What its folder is called without the seed: the entry, and the data set where there are several."""
+        return self.name.rpartition("-")[0]
 
     @property
     def cfg(self) -> Path:
@@ -164,7 +174,7 @@ class Plan:
         folder: of everything that it writes.
         options: that it was started with, by the names of the command line's flags.
         entries: the networks, in the order of the command line.
-        epochs: of each entry, by name.
+        epochs: of each entry, by the kind of its jobs.
     """
 
     folder: Path
@@ -172,15 +182,29 @@ class Plan:
     entries: list[Entry]
     epochs: dict[str, int]
 
+    @property
+    def data_sets(self) -> dict[str, str]:
+        """The YAMLs of the data sets by their names in folders and tables; that of a single one is empty."""
+        return named(cli.as_list(self.options["data"]))
+
     def jobs(self) -> list[Job]:
-        """Return all trainings: the first seed of every entry, then the second, …"""
-        folder = self.folder / "jobs"
+        """Return all trainings: the first seed of every entry on each data set, then the second, …"""
+        folder, first = self.folder / "jobs", next(iter(self.data_sets))
         runtimes, int8 = tuple(cli.as_list(self.options["runtime"])), self.options["int8"]
         side = self.options.get("time_imgsz")
         side = side if side != self.options.get("imgsz") else None
         return [
-            Job(entry, seed, folder / f"{entry.name}-{seed}", runtimes, int8, side if seed == 0 else None)
+            Job(
+                entry,
+                seed,
+                folder / f"{kind_of(entry.name, name)}-{seed}",
+                data,
+                runtimes,
+                int8,
+                side if (seed, name) == (0, first) else None,
+            )
             for seed in range(self.options["seeds"])
+            for name, data in self.data_sets.items()
             for entry in self.entries
         ]
 
@@ -197,6 +221,32 @@ class Plan:
         write_text(self.folder / PLAN, json.dumps(content, indent=1))
 
 
+def kind_of(entry: str, data: str) -> str:
+    """Return what trainings of an entry on a data set are called, by the names of both."""
+    return f"{entry}@{data}" if data else entry
+
+
+def named(files: Sequence[str]) -> dict[str, str]:
+    """Return the YAMLs of data sets by names for folders and tables: empty for a single one, else those of the files.
+
+    Where two files have one name, those of their folders stand before it.
+
+    Raises:
+        TypeError: one of them is no text.
+        ValueError: two of them are one.
+    """
+    if not files or not all(map(is_text, files)):
+        raise TypeError("no files")
+    if len(files) == 1:
+        return {"": files[0]}
+    for parts in range(1, max(len(Path(file).parts) for file in files) + 1):
+        names = ["-".join(Path(file).with_suffix("").parts[-parts:]) for file in files]
+        found = {re.sub(r"[^\w.-]", "-", name): file for name, file in zip(names, files, strict=True)}
+        if len(found) == len(files):
+            return found
+    raise ValueError("one data set twice")
+
+
 def load_plan(folder: Path) -> Plan:
     """Return the plan that a folder holds.
 
@@ -210,8 +260,10 @@ def load_plan(folder: Path) -> Plan:
     content = read_json(path, hint)
     try:
         entries = [Entry.from_dict(entry) for entry in content["entries"]]
-        epochs = {entry.name: content["epochs"][entry.name] for entry in entries}
         options = dict(content["options"])
+        data_sets = named(cli.as_list(options["data"]))
+        kinds = [kind_of(entry.name, name) for name in data_sets for entry in entries]
+        epochs = {kind: content["epochs"][kind] for kind in kinds}
     except (ValueError, LookupError, TypeError) as error:
         raise UserError(f"{path} is damaged: {hint}") from error
     names = [entry.name for entry in entries]

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from utils import cli
 from utils.comparison.plan import INT8
 from utils.comparison.statistics import Estimate, Sample
 from utils.drawing.page import html_image, html_page, html_table
@@ -82,6 +83,30 @@ class Compared:
         return {**known, "latency": _as_numbers(self.latency), **more}
 
 
+@dataclass
+class Judgement:
+    """What is known of the networks on one data set, or on all of them.
+
+    Attributes:
+        rows: of all networks, in the order of the command line.
+        sample: their accuracies; None where there is no network.
+        sentence: the verdict.
+        pictures: title → a picture for the page.
+        parts: name of a data set → what is known on that one; empty for a single data set.
+    """
+
+    rows: list[Compared]
+    sample: Sample | None = None
+    sentence: str = ""
+    pictures: dict[str, Path] = field(default_factory=dict)
+    parts: dict[str, Judgement] = field(default_factory=dict)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return it as JSON takes it."""
+        parts = {"data_sets": {name: part.as_dict() for name, part in self.parts.items()}} if self.parts else {}
+        return {"verdict": self.sentence, "entries": [row.as_dict() for row in self.rows], **parts}
+
+
 def _as_numbers(forms: Mapping[str, Latency]) -> dict[str, dict[str, float]]:
     return {form: {"median_ms": one.median, "minimum_ms": one.minimum} for form, one in forms.items()}
 
@@ -96,14 +121,15 @@ def verdict(sample: Sample, rows: Sequence[Compared]) -> str:
     if len(sample.scores) == 1:
         return f"Only {sample.best()} could be trained: there is nothing to compare it with."
     best, *others = sample.equals()
-    text = f"{best} is the best on this data: mAP50-95 {shown(sample.accuracy(best))}."
+    where, of = ("this data", "") if sample.data_sets == 1 else (f"these {sample.data_sets} data sets", "mean ")
+    text = f"{best} is the best on {where}: {of}mAP50-95 {shown(sample.accuracy(best))}."
     if not others:
         second = sample.ranked()[1]
         return f"{text} The next is {second}, {shown(sample.difference(best, second))} points behind."
     times = {row.name: row.milliseconds for row in rows if row.milliseconds is not None}
     timed = [name for name in (best, *others) if name in times]
     text = (
-        f"The data cannot tell {', '.join(others)} from {best}, which has the highest mAP50-95, "
+        f"The data cannot tell {', '.join(others)} from {best}, which has the highest {of}mAP50-95, "
         f"{shown(sample.accuracy(best))}: all differences between them are within their intervals."
     )
     if not timed:
@@ -204,40 +230,50 @@ def frontier(rows: Sequence[Compared]) -> list[tuple[float, float]]:
 
 def save(
     folder: Path,
-    rows: Sequence[Compared],
-    sentence: str,
+    found: Judgement,
     about: Mapping[str, Any],
-    pictures: Mapping[str, Path],
 ) -> None:
     """Write the JSON, the picture and a page that loads nothing from anywhere.
 
     Args:
         folder: where to.
-        rows: the networks.
-        sentence: the verdict.
+        found: what is known of the networks.
         about: what was run, and with what.
-        pictures: title → a picture for the page.
     """
-    draw(rows, folder / PICTURE)
-    content = {"verdict": sentence, **about, "entries": [row.as_dict() for row in rows]}
-    write_text(folder / DATA, json.dumps(content, indent=1))
+    draw(found.rows, folder / PICTURE)
+    write_text(folder / DATA, json.dumps({"verdict": "", **about, **found.as_dict()}, indent=1))
+    data = ", ".join(cli.as_list(about["data"]))
     parts = [
-        f"<h1>Which backbone wins on {html.escape(str(about['data']))}?</h1>",
-        f"<p><b>{html.escape(sentence)}</b></p>",
+        f"<h1>Which backbone wins on {html.escape(data)}?</h1>",
+        f"<p><b>{html.escape(found.sentence)}</b></p>",
         _image(folder / PICTURE),
-        html_table(cells(rows)),
+        html_table(cells(found.rows)),
         "<p>Intervals are of 95 %, from the seeds and from draws of the val pictures. ‘behind’: the best one's "
         "accuracy less this one's, with the interval of the difference.</p>",
-        "<h2>AP50-95 of each class</h2>",
-        html_table(part_cells({row.name: row.classes for row in rows})),
-        "<h2>AP50-95 by size</h2>",
-        html_table(part_cells({row.name: row.sizes for row in rows})),
-        "<p>By COCO's rules: small objects have less than 32² pixels of the original picture, large ones more than "
-        "96².</p>",
-        *(f"<h2>{html.escape(title)}</h2>{_image(path)}" for title, path in pictures.items()),
+        *([] if found.parts else details(found)),
+        *(line for name, part in found.parts.items() for line in section(name, part)),
         f"<h2>What was run</h2><pre>{html.escape(json.dumps(about, indent=1))}</pre>",
     ]
     write_text(folder / PAGE, html_page(folder.name, parts))
+
+
+def section(name: str, found: Judgement) -> list[str]:
+    """Return the part of the page on one of several data sets."""
+    title, sentence = html.escape(name), html.escape(found.sentence)
+    return [f"<h1>{title}</h1>", f"<p>{sentence}</p>", html_table(cells(found.rows)), *details(found)]
+
+
+def details(found: Judgement) -> list[str]:
+    """Return the parts of the page on classes, sizes and single pictures of a data set."""
+    return [
+        "<h2>AP50-95 of each class</h2>",
+        html_table(part_cells({row.name: row.classes for row in found.rows})),
+        "<h2>AP50-95 by size</h2>",
+        html_table(part_cells({row.name: row.sizes for row in found.rows})),
+        "<p>By COCO's rules: small objects have less than 32² pixels of the original picture, large ones more than "
+        "96².</p>",
+        *(f"<h2>{html.escape(title)}</h2>{_image(path)}" for title, path in found.pictures.items()),
+    ]
 
 
 def part_cells(parts: Mapping[str, Mapping[str, float]]) -> list[list[str]]:

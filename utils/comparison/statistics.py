@@ -5,6 +5,9 @@ first is seen in the spread over the seeds, the second by drawing the pictures a
 networks, so that a picture that is hard for all of them does not count as a difference). The 95 % interval of a
 difference joins both: sqrt((t s)² + (1.96 b)²), with s the standard error of the means over the seeds, t the quantile
 of Student's distribution for the degrees of freedom by Welch, and b the standard deviation over the draws.
+
+Over several data sets it is the mean of their accuracies or differences that counts. Trainings and pictures of one data
+set say nothing of those of another: seeds and draws are independent, and so are their parts of the uncertainty.
 """
 
 from __future__ import annotations
@@ -80,9 +83,15 @@ class Sample:
 
     Attributes:
         classes: network → of each seed, class → AP50-95 in [0, 1].
-        scores: network → (seeds,) mAP50-95 in [0, 1].
+        scores: network → (seeds,) mAP50-95 in [0, 1]; over several data sets the mean of theirs.
+        parts: network → of each data set, (seeds,) mAP50-95 in [0, 1].
         draws: network → (DRAWS,) mean over the seeds on each draw.
     """
+
+    classes: dict[str, list[dict[int, float]]]
+    scores: dict[str, Numbers]
+    parts: dict[str, list[Numbers]]
+    draws: dict[str, Numbers]
 
     def __init__(self, found: Mapping[str, Sequence[Detections]], seed: int = 0) -> None:
         pictures = len(next(iter(found.values()))[0].names)
@@ -95,15 +104,43 @@ class Sample:
             name: np.array([np.mean([mean_ap(each, weights) for each in several]) for weights in drawn])
             for name, several in ranked.items()
         }
+        self.parts = {name: [score] for name, score in self.scores.items()}
+
+    @classmethod
+    def over(cls, samples: Sequence[Sample]) -> Sample | None:
+        """Return the mean of what was measured on several data sets; None where no network is known on all of them.
+
+        Args:
+            samples: one of each data set, with the same number of seeds.
+        """
+        names = [name for name in samples[0].scores if all(name in each.scores for each in samples)]
+        if not names:
+            return None
+        mean = cls.__new__(cls)
+        mean.classes = {}
+        mean.parts = {name: [each.scores[name] for each in samples] for name in names}
+        mean.scores = {name: np.mean(parts, axis=0) for name, parts in mean.parts.items()}
+        mean.draws = {name: np.mean([each.draws[name] for each in samples], axis=0) for name in names}
+        return mean
+
+    @property
+    def data_sets(self) -> int:
+        """How many data sets it is the mean of."""
+        return len(next(iter(self.parts.values())))
 
     def accuracy(self, name: str) -> Estimate:
         """Return the mAP50-95 of a network."""
-        return Estimate(float(self.scores[name].mean()), margin(float(self.draws[name].std()), self.scores[name]))
+        return Estimate(float(self.scores[name].mean()), self._margin(self.draws[name], name))
 
     def difference(self, a: str, b: str) -> Estimate:
         """Return by how much the mAP50-95 of `a` is above that of `b`."""
         value = float(self.scores[a].mean() - self.scores[b].mean())
-        return Estimate(value, margin(float((self.draws[a] - self.draws[b]).std()), self.scores[a], self.scores[b]))
+        return Estimate(value, self._margin(self.draws[a] - self.draws[b], a, b))
+
+    def _margin(self, draws: Numbers, *names: str) -> float:
+        """Return the half width of the interval of the accuracy of a network, or of the difference of two."""
+        parts = [part for name in names for part in self.parts[name]]
+        return margin(float(draws.std()), *parts, share=1 / self.data_sets)
 
     def ranked(self) -> list[str]:
         """Return the networks, that of the highest accuracy first."""
@@ -119,16 +156,17 @@ class Sample:
         return [best, *(n for n in self.scores if n != best and self.difference(best, n).is_zero)]
 
 
-def margin(over_draws: float, *scores: Numbers) -> float:
+def margin(over_draws: float, *scores: Numbers, share: float = 1.0) -> float:
     """Return the half width of the 95 % interval of a mean, or of a difference of means.
 
     Args:
         over_draws: standard deviation over draws of the pictures.
         scores: of each mean, (seeds,). What one seed cannot show is left out.
+        share: that each of these means has in the whole, 1/n for the mean over n data sets.
     """
-    shares = [(float(each.var(ddof=1)) / len(each), len(each) - 1) for each in scores if len(each) > 1]
-    variance = sum(share for share, _ in shares)
+    shares = [(share**2 * float(each.var(ddof=1)) / len(each), len(each) - 1) for each in scores if len(each) > 1]
+    variance = sum(part for part, _ in shares)
     if not variance:
         return NORMAL * over_draws
-    freedom = variance**2 / sum(share**2 / degrees for share, degrees in shares)
+    freedom = variance**2 / sum(part**2 / degrees for part, degrees in shares)
     return math.hypot(float(student.ppf(0.975, freedom)) * math.sqrt(variance), NORMAL * over_draws)

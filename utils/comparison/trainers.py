@@ -61,8 +61,8 @@ def train_ultralytics(plan: Plan, job: Job, on: Sequence[str], consents: Sequenc
 def settings(plan: Plan, job: Job) -> list[str]:
     """Return what is the same for all trainings of a comparison, as words of a command line."""
     options = plan.options
-    words = ["--data", options["data"], "--imgsz", str(options["imgsz"]), "--batch-size", str(options["batch_size"])]
-    words += ["--epochs", str(plan.epochs[job.entry.name]), "--seed", str(job.seed)]
+    words = ["--data", job.data, "--imgsz", str(options["imgsz"]), "--batch-size", str(options["batch_size"])]
+    words += ["--epochs", str(plan.epochs[job.kind]), "--seed", str(job.seed)]
     return [*words, "--project", str(job.folder), "--name", job.run.name, "--exist-ok"]
 
 

@@ -43,7 +43,7 @@ def work_off(plan: Plan, args: argparse.Namespace) -> None:
     free = list(args.device) * args.jobs
     running: list[Running] = []
     jobs = plan.jobs()
-    with TQDM(total=sum(plan.epochs[job.entry.name] for job in jobs), desc="training epochs") as bar:
+    with TQDM(total=sum(plan.epochs[job.kind] for job in jobs), desc="training epochs") as bar:
         try:
             while left := [job for job in jobs if not job.result()]:
                 for one in [one for one in running if one.process.poll() is not None]:
@@ -91,13 +91,12 @@ def go_on(one: Running, args: argparse.Namespace) -> bool:
 
 def command_lines(plan: Plan, job: Job, device: str, args: argparse.Namespace) -> list[list[str]]:
     """Return what is run for a job: train, or go on with that; write and prove files, those to time too; measure."""
-    options = plan.options
     on = ["--device", device] if device else []
     consents = ["--megapixels", str(args.megapixels), *(["--download"] if args.download else [])]
     consents += ["--plugins", *args.plugins] if args.plugins else []
     training = TRAINERS[job.entry.trainer].steps(plan, job, on, consents)
     export = ["export.py", "--weights", str(job.weights), "--include", *job.runtimes, *consents]
-    export += ["--int8", "--data", options["data"], "--max-drop", "100"] if options["int8"] else []
+    export += ["--int8", "--data", job.data, "--max-drop", "100"] if job.int8 else []
     exports = [export]
     if job.time_imgsz:
         exports += [[*export, "--imgsz", str(job.time_imgsz), "--output", str(job.timed_folder)]]
@@ -122,5 +121,5 @@ def epochs_done(plan: Plan, job: Job) -> int:
     """Return how many epochs of a training are behind it; all of them where it is over."""
     results = job.run / "results.csv"
     if job.result():
-        return plan.epochs[job.entry.name]
+        return plan.epochs[job.kind]
     return 0 if why_no_file(results) else max(0, results.read_bytes().count(b"\n") - 1)
