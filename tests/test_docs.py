@@ -55,6 +55,7 @@ ENTRIES = {  # module that is run → the one with its options
     "tests.attacks": "tests.attacks.__main__",
     "utils.architecture_search": "utils.architecture_search.__main__",
     "utils.convert_data": "utils.convert_data.__main__",
+    "utils.operators": "utils.operators.__main__",
 }
 CLASSES = ["person", "car", "bicycle", "dog"]
 WRITTEN = {
