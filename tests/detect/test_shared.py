@@ -14,8 +14,9 @@ from tests.detecting import files_below, picture, video
 from tests.helpers import random_model, save, tiny
 from utils.detect import shared, writers
 from utils.detect.loop import Speed
-from utils.detect.shared import Crop, check_shareable, check_splits, join_tables, name_crops
+from utils.detect.shared import Crop, SharedWriters, check_shareable, check_splits, join_tables, name_crops
 from utils.detect.sources import Files
+from utils.detect.writers import Wanted
 from utils.paths import ROOT
 
 WANTED = ["--save-txt", "--save-conf", "--save-crop", "--save-csv", "--conf-thres=0.01", "--imgsz=64", "--max-det=3"]
@@ -87,6 +88,14 @@ def test_what_cannot_be_shared_is_said(log, tmp_path, monkeypatch):
 def test_speeds_add_up():
     both = Speed(2, [1.0, 2.0, 3.0], (1, 3, 64, 64), 5.0) + Speed(1, [1.0, 1.0, 1.0], (), 4.0)
     assert both == Speed(3, [2.0, 3.0, 4.0], (1, 3, 64, 64), 5.0)
+
+
+def test_a_process_that_fails_leaves_nothing_of_its_own(tmp_path):
+    outputs = SharedWriters(tmp_path, Wanted(table=True))
+    with pytest.raises(UserError), outputs:
+        assert outputs.part.is_dir()
+        raise UserError("it failed")
+    assert not outputs.part.exists()
 
 
 @pytest.mark.slow

@@ -96,6 +96,13 @@ class SharedWriters(Writers):
             self._table = PartOfTable(self.part / "predictions.csv")
         return self
 
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        try:
+            super().__exit__(kind, *rest)
+        finally:
+            if kind is not None:  # nothing will be joined
+                shutil.rmtree(self.part, ignore_errors=True)
+
     def _write_crop(self, folder: Path, frame: Frame, stem: str, crop: np.ndarray) -> None:
         file = self.part / f"{len(self.kept)}.jpg" if crop.size else None
         if file:

@@ -71,7 +71,7 @@ class Writers:
             self._table = Table(self.folder / "predictions.csv")
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         try:
             self._finish_videos()
         finally:
