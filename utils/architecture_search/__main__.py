@@ -23,11 +23,13 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from ultralytics.utils import LOGGER
+
 from models.errors import UserError
 from utils import cli
 from utils.architecture_search.family import GENES, restricted
 from utils.architecture_search.search import LATENCY, Search, load_options
-from utils.architecture_search.timing import TIMED_FORMS, Stopwatch
+from utils.architecture_search.timing import TIMED_FORMS, Forecast, Stopwatch, open_table, table_of_this_machine
 from utils.architecture_search.work import Means, search_on, try_out
 from utils.benchmark.forms import FORMS, ONNX
 from utils.comparison.estimate import Work
@@ -35,7 +37,9 @@ from utils.comparison.recipe import fill_in
 from utils.data.description import load_dataset
 from utils.data.files import check_images
 from utils.deploy.formats import FORMATS
+from utils.operators.table import COMMAND
 from utils.paths import increment_path
+from utils.text import printable
 from utils.writing import remove_partials
 
 BESIDE_RESUME = ("device", "jobs")  # options that may be others when a search goes on
@@ -60,6 +64,7 @@ def make_parser() -> cli.Parser:
     add("--form", default=ONNX, choices=TIMED_FORMS, help="in which form networks are timed")
     add("--threads", type=cli.positive_int, default=1, help="CPU threads of the timed runtime")
     add("--rounds", type=cli.positive_int, default=20, help="how many times each network is timed; the least counts")
+    add("--table", default="", metavar="FILE", help="what operators cost; default: this machine's, if there is one")
     add("--genes", nargs="+", default=[], metavar="GENE=VALUES", help="narrow the family: act=relu width2=16-64")
     add("--candidates", type=cli.small_int, default=16, help="networks of the first rung")
     add("--epochs", type=cli.positive_int, default=5, help="of each training in the first rungs")
@@ -99,6 +104,7 @@ def search(args: argparse.Namespace) -> Path:
         read_plan(args)
     else:
         check_plan(args)
+        args.table = args.table or table_of_this_machine(args.form, args.threads)
     data = load_dataset(args.data)
     pictures = check_images(data, training=True)
     means = Means(
@@ -118,7 +124,7 @@ def search(args: argparse.Namespace) -> Path:
     if args.dry_run:
         with tempfile.TemporaryDirectory() as temporary:
             found = Search(Path(temporary), kept, data["nc"], data["channels"])
-            try_out(found, means, Stopwatch(found.conditions, found.folder / LATENCY))
+            try_out(found, means, *clocks(found))
         return Path(args.project)
     folder = Path(args.resume) if args.resume else increment_path(args.project, args.name)
     found = Search(folder.resolve(), kept, data["nc"], data["channels"])
@@ -126,8 +132,18 @@ def search(args: argparse.Namespace) -> Path:
         remove_partials(found.folder)
     else:
         found.save()
-    search_on(found, means, Stopwatch(found.conditions, found.folder / LATENCY))
+    search_on(found, means, *clocks(found))
     return found.folder
+
+
+def clocks(search: Search) -> tuple[Stopwatch, Forecast | None]:
+    """Return what measures how long networks take, and what predicts it, if there is a table."""
+    stopwatch, file = Stopwatch(search.conditions, search.folder / LATENCY), search.options["table"]
+    if not file:
+        LOGGER.info(f"all networks are timed, as there is no table of operators to predict from ({COMMAND})")
+        return stopwatch, None
+    LOGGER.info(printable(f"how long networks take is predicted from {file}, then measured"))
+    return stopwatch, Forecast(search.conditions, open_table(file, search.options["form"], search.options["threads"]))
 
 
 def check_plan(args: argparse.Namespace) -> None:
@@ -143,6 +159,9 @@ def check_plan(args: argparse.Namespace) -> None:
     restricted(args.genes)
     fill_in(args)
     args.latency_imgsz = args.latency_imgsz or args.imgsz
+    if args.table:
+        args.table = str(Path(args.table).absolute())
+        open_table(args.table, args.form, args.threads)
 
 
 def read_plan(args: argparse.Namespace) -> None:

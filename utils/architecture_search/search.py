@@ -45,7 +45,7 @@ from utils.writing import write_text
 PLAN, LATENCY = "search.json", "latency.json"
 FEWEST = 2  # networks of a rung, one of which is better
 HALVED = 2  # a rung trains the best 1 / HALVED for HALVED times the epochs
-DRAWN, AHEAD = 10, 50  # networks that are drawn for each candidate; so many times more with a table to predict from
+DRAWN, AHEAD = 10, 10  # networks that are drawn for each candidate; so many times more with a table to predict from
 HINT = "start the search anew"
 
 

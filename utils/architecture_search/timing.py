@@ -1,4 +1,4 @@
-"""How long networks of the family take on this machine, measured in turns and written down."""
+"""How long networks of the family take on this machine: measured in turns and written down, or predicted."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 
 from ultralytics.utils import TQDM
 
-from models import DetectionModel, switch_to_deploy
+from models import create_model, switch_to_deploy
 from models.errors import UserError
 from utils.architecture_search.family import Shape, model_yaml
 from utils.benchmark.forms import FORMS, fit_size, make
@@ -22,6 +22,9 @@ from utils.comparison.plan import read_json
 from utils.data.samples import make_pictures
 from utils.deploy.fresh import fresh_model
 from utils.latency import measure, torch_threads
+from utils.operators.archive import RUNTIMES
+from utils.operators.predict import predict
+from utils.operators.table import Table, default_path, load_table
 from utils.writing import write_text
 
 TIMED_PICTURE = "bus.jpg"
@@ -48,9 +51,9 @@ class Conditions:
     classes: int
     channels: int
 
-    def network(self, shape: Shape) -> DetectionModel:
-        """Return a network with fresh weights."""
-        return fresh_model(model_yaml(shape, self.classes, self.channels))
+    def content(self, shape: Shape) -> dict[str, Any]:
+        """Return the model YAML of a network."""
+        return model_yaml(shape, self.classes, self.channels)
 
 
 class Stopwatch:
@@ -84,7 +87,7 @@ class Stopwatch:
         """Return name → milliseconds of networks, whose files are written below a folder."""
         want, runs = self.conditions, {}
         for name, shape in TQDM(shapes.items(), desc="writing files"):
-            network = want.network(shape)
+            network = fresh_model(want.content(shape))
             size = fit_size(network, [want.side])
             place = Path(tempfile.mkdtemp(dir=folder))
             picture = make_pictures(size, want.channels)[TIMED_PICTURE][None]
@@ -92,3 +95,50 @@ class Stopwatch:
         with TQDM(total=want.rounds, desc="timing") as bar:
             latency = measure(runs, want.rounds, after_round=bar.update)
         return {name: round(one.minimum, 4) for name, one in latency.items()}
+
+
+class Forecast:
+    """Predicts how long networks take: a call returns milliseconds.
+
+    Args:
+        conditions: of all predictions.
+        table: what operators cost under these conditions.
+    """
+
+    def __init__(self, conditions: Conditions, table: Table) -> None:
+        self.conditions, self.table = conditions, table
+
+    def __call__(self, shapes: Sequence[Shape]) -> list[float]:
+        """Return the milliseconds of each network."""
+        found = []
+        for shape in shapes:
+            network = create_model(self.conditions.content(shape))
+            size = fit_size(network, [self.conditions.side])
+            found.append(predict(network, size, self.table).total_ms)
+        return found
+
+
+def open_table(file: str, form: str, threads: int) -> Table:
+    """Return what operators cost in a form.
+
+    Args:
+        file: of tables.
+        form: one of TIMED_FORMS.
+        threads: of the CPU.
+
+    Raises:
+        UserError: the file does not hold this.
+    """
+    kind = FORMS[form]
+    if kind.format not in RUNTIMES:
+        raise UserError(f"tables of operators are for {' and '.join(RUNTIMES)}, and not for --form {form}")
+    return load_table(Path(file), kind.format, kind.int8, threads)
+
+
+def table_of_this_machine(form: str, threads: int) -> str:
+    """Return the file of this machine's tables; empty where it holds nothing about a form, or there is none."""
+    try:
+        open_table(file := str(default_path()), form, threads)
+    except UserError:
+        return ""
+    return file
