@@ -43,12 +43,13 @@ def activation(text: str) -> nn.Module:
         call = parse_call(text)
         if call.name not in ACTIVATIONS:
             raise ValueError(f"unknown activation '{call.name}'{did_you_mean(call.name, ACTIVATIONS)}")
-        built = ACTIVATIONS[call.name](*call.args, **dict(call.kwargs))
-        built(torch.zeros(1, 1))  # some arguments show only here that they are none
+        build = functools.partial(ACTIVATIONS[call.name], *call.args, **dict(call.kwargs))
+        with torch.device("meta"):
+            build()(torch.zeros(1, 1))  # some arguments show only here that they are none
+        return build()
     except (TypeError, ValueError, RuntimeError, OverflowError) as e:
         reason = (str(e).strip().splitlines() or [type(e).__name__])[0]
         raise ConfigError(f"activation {text}: {reason}") from e
-    return built
 
 
 def bind(word: str, function: Callable[..., Any], args: Sequence[Any]) -> dict[str, Any]:
