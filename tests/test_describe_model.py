@@ -39,7 +39,7 @@ def test_it_tells_what_the_model_says_of_itself(small, caplog):
     assert lines[-3].endswith("GFLOPs at 64x96")
     assert lines[-2] == head_card(model)
     total = sum(p.numel() for p in deploy.parameters())
-    assert lines[-1] == f"fused: {total:,} parameters, {count_gflops(deploy, (64, 96)):.1f} GFLOPs; 20 Conv+BN"
+    assert lines[-1] == f"fused: {total:,} parameters, {count_gflops(deploy, (64, 96)):.1f} GFLOPs; 20 Conv+BN, 1 DFL"
 
 
 def test_every_row_is_timed(small):

@@ -12,10 +12,7 @@ from pathlib import Path
 from types import FrameType
 from typing import IO, Any
 
-from ultralytics.utils import LOGGER
-
 from models.files import why_no_file
-from utils.text import printable
 
 PARTIAL = ".partial"  # the end of the names of files that are being written
 HELD: list[list[int]] = []  # the signals that wait, of each `signals_held` that is under way
@@ -102,6 +99,10 @@ def hold_folder(folder: Path) -> int:
     try:
         return lock_folder(folder, wait=False)
     except BlockingIOError:
+        from ultralytics.utils import LOGGER  # noqa: PLC0415 (what measures operators on a board has no ultralytics)
+
+        from utils.text import printable  # noqa: PLC0415 (likewise)
+
         LOGGER.info(printable(f"another process works on {folder}: waiting until it ends"))
         return lock_folder(folder)
 

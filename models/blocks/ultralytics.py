@@ -35,16 +35,18 @@ def fuse_rep_vgg_dw(module: Any) -> nn.Module | None:
 
 
 class ExponentialDFL(DFL):
-    """DFL's expectation sum_i i softmax(x)_i as a ratio of two sums of exponentials, (B, 4 bins, N) to (B, 4, N).
+    """DFL's expectation sum_i i softmax(x)_i as a ratio of two means of exponentials, (B, 4 bins, N) to (B, 4, N).
 
-    ONNX Runtime computes it in a seventh of the time of the softmax over an inner axis and its convolution. Parameters
-    keep their names (https://arxiv.org/abs/2006.04388).
+    ONNX Runtime computes it in a seventh of the time of the softmax over an inner axis and its convolution; sums in
+    place of the means would be refused by OpenCV. Parameters keep their names (https://arxiv.org/abs/2006.04388).
     """
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        sides = x.unflatten(1, (4, self.c1))
+        batch, _, cells = x.shape
+        sides = x.view(batch, 4, self.c1, cells)
         exponentials = (sides - sides.amax(2, keepdim=True)).exp()
-        return (exponentials * self.conv.weight.view(-1, 1)).sum(2) / exponentials.sum(2)
+        weighted = exponentials * self.conv.weight.view(1, 1, self.c1, 1)
+        return (weighted.mean(2, keepdim=True) / exponentials.mean(2, keepdim=True)).view(batch, 4, cells)
 
 
 @register_fuser

@@ -82,9 +82,10 @@ def compare_in_a_child(words: list[str], prepared: Plan, log: Path, reached: Cal
 def results(run: Path) -> list[dict]:
     """Return what a comparison found of each network, but for the milliseconds that it took."""
     entries = json.loads((run / "compare.json").read_text())["entries"]
-    return [{key: value for key, value in entry.items() if key != "latency"} for entry in entries]
+    return [{key: value for key, value in entry.items() if key not in TIMED} for entry in entries]
 
 
+TIMED = ("latency", "latency_by_threads", "fastest")  # keys of results that differ from run to run
 READERS: dict[str, Callable[[Path], object]] = {
     "plan.json": lambda path: load_plan(path.parent),
     "jobs/*/result.json": lambda path: json.loads(path.read_text())["maps"],

@@ -294,7 +294,7 @@ def test_a_module_runs_as_a_step(tmp_path, monkeypatch):
     args = compare.make_parser().parse_args([])
     process = start_step(["-m", "utils.convert", str(tmp_path / "none.pt")], job, lock, args)
     assert process.wait(timeout=100) == 2
-    assert "none.pt does not exist" in why_ended(job.log, 2)
+    assert "there is no weights file" in why_ended(job.log, 2)
     os.close(lock)
 
 

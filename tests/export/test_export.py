@@ -58,7 +58,7 @@ def test_files_and_report(default, model):
     assert report["ok"] is True
     assert (report["weights"], report["cfg"], report["imgsz"]) == ("best.pt", "model YAML", [64, 64])
     deploy = switch_to_deploy(model)
-    assert report["fused"] == {"Conv+BN": deploy.report.fused["Conv+BN"], "left": []}
+    assert report["fused"] == {"Conv+BN": deploy.report.fused["Conv+BN"], "DFL": 1, "left": []}
     assert report["params"]["train"] == sum(p.numel() for p in model.parameters())
     assert report["params"]["deploy"] == sum(p.numel() for p in deploy.parameters()) < report["params"]["train"]
     assert report["tolerance"] == {"box_px": 0.01, "score": 1e-4, "mask": 1e-3}
