@@ -41,7 +41,7 @@ from utils.benchmark.memory import peak_memory, weights_size
 from utils.benchmark.report import ACCURACIES, BenchmarkRow, add_ratios, benchmark_table, processor, remarks, save
 from utils.data.description import load_dataset
 from utils.data.files import check_images
-from utils.data.samples import make_pictures
+from utils.data.samples import timed_picture
 from utils.deploy.formats import FORMATS
 from utils.deploy.run import RUN_ERRORS, Runner, load_runner
 from utils.deploy.write import ExportError
@@ -63,7 +63,6 @@ from utils.sizes import check_imgsz
 from utils.text import printable
 
 SHIPPED = ("riformer-yolo.yaml", "timm-yolo.yaml", "yolov5n.yaml")
-BENCHMARK_PICTURE = "bus.jpg"
 CALIBRATION = 64  # pictures of the train split
 FORM_FAILURES = (ExportError, UserError, ImportError, *RUN_ERRORS)  # of one form, which the others survive
 
@@ -303,7 +302,7 @@ def prepare(
         FAILURES: it cannot be had so, or takes no such pictures.
     """
     size = fit_size(network, args.imgsz)
-    images = make_pictures(size, network.example_input().shape[1])[BENCHMARK_PICTURE][None]
+    images = timed_picture(size, network.example_input().shape[1])
     pictures = None
     if data and FORMS[row.form].int8:
         pictures = batches(calibration_pictures(data, CALIBRATION), images.shape, "INT8: calibrating", network.task)

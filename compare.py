@@ -32,7 +32,7 @@ from models.errors import UserError
 from utils import cli
 from utils.benchmark.report import processor
 from utils.comparison.entries import find_entries
-from utils.comparison.estimate import Work, epoch_seconds
+from utils.comparison.estimate import epoch_seconds, work_of
 from utils.comparison.judge import judge
 from utils.comparison.measure import finish
 from utils.comparison.plan import Plan, kind_of, load_plan, named
@@ -151,10 +151,7 @@ def resumed_plan(args: argparse.Namespace) -> Plan:
             another comparison.
     """
     plan = read_plan(Path(args.resume))
-    given = [name for name in args.given if name in plan.options]
-    if given:
-        flag = f"--{given[0].replace('_', '-')}"
-        raise UserError(f"{flag} cannot be changed in a comparison that goes on: leave it out, or start another one")
+    cli.refuse_changes(args.given & plan.options.keys(), "a comparison")
     vars(args).update(plan.options)
     for data in plan.data_sets.values():
         load_dataset(data)
@@ -201,7 +198,8 @@ def new_plan(args: argparse.Namespace) -> Plan:
         if FORMATS[name].not_run:
             raise UserError(f"--runtime {name} cannot be timed here: {FORMATS[name].not_run}")
     recipe = fill_in(args)
-    works = {name: work_of(data, args) for name, data in named(cli.as_list(args.data)).items()}
+    sets = {name: load_dataset(data) for name, data in named(cli.as_list(args.data)).items()}
+    works = {name: work_of(data, check_images(data, training=True), args) for name, data in sets.items()}
     entries = find_entries(args.cfg)
     seconds = {
         kind_of(entry.name, name): epoch_seconds(entry.cfg, work)
@@ -218,21 +216,6 @@ def new_plan(args: argparse.Namespace) -> Plan:
     plan = dataclasses.replace(plan, folder=increment_path(args.project, args.name).resolve())
     plan.save()
     return plan
-
-
-def work_of(data: str, args: argparse.Namespace) -> Work:
-    """Return what an epoch on a data set is; UserError where that is wrong."""
-    dataset = load_dataset(data)
-    pictures = check_images(dataset, training=True)
-    return Work(
-        train=len(pictures["train"]),
-        val=len(pictures["val"]),
-        batch=args.batch_size,
-        side=args.imgsz,
-        channels=dataset["channels"],
-        classes=dataset["nc"],
-        device=args.device[0],
-    )
 
 
 def log_plan(plan: Plan, seconds: Mapping[str, float], at_once: int) -> None:

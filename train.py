@@ -499,9 +499,7 @@ def resumed_search(args: argparse.Namespace) -> Search:
     search = load_search(folder)
     if others := sorted({*OWN_WORDS, *NOT_EVOLVED} & make_parser().parse_args(search.words).given):
         raise UserError(f"{folder} is damaged: its trainings cannot have the option {others[0]}")
-    if others := sorted(args.given - {"evolve", "resume", "project", *CONSENTS}):
-        flag = f"--{others[0].replace('_', '-')}"
-        raise UserError(f"{flag} cannot be changed in a search that goes on: leave it out, or start another one")
+    cli.refuse_changes(args.given - {"evolve", "resume", "project", *CONSENTS}, "a search")
     if args.evolve and args.evolve is not True:
         search = dataclasses.replace(search, generations=args.evolve)
         search.save()

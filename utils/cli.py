@@ -23,7 +23,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -236,6 +236,18 @@ def take_consents(args: argparse.Namespace) -> None:
     load_plugins(args.plugins)
     allow_downloads(args.download)
     allow_megapixels(args.megapixels)
+
+
+def refuse_changes(options: Collection[str], what: str) -> None:
+    """Raise UserError if there are options that would make something that goes on another one.
+
+    Args:
+        options: names of those that are given and cannot be changed.
+        what: that goes on, such as "a search".
+    """
+    if options:
+        flag = f"--{min(options).replace('_', '-')}"
+        raise UserError(f"{flag} cannot be changed in {what} that goes on: leave it out, or start another one")
 
 
 # Options --------------------------------------------------------------------------------------------------------------

@@ -32,7 +32,7 @@ from utils.architecture_search.search import LATENCY, Search, load_options
 from utils.architecture_search.timing import TIMED_FORMS, Forecast, Stopwatch, open_table, table_of_this_machine
 from utils.architecture_search.work import Means, search_on, try_out
 from utils.benchmark.forms import FORMS, ONNX
-from utils.comparison.estimate import Work
+from utils.comparison.estimate import work_of
 from utils.comparison.recipe import fill_in
 from utils.data.description import load_dataset
 from utils.data.files import check_images
@@ -106,19 +106,10 @@ def search(args: argparse.Namespace) -> Path:
         check_plan(args)
         args.table = args.table or table_of_this_machine(args.form, args.threads)
     data = load_dataset(args.data)
-    pictures = check_images(data, training=True)
     means = Means(
         words=words_of_trainings(args),
         machine=words_of_machine(args),
-        epoch=Work(
-            train=len(pictures["train"]),
-            val=len(pictures["val"]),
-            batch=args.batch_size,
-            side=args.imgsz,
-            channels=data["channels"],
-            classes=data["nc"],
-            device=args.device[0],
-        ),
+        epoch=work_of(data, check_images(data, training=True), args),
     )
     kept = {name: value for name, value in vars(args).items() if name not in NOT_KEPT}
     if args.dry_run:
@@ -173,9 +164,7 @@ def read_plan(args: argparse.Namespace) -> None:
     options = load_options(Path(args.resume))
     if unknown := [name for name in options if name in NOT_KEPT or name not in vars(args)]:
         raise UserError(f"{args.resume} holds no search of this version: it has an option '{unknown[0]}'")
-    if given := [name for name in sorted(args.given) if name in options]:
-        flag = f"--{given[0].replace('_', '-')}"
-        raise UserError(f"{flag} cannot be changed in a search that goes on: leave it out, or start another one")
+    cli.refuse_changes(args.given & options.keys(), "a search")
     planned = make_parser().from_keywords(**options)
     check_plan(planned)
     vars(args).update({name: value for name, value in vars(planned).items() if name not in NOT_KEPT})

@@ -19,7 +19,7 @@ from utils.architecture_search.family import Shape, model_yaml
 from utils.benchmark.forms import FORMS, fit_size, make
 from utils.checkpoint.fields import is_finite, is_mapping
 from utils.comparison.plan import read_json
-from utils.data.samples import make_pictures
+from utils.data.samples import timed_picture
 from utils.deploy.fresh import fresh_model
 from utils.latency import measure, torch_threads
 from utils.operators.archive import RUNTIMES
@@ -27,7 +27,6 @@ from utils.operators.predict import predict
 from utils.operators.table import Table, default_path, load_table
 from utils.writing import write_text
 
-TIMED_PICTURE = "bus.jpg"
 TIMED_FORMS = [key for key, form in FORMS.items() if form.fuse is switch_to_deploy]
 
 
@@ -90,7 +89,7 @@ class Stopwatch:
             network = fresh_model(want.content(shape))
             size = fit_size(network, [want.side])
             place = Path(tempfile.mkdtemp(dir=folder))
-            picture = make_pictures(size, want.channels)[TIMED_PICTURE][None]
+            picture = timed_picture(size, want.channels)
             runs[name] = partial(make(want.form, network, size, place).load(want.threads), picture)
         with TQDM(total=want.rounds, desc="timing") as bar:
             latency = measure(runs, want.rounds, after_round=bar.update)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import time
 from collections.abc import Sequence
@@ -18,9 +17,8 @@ from utils.architecture_search.search import Rung, Search
 from utils.comparison import plan
 from utils.comparison.estimate import Work, epoch_seconds
 from utils.comparison.work import epochs_done
-from utils.distributed.scripts import advance, start_script, why_ended
+from utils.distributed.scripts import advance, ended, held, start_script, why_ended
 from utils.text import printable, quote
-from utils.writing import hold_folder
 
 POLL = 0.5  # seconds between two looks at a comparison
 
@@ -52,9 +50,8 @@ def search_on(search: Search, means: Means, clock: Clock, predict: Clock | None 
     Raises:
         UserError: no network takes so little, or a comparison came to nothing.
     """
-    lock = hold_folder(search.folder)
     steps = search.steps()
-    try:
+    with held(search.folder, how_to_go_on(search)) as lock:
         search.check_budget(clock)
         left = range(len(search.trained()) + 1, len(steps) + 1)
         for number in left:
@@ -70,11 +67,6 @@ def search_on(search: Search, means: Means, clock: Clock, predict: Clock | None 
             save_report(search)
         if not left:
             save_report(search)  # which a stop may have left undone
-    except KeyboardInterrupt:
-        LOGGER.info(f"\nstopped; continue with: {how_to_go_on(search)}")
-        raise
-    finally:
-        os.close(lock)
     log_end(search)
 
 
@@ -115,19 +107,18 @@ def compare(search: Search, rung: Rung, candidates: Sequence[Candidate], means: 
     resumed = not why_no_file(rung.comparison / plan.PLAN)
     if not resumed:
         shutil.rmtree(rung.comparison, ignore_errors=True)  # what a kill has left of its first moments
-    process = start_script(words_of(search, rung, candidates, means, resumed), rung.log, lock)
+    words = words_of(search, rung, candidates, means, resumed)
     title = f"rung {rung.number} of {len(search.steps())}: {len(candidates)} networks"
-    try:
-        with TQDM(total=len(candidates) * step.epochs, desc=f"{title}, epochs") as bar:
-            while process.poll() is None and why_no_file(rung.comparison / plan.PLAN):
-                time.sleep(POLL)
-            comparison = None if process.poll() else plan.load_plan(rung.comparison)
-            while comparison and process.poll() is None:
-                time.sleep(POLL)
-                advance(bar, sum(epochs_done(comparison, job) for job in comparison.jobs()))
-    finally:
-        process.terminate()
-        process.wait()
+    with (
+        ended(start_script(words, rung.log, lock)) as process,
+        TQDM(total=len(candidates) * step.epochs, desc=f"{title}, epochs") as bar,
+    ):
+        while process.poll() is None and why_no_file(rung.comparison / plan.PLAN):
+            time.sleep(POLL)
+        comparison = None if process.poll() else plan.load_plan(rung.comparison)
+        while comparison and process.poll() is None:
+            time.sleep(POLL)
+            advance(bar, sum(epochs_done(comparison, job) for job in comparison.jobs()))
     if process.returncode:
         why = why_ended(rung.log, process.returncode)
         raise UserError(f"{title}: {why} (see {rung.log}); go on with {how_to_go_on(search)}")

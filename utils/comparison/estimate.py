@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,6 +39,25 @@ class Work:
     channels: int
     classes: int
     device: str = ""
+
+
+def work_of(data: Mapping[str, Any], pictures: Mapping[str, Sequence[str]], args: argparse.Namespace) -> Work:
+    """Return what an epoch on a data set is.
+
+    Args:
+        data: what `load_dataset` returned.
+        pictures: of its splits, as `check_images` returned them.
+        args: the options batch_size, imgsz and device, of which the first counts.
+    """
+    return Work(
+        train=len(pictures["train"]),
+        val=len(pictures["val"]),
+        batch=args.batch_size,
+        side=args.imgsz,
+        channels=data["channels"],
+        classes=data["nc"],
+        device=args.device[0],
+    )
 
 
 def epoch_seconds(cfg: dict[str, Any], work: Work) -> float:

@@ -8,11 +8,9 @@ from typing import NamedTuple
 
 from ultralytics.utils import TQDM
 
-from utils.data.samples import make_pictures
+from utils.data.samples import timed_picture
 from utils.deploy.opened import open_runner
 from utils.latency import Latency, measure, torch_threads
-
-TIMED_PICTURE = "bus.jpg"
 
 
 class Timed(NamedTuple):
@@ -37,7 +35,7 @@ def time_files(
         for count in threads:
             runs = {}
             for name, (files, (channels, height, width)) in networks.items():
-                images = make_pictures((height, width), channels)[TIMED_PICTURE][None]
+                images = timed_picture((height, width), channels)
                 for form, path in files.items():
                     runs[name, form] = open_runner(path, images, count)
             with torch_threads(count):

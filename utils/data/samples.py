@@ -38,6 +38,11 @@ def make_pictures(size: tuple[int, int], channels: int = 3, files: Sequence[Path
     return pictures
 
 
+def timed_picture(size: tuple[int, int], channels: int = 3) -> Tensor:
+    """Return the picture that latencies are measured on, a photograph, as (1, channels, *size) float32 in [0, 1]."""
+    return load_picture(PHOTOS[0], size, channels)[None]
+
+
 def load_picture(path: Path, size: tuple[int, int], channels: int = 3, task: str = "detect") -> Tensor:
     """Return a picture as (channels, *size) float32 in [0, 1]; arguments as above.
 

@@ -6,12 +6,15 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from ultralytics.utils import LOGGER
+
 from utils.paths import ROOT
-from utils.writing import open_log
+from utils.writing import hold_folder, open_log
 
 ERROR = "ERROR: "  # how a script tells what is wrong
 MOST_LINES = 20  # in the end of what it says, where that stands
@@ -41,6 +44,29 @@ def start_script(
             cwd=ROOT if is_module else folder,
             pass_fds=(lock,),
         )
+
+
+@contextmanager
+def ended(process: subprocess.Popen[bytes]) -> Iterator[subprocess.Popen[bytes]]:
+    """End a process at the end of a block, and wait until it has."""
+    try:
+        yield process
+    finally:
+        process.terminate()
+        process.wait()
+
+
+@contextmanager
+def held(folder: Path, go_on: str) -> Iterator[int]:
+    """Hold the folder of something that can go on after a stop, say by which command if one comes; give the lock."""
+    lock = hold_folder(folder)
+    try:
+        yield lock
+    except KeyboardInterrupt:
+        LOGGER.info(f"\nstopped; continue with: {go_on}")
+        raise
+    finally:
+        os.close(lock)
 
 
 def why_ended(log: Path, code: int) -> str:

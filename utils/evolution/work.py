@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import time
 from collections.abc import Sequence
@@ -12,12 +11,11 @@ from typing import Any
 from ultralytics.utils import LOGGER, TQDM
 
 from models.errors import UserError
-from utils.distributed.scripts import advance, start_script, why_ended
+from utils.distributed.scripts import advance, ended, held, start_script, why_ended
 from utils.evolution.report import best_of, log_end, save_report
 from utils.evolution.search import Generation, Search
 from utils.text import printable, quote
 from utils.train.run import NOT_FINITE, final_metrics
-from utils.writing import hold_folder
 
 POLL = 0.2  # seconds between two looks at a training
 FITNESS = {  # by task, of the metrics: their mean is what is searched for
@@ -37,19 +35,15 @@ def search_on(search: Search, consents: Sequence[str]) -> None:
     Raises:
         UserError: a training ended for another reason than its values.
     """
-    lock = hold_folder(search.folder)
-    try:
-        with TQDM(total=search.generations * search.epochs, desc="evolving") as bar:
-            while (number := len(search.results())) < search.generations:
-                advance(bar, number * search.epochs)
-                train_one(search, search.generation(number), consents, lock, bar)
-                after_one(search, number)
-            advance(bar, search.generations * search.epochs)
-    except KeyboardInterrupt:
-        LOGGER.info(f"\nstopped; continue with: {how_to_go_on(search)}")
-        raise
-    finally:
-        os.close(lock)
+    with (
+        held(search.folder, how_to_go_on(search)) as lock,
+        TQDM(total=search.generations * search.epochs, desc="evolving") as bar,
+    ):
+        while (number := len(search.results())) < search.generations:
+            advance(bar, number * search.epochs)
+            train_one(search, search.generation(number), consents, lock, bar)
+            after_one(search, number)
+        advance(bar, search.generations * search.epochs)
     log_end(search)
 
 
@@ -66,14 +60,10 @@ def train_one(search: Search, generation: Generation, consents: Sequence[str], l
     if not metrics:  # a training that a kill has left may have ended meanwhile
         search.write_recipe(generation.recipe, values)
         words = [*words_of(search, generation), *consents]
-        process = start_script(words, generation.log, lock, folder=Path(search.place))
-        try:
+        with ended(start_script(words, generation.log, lock, folder=Path(search.place))) as process:
             while process.poll() is None:
                 advance(bar, generation.number * search.epochs + epochs_done(generation))
                 time.sleep(POLL)
-        finally:
-            process.terminate()
-            process.wait()
         metrics = final_metrics(generation.run)
         if process.returncode or not metrics:
             note_failure(search, generation, values, process.returncode)

@@ -8,10 +8,8 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import torch
-
 from utils.benchmark.forms import make, open_network
-from utils.data.samples import make_pictures
+from utils.data.samples import timed_picture
 from utils.latency import measure
 from utils.operators.archive import Setting
 from utils.operators.graph import Parts
@@ -64,12 +62,12 @@ def check_network(
     network = open_network(path)
     runs: dict[Setting, Callable[[], object]] = {}
     with tempfile.TemporaryDirectory(prefix="repyolo-") as folder:
-        pictures = torch.stack(list(make_pictures(size, network.example_input().shape[1]).values()))[:1]
+        picture = timed_picture(size, network.example_input().shape[1])
         for form in {form_of(setting): None for setting in tables}:
             place = Path(folder) / form
             place.mkdir()
             made = make(form, network, size, place)
-            runs |= {s: partial(made.load(s.threads), pictures) for s in tables if form_of(s) == form}
+            runs |= {s: partial(made.load(s.threads), picture) for s in tables if form_of(s) == form}
         latency = measure(runs, rounds)
     found = []
     for setting, table in tables.items():

@@ -9,11 +9,7 @@ from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from typing import Any
 
-MAP, PLAIN, OUTSIDE = (
-    "map",
-    "plain",
-    "outside",
-)  # a feature map in the runtime's own layout; not; an input of the network
+MAP, PLAIN, OUTSIDE = "map", "plain", "outside"  # a map in the runtime's own layout; another tensor; the input
 BEFORE, BEHIND = "before/", "behind/"  # begin the names of nodes around an operator in its small model
 
 

@@ -7,7 +7,7 @@ between 1x1 convolutions, whose time is not counted: `utils/operators/timing.py`
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from utils.int8.quantize import ACTIVATION_OPS, LAYER_OPS, OTHER_OPS, FloatGraph
 from utils.operators.description import BEFORE, BEHIND, MAP, OUTSIDE, PLAIN, Operator
 from utils.operators.graph import POINTWISE
 
+Quantize = Callable[[FloatGraph, TensorsData], Any]  # to a model
 IR_VERSION, OPSET = 8, 17
 TINY, CHAIN, OUTPUT = 2, 64, (256, 256)  # a side of a map, convolutions, and sides of a map of a million numbers
 NARROW = 16  # channels of the borders
@@ -129,32 +130,25 @@ def write_float(operator: Operator) -> bytes:
     return SmallModel(operator).made().SerializeToString()
 
 
-def write_int8(operator: Operator, folder: Path) -> bytes:
-    """Return the small ONNX file of an operator, with what can be in INT8 quantized as export.py does it.
+def write_int8(operator: Operator, folder: Path, quantize: Quantize = FloatGraph.quantized) -> bytes:
+    """Return the small ONNX file of an operator, with what can be in INT8 quantized.
 
     Args:
+        operator: that is meant.
         folder: for what is written on the way.
+        quantize: from the float graph and the ranges of its tensors to a model; by default as export.py does it.
     """
     path = folder / "small.onnx"
     onnx.save(SmallModel(operator).made(), str(path))
     graph = FloatGraph(path)
     if not graph.layers:
         return path.read_bytes()
-    return graph.quantized(_ranges(graph)).SerializeToString()
+    return quantize(graph, _ranges(graph)).SerializeToString()
 
 
 def write_openvino_int8(operator: Operator, folder: Path) -> bytes:
-    """Return the small ONNX file of an operator, quantized as NNCF does it: inputs of layers, sums and pools alone.
-
-    Args:
-        folder: for what is written on the way.
-    """
-    path = folder / "small.onnx"
-    onnx.save(SmallModel(operator).made(), str(path))
-    graph = FloatGraph(path)
-    if not graph.layers:
-        return path.read_bytes()
-    return quantized_as_nncf(graph, _ranges(graph)).SerializeToString()
+    """Return the same quantized as NNCF does it: inputs of layers, sums and pools alone."""
+    return write_int8(operator, folder, quantized_as_nncf)
 
 
 def quantized_as_nncf(graph: FloatGraph, ranges: TensorsData) -> ModelProto:
