@@ -32,13 +32,14 @@ from pathlib import Path
 from typing import Any
 
 from models import DetectionModel
+from models.environment import processor
 from models.errors import UserError, did_you_mean
 from models.spec import CONFIGS
 from models.summary import count_gflops, count_parameters
 from utils import cli
 from utils.benchmark.forms import DEFAULT_FORMS, FORMS, Made, fit_size, loader, make, open_network
 from utils.benchmark.memory import peak_memory, weights_size
-from utils.benchmark.report import ACCURACIES, BenchmarkRow, add_ratios, benchmark_table, processor, remarks, save
+from utils.benchmark.report import ACCURACIES, BenchmarkRow, add_ratios, benchmark_table, remarks, save
 from utils.data.description import load_dataset
 from utils.data.files import check_images
 from utils.data.samples import timed_picture

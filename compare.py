@@ -28,9 +28,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from models.environment import processor
 from models.errors import UserError
 from utils import cli
-from utils.benchmark.report import processor
 from utils.comparison.entries import find_entries
 from utils.comparison.estimate import epoch_seconds, work_of
 from utils.comparison.judge import judge

@@ -17,6 +17,7 @@ What the switches do and which calls they silence:
 from __future__ import annotations
 
 import os
+import platform
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -37,6 +38,16 @@ def cpu_cores() -> int:
     if THREADS.isdecimal() and int(THREADS):
         return int(THREADS)
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def processor() -> str:
+    """Return the name of the CPU, of a board without one that of the board, as Linux reports it, else Python."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith(("model name", "Model"))]
+    return names[0] if names else platform.processor() or platform.machine()
 
 
 def cache_folder() -> Path:

@@ -10,10 +10,10 @@ from typing import Any
 
 from ultralytics.utils import LOGGER
 
+from models.environment import processor
 from utils.architecture_search.candidates import Trained
 from utils.architecture_search.search import Search
 from utils.benchmark.forms import FORMS
-from utils.benchmark.report import processor
 from utils.comparison.report import Compared, frontier
 from utils.comparison.statistics import Estimate
 from utils.latency import Latency

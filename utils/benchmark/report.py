@@ -9,7 +9,6 @@ from __future__ import annotations
 import csv
 import html
 import json
-import platform
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -164,16 +163,6 @@ def _number(row: BenchmarkRow, column: Column) -> str:
     """Return a number of a row as it is shown, or nothing."""
     value = getattr(row, column.key)
     return "" if value is None else f"{value * column.scale:,.{column.digits}f}"
-
-
-def processor() -> str:
-    """Return the name of the CPU, as Linux reports it, else what Python knows."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
 
 
 # As files -------------------------------------------------------------------------------------------------------------

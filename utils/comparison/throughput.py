@@ -34,10 +34,10 @@ import yaml
 from ultralytics.utils import LOGGER, TQDM
 
 from models.blocks.branches import STYLES
+from models.environment import processor
 from models.errors import UserError
 from models.layers import is_backbone
 from utils import cli
-from utils.benchmark.report import processor
 from utils.comparison.entries import Entry, find_entries
 from utils.comparison.trainers import OURS
 from utils.data.description import BUILT_IN, load_dataset

@@ -6,10 +6,11 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from models.environment import processor
 from models.errors import UserError
 from utils.operators.archive import RUNTIMES, Archive, Setting
 from utils.operators.description import Operator
-from utils.operators.table import Cost, Table, load_tables, processor, save_tables
+from utils.operators.table import Cost, Table, load_tables, save_tables
 from utils.operators.timing import runtime_version, time_group, time_overheads
 
 GROUP = 24  # operators that run in turns

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -14,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from models.environment import config_dir
+from models.environment import config_dir, processor
 from models.errors import UserError
 from models.files import why_no_file
 from utils.operators.archive import RUNTIMES, Setting
@@ -127,8 +126,8 @@ class Table:
 class Family:
     """Operators that differ in their sizes alone, between which costs are interpolated.
 
-    The logarithm of the time is that of a line through the logarithms of the sizes, fitted to the nearest members with
-    weights that fall with the distance; few members share what they cost for each unit of work.
+    Each of the nearest members says what an operator costs, its time grown as the geometric mean of work, input and
+    output; the logarithms of what they say are averaged, with weights that fall with the square of the distance.
     """
 
     def __init__(self, costs: Sequence[Cost]) -> None:
@@ -161,16 +160,6 @@ def default_path() -> Path:
     folder = Path(os.environ.get("YOLO_CONFIG_DIR") or config_dir()) / "operators"
     name = re.sub(r"[^A-Za-z0-9]+", "-", f"{processor()} {os.cpu_count()}").strip("-")
     return folder / f"{name}.json"
-
-
-def processor() -> str:
-    """Return the name of the CPU, as Linux reports it, else what Python knows."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith(("model name", "Model"))]
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 def load_tables(path: Path) -> dict[Setting, Table]:
