@@ -40,7 +40,7 @@ from utils.architecture_search.search import Search
 from utils.architecture_search.timing import Conditions, Forecast, Stopwatch, table_of_this_machine
 from utils.comparison import work as comparison_work
 from utils.deploy.fresh import fresh_model
-from utils.operators.archive import Setting
+from utils.operators.archive import FLOAT, Setting
 from utils.operators.predict import parts_of
 from utils.operators.table import Cost, Table, save_tables
 
@@ -207,7 +207,7 @@ def test_latencies_are_predicted_from_a_table(tmp_path, monkeypatch, log):
     """That of one operator, which stands for all others."""
     shape = scaled(smallest(GENES), 2, GENES)
     conditions = Conditions("onnx", 64, threads=1, rounds=2, classes=2, channels=3)
-    operator = parts_of(create_model(conditions.content(shape)), (64, 64)).operators[0].operator
+    operator = parts_of(create_model(conditions.content(shape)), (64, 64), [FLOAT])[FLOAT].operators[0].operator
     table = Table(Setting("onnx", int8=False, threads=1), "machine", "version", {operator.digest: Cost(operator, 0.1)})
     save_tables(tmp_path / "table.json", {table.setting: table})
     small, wide = Forecast(conditions, table)([shape, scaled(shape, 3, GENES)])
@@ -420,6 +420,7 @@ def test_a_search_that_is_stopped_while_it_trains_goes_on(tmp_path, monkeypatch)
     """Of two networks for two epochs; the first training is stopped behind its first epoch."""
     data = make_data(tmp_path / "ds", train=4)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("YOLO_CONFIG_DIR", str(tmp_path / "config"))  # without what this machine's operators cost
     for module in (work, comparison_work):
         monkeypatch.setattr(module, "start_script", start_here)
         monkeypatch.setattr(module, "POLL", 0)

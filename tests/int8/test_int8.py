@@ -125,6 +125,19 @@ def test_the_chain_stays_in_int8(graph, ranges, tmp_path):
     assert sum(kernel in FLOAT_KERNELS for kernel in run) == len(graph.ends)
 
 
+def test_layers_with_equal_constants_stay_in_int8(tmp_path):
+    network = nn.Sequential(*(nn.Conv2d(8, 8, 3) for _ in range(4))).eval()
+    for layer in network:
+        nn.init.zeros_(layer.bias)
+    network[1].load_state_dict(network[0].state_dict())
+    torch.onnx.export(network, (torch.rand(1, 8, 16, 16),), str(tmp_path / "float.onnx"), dynamo=False)
+    assert any(node.op_type == "Identity" for node in onnx.load(tmp_path / "float.onnx").graph.node)
+    graph = FloatGraph(tmp_path / "float.onnx")
+    assert len(graph.layers) == 3
+    file = saved(graph.quantized(graph.calibrate([torch.rand(1, 8, 16, 16)], tmp_path, {})), tmp_path / "int8.onnx")
+    assert kernels(file).count("QLinearConv") == 3
+
+
 def test_outputs_are_close(deploy, graph, ranges, tmp_path):
     layers = graph.measure_noise(graph.quantized(ranges), photographs())
     images = next(iter(photographs()))
@@ -281,6 +294,7 @@ def test_nearly_all_parameters_of_the_families_are_in_int8(cfg, groups, tmp_path
     graph = FloatGraph(tmp_path / "float.onnx")
     file = saved(graph.quantized(graph.calibrate(photographs(), tmp_path, {})), tmp_path / "int8.onnx")
     share = share_of(deploy, layers_of_onnx(graph, file), SHAPE[2:])
+    assert kernels(file).count("QLinearConv") >= sum(node.op_type == "Conv" for node in graph.layers.values())
     assert 0.95 <= share.parameters < 1
     assert 0.9 <= share.operations < 1
     assert file.stat().st_size < 0.3 * graph.path.stat().st_size

@@ -64,6 +64,8 @@ class FloatGraph:
 
     Args:
         path: the file; nodes have names, as torch's exporter gives them that traces.
+        convert: stacks of matrices become grouped convolutions, for which ONNX Runtime has INT8; NNCF needs no others.
+        inside: nodes of layers that are quantized though no layer is behind them.
 
     Attributes:
         model: what it holds, with grouped convolutions for stacks of matrices.
@@ -71,9 +73,11 @@ class FloatGraph:
         ends: the same of the layers that decoding reads, which stay in float.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, convert: bool = True, inside: Collection[str] = ()) -> None:
         self.path = path
-        self.model = onnx.shape_inference.infer_shapes(with_grouped_convolutions(onnx.load(str(path))))
+        self.deepest = 2 if convert else 3  # sides of the weight of a linear layer
+        model = with_own_constants(onnx.load(str(path)))
+        self.model = onnx.shape_inference.infer_shapes(with_grouped_convolutions(model) if convert else model)
         self.weights = {tensor.name: tensor for tensor in self.model.graph.initializer}
         self.readers: dict[str, list[onnx.NodeProto]] = defaultdict(list)
         self.writers: dict[str, onnx.NodeProto] = {}
@@ -85,11 +89,10 @@ class FloatGraph:
         for node in filter(self._is_layer, self.model.graph.node):
             name = _layer_name(node)
             found[node.name if name in found else name] = node
-        before = {name: self._before([node]) for name, node in found.items()}
-        inner = {name for name, node in found.items() if any(node.name in nodes for nodes in before.values())}
-        self.layers = {name: node for name, node in found.items() if name in inner}
-        self.ends = {name: node for name, node in found.items() if name not in inner}
-        self.body = self._chain({name for nodes in before.values() for name in nodes})
+        inner = set(inside).union(*(self._before([node]) for node in found.values()))
+        self.layers = {name: node for name, node in found.items() if node.name in inner}
+        self.ends = {name: node for name, node in found.items() if node.name not in inner}
+        self.body = self._chain(inner)
 
     def _chain(self, candidates: set[str]) -> set[str]:
         """Return the names of the layers among some nodes, and of what reads nothing but those or one another.
@@ -110,7 +113,7 @@ class FloatGraph:
         weight = self.weights.get(node.input[1]) if node.op_type in LAYER_OPS else None
         if weight is None or weight.name.endswith(FIXED):
             return False
-        return node.op_type not in ("Gemm", "MatMul") or len(weight.dims) == 2
+        return node.op_type not in ("Gemm", "MatMul") or 2 <= len(weight.dims) <= self.deepest
 
     def weight(self, name: str) -> np.ndarray:
         """Return the weight of a layer, (output channels, all others)."""
@@ -283,6 +286,23 @@ class _Reader(CalibrationDataReader):
 
     def get_next(self) -> dict[str, np.ndarray]:
         return next(self.inputs, {})
+
+
+def with_own_constants(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return the model, which is changed, with a tensor for each constant.
+
+    torch's exporter lets equal ones share one through Identity nodes. A convolution whose bias is such a node's output
+    would be computed in float, and one with such a weight would be no layer.
+    """
+    graph = model.graph
+    tensors = {tensor.name: tensor for tensor in graph.initializer}
+    for node in [node for node in graph.node if node.op_type == "Identity" and node.input[0] in tensors]:
+        own = graph.initializer.add()
+        own.CopyFrom(tensors[node.input[0]])
+        own.name = node.output[0]
+        tensors[own.name] = own
+        graph.node.remove(node)
+    return model
 
 
 def _layer_name(node: onnx.NodeProto) -> str:

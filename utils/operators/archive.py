@@ -14,7 +14,8 @@ from utils.operators.description import Operator, read_operator
 from utils.writing import replacing
 
 CONTENTS = "operators.json"
-FLOAT, INT8, OVERHEAD = "float", "int8", "overhead"
+FLOAT, ONNX_INT8, OPENVINO_INT8 = "float", "onnx-int8", "openvino-int8"  # kinds of small models
+OVERHEAD = "overhead"
 FORMAT = 1
 
 
@@ -34,8 +35,8 @@ class Setting:
 
     @property
     def models(self) -> str:
-        """Return which of the small models such networks consist of."""
-        return f"{self.runtime}-{INT8}" if self.int8 else FLOAT
+        """Return which kind of small models such networks consist of."""
+        return f"{self.runtime}-int8" if self.int8 else FLOAT
 
     def __str__(self) -> str:
         numbers = "INT8" if self.int8 else "float"

@@ -28,7 +28,7 @@ class Checked:
         setting: how it was computed.
         predicted: from its operators, as far as they were measured.
         interpolated: as if none of its operators had been measured.
-        measured: the least of some runs.
+        measured: the median of some runs.
     """
 
     model: str
@@ -42,7 +42,7 @@ def check_network(
     name: str,
     path: Path,
     size: tuple[int, int],
-    parts: Mapping[bool, Parts],
+    parts: Mapping[str, Parts],
     tables: Mapping[Setting, Table],
     rounds: int,
 ) -> list[Checked]:
@@ -52,7 +52,7 @@ def check_network(
         name: what to call it.
         path: its YAML, or a checkpoint.
         size: height and width of its picture.
-        parts: what it consists of in float (False) and in INT8 (True).
+        parts: kind of small models → what it consists of.
         tables: of the settings.
         rounds: how many times each is timed.
 
@@ -71,11 +71,11 @@ def check_network(
         latency = measure(runs, rounds)
     found = []
     for setting, table in tables.items():
-        operators = parts[setting.int8]
+        operators = parts[setting.models]
         rest = table.without([placed.operator.digest for placed in operators.operators])
         interpolated = price(operators, rest).total_ms if rest.costs else float("nan")
         predicted = price(operators, table).total_ms
-        found.append(Checked(name, setting, predicted, interpolated, latency[setting].minimum))
+        found.append(Checked(name, setting, predicted, interpolated, latency[setting].median))
     return found
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from models import create_model
 from utils.benchmark.forms import fit_size
 from utils.checkpoint import load_checkpoint
-from utils.operators.archive import FLOAT, Setting, write_archive
+from utils.operators.archive import FLOAT, ONNX_INT8, OPENVINO_INT8, Setting, write_archive
 from utils.operators.description import Operator
 from utils.operators.graph import Parts
 from utils.operators.predict import parts_of
@@ -19,8 +19,8 @@ from utils.operators.small_models import write_float, write_int8, write_openvino
 
 WRITERS: dict[str, Callable[[Operator, Path], bytes]] = {
     FLOAT: lambda operator, _: write_float(operator),
-    "onnx-int8": write_int8,
-    "openvino-int8": write_openvino_int8,
+    ONNX_INT8: write_int8,
+    OPENVINO_INT8: write_openvino_int8,
 }
 
 
@@ -47,23 +47,23 @@ def open_source(path: Path, imgsz: Iterable[int]) -> Source:
     return Source(network, network.only_size or fit_size(network, list(imgsz)))
 
 
-def kinds_of(settings: Iterable[Setting]) -> dict[str, bool]:
-    """Return which kinds of small models some settings need, and whether those are of INT8 networks."""
-    return {setting.models: setting.int8 for setting in settings}
+def kinds_of(settings: Iterable[Setting]) -> list[str]:
+    """Return which kinds of small models some settings need."""
+    return list(dict.fromkeys(setting.models for setting in settings))
 
 
-def find_parts(source: Source, settings: Collection[Setting]) -> dict[bool, Parts]:
-    """Return what a network consists of in float (False) and in INT8 (True), as far as settings need it.
+def find_parts(source: Source, settings: Collection[Setting]) -> dict[str, Parts]:
+    """Return kind of small models → what a network consists of, for the kinds that settings need.
 
     Raises:
         UserError: it cannot be written as ONNX.
     """
-    return {int8: parts_of(source.network, source.size, int8) for int8 in set(kinds_of(settings).values())}
+    return parts_of(source.network, source.size, kinds_of(settings))
 
 
 def write_operators(
     path: Path,
-    networks: Iterable[Mapping[bool, Parts]],
+    networks: Iterable[Mapping[str, Parts]],
     settings: Collection[Setting],
     known: Mapping[str, Collection[str]],
     after: Callable[[int], object],
@@ -80,8 +80,8 @@ def write_operators(
     kinds = kinds_of(settings)
     wanted: dict[str, dict[str, Operator]] = {kind: {} for kind in kinds}
     for parts in networks:
-        for kind, int8 in kinds.items():
-            wanted[kind] |= {placed.operator.digest: placed.operator for placed in parts[int8].operators}
+        for kind in kinds:
+            wanted[kind] |= {placed.operator.digest: placed.operator for placed in parts[kind].operators}
     left = {kind: [o for digest, o in found.items() if digest not in known[kind]] for kind, found in wanted.items()}
     with tempfile.TemporaryDirectory(prefix="repyolo-") as name:
         write_archive(path, _models(left, Path(name), after), write_overheads())

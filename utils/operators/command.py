@@ -37,12 +37,12 @@ class Wanted:
     Attributes:
         path: its YAML, or a checkpoint.
         source: the network, and the size of its picture.
-        parts: what it consists of in float (False) and in INT8 (True).
+        parts: kind of small models → what it consists of.
     """
 
     path: Path
     source: Source
-    parts: Mapping[bool, Parts]
+    parts: Mapping[str, Parts]
 
 
 def run(args: argparse.Namespace, paths: Mapping[str, Path]) -> None:
@@ -69,7 +69,7 @@ def run(args: argparse.Namespace, paths: Mapping[str, Path]) -> None:
     if args.explain:
         for name, network in networks.items():
             for setting, table in tables.items():
-                LOGGER.info(f"\n{explanation(name, network, price(network.parts[setting.int8], table), setting)}")
+                LOGGER.info(f"\n{explanation(name, network, price(network.parts[setting.models], table), setting)}")
     if args.check:
         _check(networks, tables, args)
 

@@ -88,7 +88,7 @@ class Graph:
         self.ends = {port.name for port in graph.output}
         self.kinds = {p.name: p.type.tensor_type for p in (*graph.input, *graph.value_info, *graph.output)}
         self.quantized = maps is not None
-        self.maps = self._map_nodes() if maps is None else set(maps)
+        self.maps = self._map_nodes() if maps is None else self._with_pointwise(maps)
         self.opset = next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
 
     def shape(self, name: str) -> list[int]:
@@ -124,6 +124,15 @@ class Graph:
             if node.op_type in CONVOLUTIONS or before.intersection(node.output):
                 before.update(node.input)
                 found |= {node.name} if node.op_type in MAP_OPS else set()
+        return found
+
+    def _with_pointwise(self, maps: Collection[str]) -> set[str]:
+        """Return nodes on maps with the elementwise ones behind them, as in a GELU or a sum with what is in float."""
+        found = set(maps)
+        for node in self.nodes:
+            before = {self.writers[name].name for name in node.input if name in self.writers}
+            if node.op_type in POINTWISE and before & found:
+                found.add(node.name)
         return found
 
     # Grouping ---------------------------------------------------------------------------------------------------------
@@ -176,6 +185,7 @@ class Graph:
             "constants": constants,
             "nodes": [_node(node, names) for node in group],
             "outputs": [[names[name], *self._port(name, self.readers[name])] for name in written],
+            "int8": self.quantized and group[0].name in self.maps and group[0].op_type in LAYER_OPS,
         }
         near = f"{'/'.join(port[-1] for port in graph['inputs'])}>{'/'.join(port[-1] for port in graph['outputs'])}"
         return Operator(
@@ -200,9 +210,10 @@ class Graph:
         """Return type and sides of a constant, and its values where they say what is computed."""
         tensor = self.constants[name]
         found = {"type": tensor.data_type, "dims": list(tensor.dims)}
+        count = math.prod(tensor.dims)
         by_value = any(node.op_type in BY_VALUE for node in group if name in node.input)
         whole = tensor.data_type not in (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE)
-        if (by_value or whole) and math.prod(tensor.dims) <= MOST_VALUES:
+        if count == 1 or ((by_value or whole) and count <= MOST_VALUES):  # runtimes know GELU by its factors
             found["values"] = numpy_helper.to_array(tensor).ravel().tolist()
         return found
 

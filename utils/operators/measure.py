@@ -22,7 +22,7 @@ class Effort:
     """How long is measured.
 
     Attributes:
-        rounds: how many times each operator is timed; the least counts.
+        rounds: how many times each operator is timed at most; the median counts.
         seconds: that a group of operators takes at most, but for two rounds.
     """
 

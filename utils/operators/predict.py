@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections import defaultdict
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,6 +18,7 @@ from models.errors import UserError
 from utils.deploy.run import RUN_ERRORS
 from utils.deploy.write import ExportError, WriteOptions, write
 from utils.int8.quantize import FloatGraph
+from utils.operators.archive import FLOAT, ONNX_INT8
 from utils.operators.description import Operator
 from utils.operators.graph import Graph, Parts, parts_in, without_constants
 from utils.operators.table import Table
@@ -82,7 +84,8 @@ def predict(network: nn.Module, size: tuple[int, int], table: Table) -> Predicti
     Raises:
         UserError: the network cannot be written, or the table is empty.
     """
-    return price(parts_of(network, size, table.setting.int8), table)
+    kind = table.setting.models
+    return price(parts_of(network, size, [kind])[kind], table)
 
 
 def price(parts: Parts, table: Table) -> Prediction:
@@ -94,13 +97,13 @@ def price(parts: Parts, table: Table) -> Prediction:
     return Prediction(tuple(costs), table.overheads.run + table.overheads.output * parts.outputs / 1e6)
 
 
-def parts_of(network: nn.Module, size: tuple[int, int], int8: bool = False) -> Parts:
+def parts_of(network: nn.Module, size: tuple[int, int], kinds: Collection[str]) -> dict[str, Parts]:
     """Return what the deploy graph of a network consists of, in the order of computation.
 
     Args:
         network: a model as it trains, or fused already.
         size: height and width of its picture.
-        int8: what can be is in INT8.
+        kinds: of small models, as `Setting.models` names them, for each of which the parts are returned.
 
     Raises:
         UserError: the network cannot be written as ONNX.
@@ -110,17 +113,17 @@ def parts_of(network: nn.Module, size: tuple[int, int], int8: bool = False) -> P
         with tempfile.TemporaryDirectory(prefix="repyolo-") as name:
             folder = Path(name)
             write(deploy, folder / "model.onnx", WriteOptions(size=size))
-            return read_graph(folder / "model.onnx", folder, int8)
+            return {kind: read_graph(folder / "model.onnx", folder, kind) for kind in kinds}
     except (ExportError, *RUN_ERRORS, ValueError) as error:
         raise UserError(f"its operators cannot be found: {' '.join(str(error).split())[:300]}") from error
 
 
-def read_graph(file: Path, folder: Path, int8: bool = False) -> Parts:
-    """Return what an ONNX file consists of; `folder` is for what is written on the way."""
+def read_graph(file: Path, folder: Path, kind: str = FLOAT) -> Parts:
+    """Return what an ONNX file consists of, as a kind of small models; `folder` is for what is written on the way."""
     model = without_constants(file, folder)
-    if not int8:
+    if kind == FLOAT:
         return parts_in(Graph(model))
     path = folder / "float.onnx"
     onnx.save(model, str(path))
-    graph = FloatGraph(path)
+    graph = FloatGraph(path, convert=kind == ONNX_INT8)
     return parts_in(Graph(graph.model, graph.body))

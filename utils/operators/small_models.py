@@ -32,15 +32,23 @@ RANGE_OF_RELU = (0.0, 7.0)
 
 
 class SmallModel:
-    """Makes the model of one operator."""
+    """Makes the model of one operator.
+
+    Attributes:
+        quantized: names of nodes of the operator that are in INT8 where its network is.
+    """
 
     def __init__(self, operator: Operator) -> None:
         self.graph: dict[str, Any] = json.loads(operator.graph)
-        self.names = {f"i{n}": f"{BEFORE}{n}/output" for n in range(len(self.graph["inputs"]))}
+        places = (
+            f"{'input/' if port[-1] == OUTSIDE else BEFORE}{n}/output" for n, port in enumerate(self.graph["inputs"])
+        )
+        self.names = {f"i{n}": place for n, place in enumerate(places)}
         self.nodes: list[NodeProto] = []
         self.constants: list[TensorProto] = []
         self.inputs: list[Any] = []
         self.outputs: list[Any] = []
+        self.quantized = {_name(0, self.graph["nodes"][0])} if self.graph["int8"] else set()
 
     def made(self) -> ModelProto:
         """Return the model."""
@@ -48,7 +56,7 @@ class SmallModel:
         for number, constant in enumerate(self.graph["constants"]):
             self.constants.append(_constant(f"c{number}", constant))
         for number, node in enumerate(self.graph["nodes"]):
-            self.nodes.append(self._node(node, f"operator/{number}/{node['op']}"))
+            self.nodes.append(self._node(node, _name(number, node)))
         for name, dtype, shape, near in self.graph["outputs"]:
             self._behind(name, dtype, shape, near)
         graph = helper.make_graph(self.nodes, "operator", self.inputs, self.outputs, self.constants)
@@ -130,17 +138,21 @@ def write_float(operator: Operator) -> bytes:
     return SmallModel(operator).made().SerializeToString()
 
 
-def write_int8(operator: Operator, folder: Path, quantize: Quantize = FloatGraph.quantized) -> bytes:
+def write_int8(
+    operator: Operator, folder: Path, quantize: Quantize = FloatGraph.quantized, convert: bool = True
+) -> bytes:
     """Return the small ONNX file of an operator, with what can be in INT8 quantized.
 
     Args:
         operator: that is meant.
         folder: for what is written on the way.
         quantize: from the float graph and the ranges of its tensors to a model; by default as export.py does it.
+        convert: stacks of matrices are grouped convolutions.
     """
     path = folder / "small.onnx"
-    onnx.save(SmallModel(operator).made(), str(path))
-    graph = FloatGraph(path)
+    small = SmallModel(operator)
+    onnx.save(small.made(), str(path))
+    graph = FloatGraph(path, convert, small.quantized)
     if not graph.layers:
         return path.read_bytes()
     return quantize(graph, _ranges(graph)).SerializeToString()
@@ -148,12 +160,12 @@ def write_int8(operator: Operator, folder: Path, quantize: Quantize = FloatGraph
 
 def write_openvino_int8(operator: Operator, folder: Path) -> bytes:
     """Return the same quantized as NNCF does it: inputs of layers, sums and pools alone."""
-    return write_int8(operator, folder, quantized_as_nncf)
+    return write_int8(operator, folder, quantized_as_nncf, convert=False)
 
 
 def quantized_as_nncf(graph: FloatGraph, ranges: TensorsData) -> ModelProto:
-    """Return a graph, which is changed, with rounding before layers, sums and pools, and none before activations."""
-    kinds = {node.name: node.op_type for node in graph.model.graph.node}
+    """Return a graph, which is changed, with rounding before layers, sums and pools, and none in activations."""
+    left = {node.name for node in graph.model.graph.node if _of_activation(node, graph)}
     quantizer = QDQQuantizer(
         graph.model,
         per_channel=True,
@@ -161,13 +173,22 @@ def quantized_as_nncf(graph: FloatGraph, ranges: TensorsData) -> ModelProto:
         weight_qType=QuantType.QInt8,
         activation_qType=QuantType.QUInt8,
         tensors_range=ranges,
-        nodes_to_quantize=sorted(name for name in graph.body if kinds[name] not in ACTIVATION_OPS),
+        nodes_to_quantize=sorted(graph.body - left),
         nodes_to_exclude=[],
         op_types_to_quantize=[*LAYER_OPS, *OTHER_OPS],
-        extra_options={"OpTypesToExcludeOutputQuantization": [*LAYER_OPS]},
+        extra_options={
+            "OpTypesToExcludeOutputQuantization": [*LAYER_OPS],
+            "QDQOpTypePerChannelSupportToAxis": {"MatMul": -1},
+        },
     )
     quantizer.quantize_model()
     return quantizer.model.model
+
+
+def _of_activation(node: NodeProto, graph: FloatGraph) -> bool:
+    """Return whether a node is an activation, or a part of one such as the sum with 1 in a GELU."""
+    constant = any(name in graph.weights for name in node.input)
+    return node.op_type in ACTIVATION_OPS or (node.op_type == "Add" and constant)
 
 
 def _ranges(graph: FloatGraph) -> TensorsData:
@@ -202,6 +223,11 @@ def _chain(length: int, size: tuple[int, int]) -> ModelProto:
 
 
 # Parts ----------------------------------------------------------------------------------------------------------------
+def _name(number: int, node: dict[str, Any]) -> str:
+    """Return the name of a node of an operator."""
+    return f"operator/{number}/{node['op']}"
+
+
 def _constant(name: str, constant: dict[str, Any]) -> TensorProto:
     dtype, sides = constant["type"], constant["dims"]
     if "values" in constant:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -115,7 +116,8 @@ def time_group(contents: Sequence[bytes], setting: Setting, rounds: int, seconds
     Args:
         contents: of their small models.
         setting: how they are computed.
-        rounds: how many times each is timed at least; the least counts.
+        rounds: how many times each is timed BURST times at most; the median counts, because medians of operators
+            add up to that of a network, and what each takes at its fastest does not.
         seconds: after which there are no more rounds, of which there are at least 2.
 
     Returns:
@@ -132,7 +134,7 @@ def time_group(contents: Sequence[bytes], setting: Setting, rounds: int, seconds
                 model.run()
         if turn >= 2 and time.perf_counter() - start > seconds:
             break
-    return [None if model is None else least(model.events()) for model in opened]
+    return [None if model is None else time_of_nodes(model.events()) for model in opened]
 
 
 def time_overheads(archive: Archive, setting: Setting, rounds: int) -> Overheads:
@@ -148,8 +150,8 @@ def time_overheads(archive: Archive, setting: Setting, rounds: int) -> Overheads
             start = time.perf_counter()
             plain.run()
             times.append((time.perf_counter() - start) * 1e3)
-        nodes, count = least(profiled.events())
-        gaps.append(min(times) - nodes)
+        nodes, count = time_of_nodes(profiled.events())
+        gaps.append(statistics.median(times) - nodes)
         counts.append(count)
         outputs.append(plain.outputs / 1e6)
     node = (gaps[1] - gaps[0]) / (counts[1] - counts[0])
@@ -179,19 +181,24 @@ def _open(content: bytes, setting: Setting) -> Opened | None:
     return model
 
 
-def least(runs: Sequence[Events]) -> tuple[float, int]:
-    """Return the milliseconds of the nodes between those around an operator, each at its fastest, and their number."""
-    columns = zip(*([duration for _, duration in _between(run)] for run in runs), strict=True)
-    times = [
-        (min(column), any(column)) for column in columns
-    ]  # OpenVINO also tells of nodes that became part of others
-    return sum(time for time, _ in times), sum(computed for _, computed in times)
+def time_of_nodes(runs: Sequence[Events]) -> tuple[float, int]:
+    """Return the milliseconds of the nodes between those around an operator, their medians, and how many nodes compute.
+
+    OpenVINO also tells of nodes that became part of others, which take no time.
+    """
+    columns = list(zip(*([duration for _, duration in _between(run)] for run in runs), strict=True))
+    return sum(map(statistics.median, columns)), sum(map(any, columns))
 
 
 def _between(run: Events) -> Events:
-    """Return the nodes of a run that are behind the last one before the operator, and before the first one behind."""
+    """Return the nodes of a run that are behind the last one before the operator, and before the first one behind.
+
+    What converts the operator's own output for the node behind it has a name that begins with the operator's.
+    """
     first = max((place + 1 for place, (name, _) in enumerate(run) if BEFORE in name), default=0)
-    last = min((place for place, (name, _) in enumerate(run) if BEHIND in name and place >= first), default=len(run))
+    last = min(
+        (place for place, (name, _) in enumerate(run) if place >= first and name.startswith(BEHIND)), default=len(run)
+    )
     return run[first:last]
 
 
