@@ -4,12 +4,14 @@
     python compare.py --cfg yolov5n.yaml ultralytics:yolo11n --data my-data.yaml --budget-minutes 30 --seeds 3
     python compare.py --cfg yolov5n.yaml timm:mobileone_s0 --dry-run        # what would be done, and for how long
     python compare.py --cfg yolov5n.yaml repvgg-slim-yolo.yaml --data a.yaml b.yaml c.yaml --time-imgsz 640 --int8
+    python compare.py --cfg yolov5n.yaml 'yolov5n.yaml --teacher best.pt' --data my-data.yaml --epochs 50
     python compare.py --resume runs/compare/exp                            # after a stop or a kill
 
 Entries are model YAMLs, timm:NAME for a backbone of timm under the neck and head of timm-yolo.yaml, ultralytics:NAME,
 and ultralytics-trainer:NAME for the same network trained by ultralytics with its own recipe; all others are trained by
-train.py. Each is trained with every seed, for the same number of epochs or for about the same time; the best weights
-are written as a file, which is proven, measured on the val split, and timed in turns with those of the other entries.
+train.py, with options of their own where these stand behind the name in the same quotes. Each is trained with every
+seed, for the same number of epochs or for about the same time; the best weights are written as a file, which is proven,
+measured on the val split, and timed in turns with those of the other entries.
 An entry that fails does not stop the others. Trainings run side by side on several --device, or as many as --jobs says;
 the same --resume on another machine that shares the folder takes a part of them.
 
@@ -28,13 +30,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import train
 from models.environment import processor
 from models.errors import UserError
 from utils import cli
-from utils.comparison.entries import find_entries
-from utils.comparison.estimate import epoch_seconds, work_of
+from utils.comparison.entries import Entry, find_entries
+from utils.comparison.estimate import Work, epoch_seconds, work_of
 from utils.comparison.judge import judge
 from utils.comparison.measure import finish
+from utils.comparison.options import check_files, checked_options, training_args
 from utils.comparison.plan import Plan, kind_of, load_plan, named
 from utils.comparison.recipe import fill_in
 from utils.comparison.report import PAGE, Compared, cells, save, text_table
@@ -63,7 +67,7 @@ def make_parser() -> cli.Parser:
         nargs="+",
         default=[],
         metavar="ENTRY",
-        help="model YAMLs, timm:NAME, ultralytics:NAME, ultralytics-trainer:NAME",
+        help="model YAMLs, timm:NAME, ultralytics:NAME, ultralytics-trainer:NAME; in quotes with options of train.py",
     )
     add(
         "--data",
@@ -153,6 +157,8 @@ def resumed_plan(args: argparse.Namespace) -> Plan:
     plan = read_plan(Path(args.resume))
     cli.refuse_changes(args.given & plan.options.keys(), "a comparison")
     vars(args).update(plan.options)
+    for entry in plan.entries:
+        check_files(entry.files)
     for data in plan.data_sets.values():
         load_dataset(data)
     remove_partials(plan.folder)
@@ -173,6 +179,10 @@ def read_plan(folder: Path) -> Plan:
         UserError: it holds none, or a wrong one.
     """
     plan = load_plan(folder)
+    parser = train.make_parser()
+    for entry in plan.entries:
+        if entry.options and checked_options(entry.options, parser) != list(entry.options):
+            raise UserError(f"{folder} holds a damaged plan, with other options of {entry.name}: start anew")
     options = planned(make_parser().from_keywords(**plan.options))
     if options["data"] != plan.options["data"]:
         raise UserError(f"{folder} holds a damaged plan, whose data sets are no files: start the comparison anew")
@@ -200,9 +210,10 @@ def new_plan(args: argparse.Namespace) -> Plan:
     recipe = fill_in(args)
     sets = {name: load_dataset(data) for name, data in named(cli.as_list(args.data)).items()}
     works = {name: work_of(data, check_images(data, training=True), args) for name, data in sets.items()}
-    entries = find_entries(args.cfg)
+    entries = find_entries(args.cfg, train.make_parser())
+    files = named(cli.as_list(args.data))
     seconds = {
-        kind_of(entry.name, name): epoch_seconds(entry.cfg, work)
+        kind_of(entry.name, name): seconds_of(entry, files[name], work, args)
         for (name, work), entry in TQDM(list(itertools.product(works.items(), entries)), desc="estimating")
     }
     epochs = {
@@ -216,6 +227,24 @@ def new_plan(args: argparse.Namespace) -> Plan:
     plan = dataclasses.replace(plan, folder=increment_path(args.project, args.name).resolve())
     plan.save()
     return plan
+
+
+def seconds_of(entry: Entry, data: str, work: Work, args: argparse.Namespace) -> float:
+    """Return about how long one epoch of an entry takes; of one with options all that train.py checks is checked first.
+
+    Raises:
+        UserError: an option of the entry is wrong, or does not go with its network or the data set.
+    """
+    if not entry.options:
+        return epoch_seconds(entry.cfg, work)
+    alike = {"data": data, "imgsz": args.imgsz, "batch_size": args.batch_size, "epochs": args.epochs}
+    recipe = {} if "--hyp" in entry.options else {"hyp": args.hyp or None}
+    try:
+        ready = train.prepare(training_args(entry.options, train.make_parser(), entry.cfg, **alike, **recipe))
+    except UserError as error:
+        raise UserError(f"{entry.name}: {error}") from error
+    own = ready.model if ready.options["teacher"] else None  # teaches itself, unless another one does
+    return epoch_seconds(ready.spec.as_dict(), work, ready.teacher.network if ready.teacher else own)
 
 
 def log_plan(plan: Plan, seconds: Mapping[str, float], at_once: int) -> None:

@@ -17,6 +17,7 @@ import yaml
 
 import compare
 import export
+import train
 from models.errors import UserError
 from tests.comparison.kills import Done
 from tests.comparisons import make_comparison, make_networks
@@ -31,6 +32,7 @@ from utils.comparison import train_ultralytics, work
 from utils.comparison.detections import Detections
 from utils.comparison.entries import Entry, find_entries
 from utils.comparison.measure import finish, load_found, trained_minutes
+from utils.comparison.options import LONGEST
 from utils.comparison.plan import Job, Plan, kind_of, load_plan, named
 from utils.comparison.report import Compared, cells, counted, frontier, text_table, verdict
 from utils.comparison.statistics import Estimate
@@ -43,6 +45,7 @@ from utils.distributed.scripts import why_ended
 from utils.latency import Latency
 
 ROOT = Path(__file__).parents[2]
+PLANNED = {"data": "d.yaml", "imgsz": 64, "batch_size": 2, "seeds": 1, "runtime": "onnx", "int8": False}
 BREAKS = """
 from torch import nn
 
@@ -103,6 +106,74 @@ def test_wrong_entries_are_told(words, said):
         find_entries(words)
 
 
+def test_entries_have_options_of_their_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    teacher = tmp_path / "runs/large/weights/best.pt"
+    teacher.parent.mkdir(parents=True)
+    teacher.write_bytes(b"weights")
+    words = ["yolov5n", "yolov5n --teacher runs/large/weights/best.pt --cos-lr", "yolov5n --freeze backbone neck"]
+    plain, taught, frozen = find_entries(words, train.make_parser())
+    assert [entry.name for entry in (plain, taught, frozen)] == [
+        "yolov5n",
+        "yolov5n--cos-lr--teacher-large",
+        "yolov5n--freeze-backbone-neck",
+    ]
+    assert plain.options == () and plain.cfg == taught.cfg == frozen.cfg
+    assert taught.options == ("--cos-lr", f"--teacher={teacher}")
+    assert list(taught.files) == [str(teacher)]
+    plan = Plan(tmp_path, {**PLANNED, "hyp": "all.yaml"}, [taught, frozen], {taught.name: 3, frozen.name: 3})
+    plan.save()
+    assert load_plan(tmp_path) == plan
+    (job, _) = plan.jobs()
+    job.folder.mkdir(parents=True)
+    first, *_ = command_lines(plan, job, "cpu", compare.make_parser().parse_args([]))
+    options = train.make_parser().parse_args(first[1:])
+    assert (options.teacher, options.cos_lr, options.epochs, options.hyp) == (str(teacher), True, 3, "all.yaml")
+    assert compare.read_plan(tmp_path).entries == [taught, frozen]
+    teacher.write_bytes(b"others")
+    with pytest.raises(UserError, match="is no longer what it was"):
+        compare.resumed_plan(compare.make_parser().parse_args(["--resume", str(tmp_path)]))
+
+
+def test_names_of_entries_with_options_are_names_of_folders():
+    (entry,) = find_entries([f"yolov5n --freeze {'backbone.stages.0-1 ' * 20}"], train.make_parser())
+    (other,) = find_entries([f"yolov5n --freeze {'backbone.stages.0-1 ' * 21}"], train.make_parser())
+    assert len(entry.name) == len(other.name) == LONGEST
+    assert entry.name != other.name
+    (entry,) = find_entries(["yolov5n --teacher 'timm:a/../b c'"], train.make_parser())
+    assert entry.name == "yolov5n--teacher-timm-a-..-b-c"
+
+
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [
+        ("yolov5n --teecher best.pt", "there is no option --teecher .did you mean '--teacher'"),
+        ("yolov5n --epochs 3", "--epochs is the same for all entries: it is an option of compare.py"),
+        ("yolov5n --batch-size 3", "--batch-size is the same for all entries"),
+        ("yolov5n --qat --weights best.pt", "--qat cannot be compared"),
+        ("yolov5n --hyp 'a", "no closing quotation"),
+        ("ultralytics-trainer:yolo11n --teacher ema", "--teacher behind the name of an entry is for entries"),
+        ("yolov5n --lr-backbone -1", "--lr-backbone"),
+    ],
+)
+def test_wrong_options_of_entries_are_told(word, said):
+    with pytest.raises(UserError, match=said):
+        find_entries([word], train.make_parser())
+
+
+@pytest.mark.parametrize(
+    "options", [["--plugins", "evil.py"], ["evil.py"], ["--epochs", "9"], ["--teacher", "ema"], [1], "x", {"a": 1}, 7]
+)
+def test_a_plan_holds_no_other_options_of_entries(tmp_path, options):
+    plan = make_plan(tmp_path)
+    plan.save()
+    content = json.loads((tmp_path / "plan.json").read_text())
+    content["entries"][0]["options"] = options
+    (tmp_path / "plan.json").write_text(json.dumps(content))
+    with pytest.raises(UserError):
+        compare.read_plan(tmp_path)
+
+
 # Plans ----------------------------------------------------------------------------------------------------------------
 def make_plan(folder: Path, **options) -> Plan:
     plan = Plan(
@@ -160,19 +231,18 @@ def test_a_plan_names_no_other_trainers(tmp_path, changes):
         load_plan(tmp_path)
 
 
-def test_a_plan_of_an_earlier_version_says_nothing_of_trainers(tmp_path):
+def test_a_plan_of_an_earlier_version_says_nothing_of_trainers_and_options(tmp_path):
     plan = make_plan(tmp_path)
     content = json.loads((tmp_path / "plan.json").read_text())
     for entry in content["entries"]:
-        del entry["trainer"], entry["model"]
+        del entry["trainer"], entry["model"], entry["options"], entry["files"]
     (tmp_path / "plan.json").write_text(json.dumps(content))
     assert load_plan(tmp_path) == plan
 
 
 def test_ultralytics_trains_anew_until_its_weights_are_converted(tmp_path):
     entry = Entry("u", tiny(), "ultralytics", "yolo11n")
-    options = {"data": "d.yaml", "hyp": "h.yaml", "imgsz": 64, "batch_size": 2}
-    plan = Plan(tmp_path, {**options, "seeds": 1, "runtime": "onnx", "int8": False}, [entry], {"u": 3})
+    plan = Plan(tmp_path, {**PLANNED, "hyp": "h.yaml"}, [entry], {"u": 3})
     job = plan.jobs()[0]
     args = compare.make_parser().parse_args(["--megapixels", "7"])
     (job.run / "weights").mkdir(parents=True)
@@ -555,24 +625,27 @@ def test_a_comparison_that_is_killed_ends_with_the_same_numbers(data, tmp_path, 
     rows = [[-1, 1, "Breaks", ["small"]]], [[["P2", "P3"], 1, "Detect", ["nc"]]]
     write(tmp_path, {"nc": 4, "backbone": rows[0], "head": rows[1]}, "broken.yaml")
     options = ["--epochs", "3", "--project", ".", "--name"]
-    whole = [*words(data, "one.yaml"), *options, "whole"]
+    entry = "one.yaml --teacher ema --optimizer SGD"
+    whole = [*words(data, entry), *options, "whole"]
     assert cli.run_script(compare.main, compare.make_parser(), whole) == 0
     timing = ["--runtime", "onnx", "torchscript", "--time-imgsz", "96"]
-    both = words(data, "one.yaml", "broken.yaml", *timing)
+    both = words(data, entry, "broken.yaml", *timing)
     process = start(script(*both, *options, "killed", "--plugins", "breaks.py"), tmp_path)
-    wait_for(tmp_path / "killed/jobs/one-0/train/weights/last.pt", process)
+    name = "one--optimizer-SGD--teacher-ema"
+    wait_for(tmp_path / f"killed/jobs/{name}-0/train/weights/last.pt", process)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     again = script("--resume", "killed", "--plugins", "breaks.py", "--device", "cpu", "--rounds", 2)
     again += ["--threads", "1", "2"]
     assert start(again, tmp_path).wait(timeout=200) == 0
-    jobs = [tmp_path / name / "jobs/one-0" for name in ("whole", "killed")]
+    jobs = [tmp_path / folder / f"jobs/{name}-0" for folder in ("whole", "killed")]
     whole, killed = (load_checkpoint(job / "train/weights/best.pt").state_dict() for job in jobs)
     assert all(torch.equal(killed[key], value) for key, value in whole.items())
     whole, killed = (vars(Detections.load(job / "found.npz")) for job in jobs)
     assert all(np.array_equal(killed[key], value) for key, value in whole.items())
     found = json.loads((tmp_path / "killed/compare.json").read_text())
-    assert [entry["name"] for entry in found["entries"]] == ["one", "broken"]
+    assert [entry["name"] for entry in found["entries"]] == [name, "broken"]
+    assert "train/cwd_loss" in (jobs[1] / "train/results.csv").read_text()
     assert "it broke on purpose" in found["entries"][1]["problem"]
     assert found["verdict"]
     one = found["entries"][0]

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,9 @@ import yaml
 
 from models.errors import UserError
 from models.spec import CONFIGS, ModelSpec, find_config, load_spec
+from utils import cli
+from utils.checkpoint.fields import is_text
+from utils.comparison.options import checked_options, digests_of, name_with, split_entry
 from utils.comparison.trainers import OURS, THEIRS, TRAINERS
 from utils.text import shorten
 
@@ -32,46 +35,72 @@ class Entry:
         cfg: the content of its model YAML.
         trainer: a name in TRAINERS.
         model: its name in timm or ultralytics, whose own trainer takes it by that; empty for a YAML of ours.
+        options: of train.py that it has of its own, as words.
+        files: path of each file that they name → SHA-256.
     """
 
     name: str
     cfg: dict[str, Any]
     trainer: str = OURS
     model: str = ""
+    options: tuple[str, ...] = ()
+    files: dict[str, str] = field(default_factory=dict)
 
     @classmethod
     def from_dict(cls, content: Any) -> Entry:
-        """Return the entry that a plan holds; those of an earlier version do not say by what they are trained.
+        """Return the entry that a plan holds; those of an earlier version have no trainer and no options.
 
         Raises:
             LookupError, TypeError, ValueError: it is damaged.
         """
-        entry = cls(content["name"], dict(content["cfg"]), content.get("trainer", OURS), content.get("model", ""))
+        name, cfg = content["name"], dict(content["cfg"])
+        trainer, model = content.get("trainer", OURS), content.get("model", "")
+        options, files = tuple(content.get("options", ())), dict(content.get("files", {}))
+        entry = cls(name, cfg, trainer, model, options, files)
         names = [entry.name] if entry.trainer == OURS else [entry.name, entry.model]
         if not all(isinstance(name, str) and NAME.fullmatch(name) for name in names):
             raise ValueError("names of other folders or files")
         if entry.trainer not in TRAINERS or not isinstance(entry.model, str):
             raise ValueError("another trainer")
+        if not all(map(is_text, (*options, *files.values()))) or (options and trainer != OURS):
+            raise ValueError("other options")
         return entry
 
 
-def find_entries(words: Sequence[str]) -> list[Entry]:
+def find_entries(words: Sequence[str], parser: cli.Parser | None = None) -> list[Entry]:
     """Return what `--cfg` names: paths or names of model YAMLs, or one of SOURCES and a name behind it.
 
+    Args:
+        words: each may have options of train.py behind the name, after a space.
+        parser: that of train.py; None: there are no options here.
+
     Raises:
-        UserError: there is no such YAML, one of them is wrong, two have one name, or they do not do the same task.
+        UserError: there is no such YAML, one of them or an option is wrong, two have one name, or they do not do the
+            same task.
     """
     specs: dict[str, ModelSpec] = {}
     found = []
     for word in words:
-        name = re.sub(r"^\W+", "", re.sub(r"[^\w.-]", "-", Path(word).stem)) or "entry"
+        named, own = split_entry(word)
+        content, trainer, model = _source(named)
+        options = _options(own, trainer, parser)
+        stem = re.sub(r"^\W+", "", re.sub(r"[^\w.-]", "-", Path(named).stem)) or "entry"
+        name = name_with(stem, options)
         if name in specs:
             raise UserError(f"--cfg names {name} twice: an entry is trained with several seeds by --seeds")
-        content, *way = _source(word)
         specs[name] = load_spec(content)
-        found.append(Entry(name, specs[name].as_dict(), *way))
+        found.append(Entry(name, specs[name].as_dict(), trainer, model, tuple(options), digests_of(options)))
     check_tasks(specs)
     return found
+
+
+def _options(words: Sequence[str], trainer: str, parser: cli.Parser | None) -> list[str]:
+    """Return the options of an entry; UserError where they are wrong, or it can have none."""
+    if not words:
+        return []
+    if parser is None or trainer != OURS:
+        raise UserError(f"{words[0]} behind the name of an entry is for entries that compare.py trains by train.py")
+    return checked_options(words, parser)
 
 
 def check_tasks(specs: Mapping[str, ModelSpec]) -> None:

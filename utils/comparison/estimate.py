@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import Module
 from torch.utils._pytree import tree_leaves
 from ultralytics.utils.torch_utils import select_device, time_sync
 
@@ -60,8 +61,13 @@ def work_of(data: Mapping[str, Any], pictures: Mapping[str, Sequence[str]], args
     )
 
 
-def epoch_seconds(cfg: dict[str, Any], work: Work) -> float:
+def epoch_seconds(cfg: dict[str, Any], work: Work, teacher: Module | None = None) -> float:
     """Return about how long one epoch takes: steps on noise, forward and backward, and the val split forward.
+
+    Args:
+        cfg: the content of the model YAML.
+        work: what an epoch is.
+        teacher: a network that sees each picture of the train split as well.
 
     Raises:
         ConfigError, UserError: the model YAML is wrong, or takes no such pictures.
@@ -70,14 +76,19 @@ def epoch_seconds(cfg: dict[str, Any], work: Work) -> float:
     model = create_model(cfg, ch=work.channels, nc=work.classes).to(device)
     images = torch.rand(min(work.batch, work.train), work.channels, work.side, work.side, device=device)
     step = min(_step(model, images) for _ in range(1 + STEPS))
+    step += _forward(teacher.to(device), images) if teacher else 0
+    return (OVERHEAD * step * work.train + _forward(model, images) * work.val) / len(images)
+
+
+def _forward(model: Module, images: Tensor) -> float:
+    """Return the seconds of one pass forward."""
     with torch.inference_mode():
         start = time_sync()
         model.eval()(images)
-        forward = time_sync() - start
-    return (OVERHEAD * step * work.train + forward * work.val) / len(images)
+        return time_sync() - start
 
 
-def _step(model: torch.nn.Module, images: Tensor) -> float:
+def _step(model: Module, images: Tensor) -> float:
     """Return the seconds of one pass forward and backward."""
     start = time_sync()
     outputs = [leaf for leaf in tree_leaves(model.train()(images)) if isinstance(leaf, Tensor) and leaf.requires_grad]

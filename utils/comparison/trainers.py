@@ -38,7 +38,7 @@ def train_ours(plan: Plan, job: Job, on: Sequence[str], consents: Sequence[str])
         return [["train.py", "--resume", str(last), *on, *consents]]
     write_text(job.cfg, yaml.safe_dump(job.entry.cfg, default_flow_style=None, sort_keys=False))
     recipe = ["--hyp", hyp] if hyp else []
-    cfg = ["--cfg", str(job.cfg), "--patience", "0", *recipe]
+    cfg = ["--cfg", str(job.cfg), "--patience", "0", *recipe, *job.entry.options]
     return [["train.py", *cfg, *settings(plan, job), *on, *consents]]
 
 
