@@ -30,7 +30,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import train
 from models.environment import processor
 from models.errors import UserError
 from utils import cli
@@ -47,6 +46,7 @@ from utils.data.description import load_dataset
 from utils.data.files import check_images
 from utils.deploy.formats import FORMATS
 from utils.export.report import versions
+from utils.train.prepare import prepare
 
 # isort: split
 from ultralytics.utils import LOGGER, TQDM
@@ -179,9 +179,8 @@ def read_plan(folder: Path) -> Plan:
         UserError: it holds none, or a wrong one.
     """
     plan = load_plan(folder)
-    parser = train.make_parser()
     for entry in plan.entries:
-        if entry.options and checked_options(entry.options, parser) != list(entry.options):
+        if entry.options and checked_options(entry.options) != list(entry.options):
             raise UserError(f"{folder} holds a damaged plan, with other options of {entry.name}: start anew")
     options = planned(make_parser().from_keywords(**plan.options))
     if options["data"] != plan.options["data"]:
@@ -210,7 +209,7 @@ def new_plan(args: argparse.Namespace) -> Plan:
     recipe = fill_in(args)
     sets = {name: load_dataset(data) for name, data in named(cli.as_list(args.data)).items()}
     works = {name: work_of(data, check_images(data, training=True), args) for name, data in sets.items()}
-    entries = find_entries(args.cfg, train.make_parser())
+    entries = find_entries(args.cfg)
     files = named(cli.as_list(args.data))
     seconds = {
         kind_of(entry.name, name): seconds_of(entry, files[name], work, args)
@@ -240,7 +239,7 @@ def seconds_of(entry: Entry, data: str, work: Work, args: argparse.Namespace) ->
     alike = {"data": data, "imgsz": args.imgsz, "batch_size": args.batch_size, "epochs": args.epochs}
     recipe = {} if "--hyp" in entry.options else {"hyp": args.hyp or None}
     try:
-        ready = train.prepare(training_args(entry.options, train.make_parser(), entry.cfg, **alike, **recipe))
+        ready = prepare(training_args(entry.options, entry.cfg, **alike, **recipe))
     except UserError as error:
         raise UserError(f"{entry.name}: {error}") from error
     own = ready.model if ready.options["teacher"] else None  # teaches itself, unless another one does

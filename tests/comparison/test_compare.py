@@ -112,7 +112,7 @@ def test_entries_have_options_of_their_own(tmp_path, monkeypatch):
     teacher.parent.mkdir(parents=True)
     teacher.write_bytes(b"weights")
     words = ["yolov5n", "yolov5n --teacher runs/large/weights/best.pt --cos-lr", "yolov5n --freeze backbone neck"]
-    plain, taught, frozen = find_entries(words, train.make_parser())
+    plain, taught, frozen = find_entries(words)
     assert [entry.name for entry in (plain, taught, frozen)] == [
         "yolov5n",
         "yolov5n--cos-lr--teacher-large",
@@ -136,11 +136,11 @@ def test_entries_have_options_of_their_own(tmp_path, monkeypatch):
 
 
 def test_names_of_entries_with_options_are_names_of_folders():
-    (entry,) = find_entries([f"yolov5n --freeze {'backbone.stages.0-1 ' * 20}"], train.make_parser())
-    (other,) = find_entries([f"yolov5n --freeze {'backbone.stages.0-1 ' * 21}"], train.make_parser())
+    (entry,) = find_entries([f"yolov5n --freeze {'backbone.stages.0-1 ' * 20}"])
+    (other,) = find_entries([f"yolov5n --freeze {'backbone.stages.0-1 ' * 21}"])
     assert len(entry.name) == len(other.name) == LONGEST
     assert entry.name != other.name
-    (entry,) = find_entries(["yolov5n --teacher 'timm:a/../b c'"], train.make_parser())
+    (entry,) = find_entries(["yolov5n --teacher 'timm:a/../b c'"])
     assert entry.name == "yolov5n--teacher-timm-a-..-b-c"
 
 
@@ -158,7 +158,7 @@ def test_names_of_entries_with_options_are_names_of_folders():
 )
 def test_wrong_options_of_entries_are_told(word, said):
     with pytest.raises(UserError, match=said):
-        find_entries([word], train.make_parser())
+        find_entries([word])
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from utils.evolution import report, work
 from utils.evolution.mutation import SIGMA, SPACES, Bounds, Tried, choose_parent, moved, mutate, next_values
 from utils.evolution.report import best_of
 from utils.evolution.search import is_search, load_search
-from utils.train.run import NOT_FINITE
+from utils.train.run import NOT_FINITE, hyper_parameters
 
 BOUNDS = {"lr0": Bounds(1e-5, 0.1), "mixup": Bounds(0.0, 1.0), "degrees": Bounds(0.0, 45.0)}
 START = {"lr0": 0.001, "mixup": 0.0, "degrees": 0.0}
@@ -117,7 +117,7 @@ def test_a_classifier_has_other_hyper_parameters_and_flags_stay(tmp_path, monkey
 
 
 def test_all_values_are_known_to_recipes():
-    known = train.hyper_parameters()
+    known = hyper_parameters()
     assert all(name in known for space in SPACES.values() for name in space)
 
 

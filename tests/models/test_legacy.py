@@ -22,6 +22,7 @@ from tests.helpers import pictures, randomize_, tensors, worst_error, write
 from tests.stock import pan
 from utils import inspect_backbone
 from utils.train.freezing import frozen_paths
+from utils.train.prepare import choose_model
 
 FOLDER = Path(__file__).parent / "legacy"
 FILES = sorted(path.name for path in FOLDER.glob("*.yaml"))
@@ -348,7 +349,7 @@ def test_options_reach_the_row_that_they_are_for(tmp_path):
     assert spec.rows[1].args == ({"last": 64},)
     assert DetectionModel(spec).model[1].in_channels == 8
     args = train.make_parser().parse_args(["--cfg", str(write(tmp_path, DUAL)), "--allow-partial"])
-    assert [row.args[-1] for row in train.choose_model(args)[0].rows[1:3]] == [
+    assert [row.args[-1] for row in choose_model(args)[0].rows[1:3]] == [
         {"first": 4, "last": 32, "allow_partial": True},
         {"allow_partial": True},
     ]

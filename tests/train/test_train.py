@@ -25,6 +25,7 @@ from utils.data.shapes import NAMES, Recipe, ensure_shapes
 from utils.train import trainer
 from utils.train.batches import fewest_values
 from utils.train.gradients import OPTIMIZERS
+from utils.train.recipe import read_recipe
 from utils.train.trainer import Trainer
 from utils.train.transfer import transfer
 
@@ -227,7 +228,7 @@ def test_gains_of_a_recipe_are_of_the_head_that_they_suit(name, folder):
     content, wanted = RECIPES[name]
     write(folder / f"{name}-hyp.yaml", content)
     parser = train.make_parser()
-    recipe = train.read_recipe(parser.from_keywords(cfg=folder / "tiny.yaml", hyp=folder / f"{name}-hyp.yaml"))
+    recipe = read_recipe(parser.from_keywords(cfg=folder / "tiny.yaml", hyp=folder / f"{name}-hyp.yaml"))
     gains = AnchorGains(**recipe["anchor_gains"])
     assert (gains.box, gains.cls, recipe.get("box", 7.5), recipe.get("cls", 0.5)) == wanted
 
@@ -447,13 +448,13 @@ def test_a_recipe_is_checked_and_takes_yolov5s_names(folder, tmp_path, caplog):
     parser = train.make_parser()
     write(tmp_path / "typo.yaml", {"lr00": 0.1})
     with pytest.raises(UserError, match=r"unknown hyper-parameter .lr00. \(did you mean .lr0."):
-        train.read_recipe(parser.from_keywords(**options(folder, "x", hyp=tmp_path / "typo.yaml")))
+        read_recipe(parser.from_keywords(**options(folder, "x", hyp=tmp_path / "typo.yaml")))
     write(tmp_path / "text.yaml", {"lr0": "high"})
     with pytest.raises(UserError, match="lr0 must be a number"):
-        train.read_recipe(parser.from_keywords(**options(folder, "x", hyp=tmp_path / "text.yaml")))
+        read_recipe(parser.from_keywords(**options(folder, "x", hyp=tmp_path / "text.yaml")))
     write(tmp_path / "v5.yaml", {"lr0": 0.01, "box": 0.05, "obj": 1.0, "iou_t": 0.2, "anchors": 3, "fliplr": 0.5})
     with caplog.at_level("WARNING", logger="ultralytics"):
-        recipe = train.read_recipe(parser.from_keywords(**options(folder, "x", hyp=tmp_path / "v5.yaml")))
+        recipe = read_recipe(parser.from_keywords(**options(folder, "x", hyp=tmp_path / "v5.yaml")))
     assert recipe == {"lr0": 0.01, "fliplr": 0.5, "anchor_gains": {"box": 0.05, "obj": 1.0}}
     assert "anchors stand in the model YAML" in caplog.text
 

@@ -14,7 +14,6 @@ import yaml
 
 from models.errors import UserError
 from models.spec import CONFIGS, ModelSpec, find_config, load_spec
-from utils import cli
 from utils.checkpoint.fields import is_text
 from utils.comparison.options import checked_options, digests_of, name_with, split_entry
 from utils.comparison.trainers import OURS, THEIRS, TRAINERS
@@ -67,12 +66,11 @@ class Entry:
         return entry
 
 
-def find_entries(words: Sequence[str], parser: cli.Parser | None = None) -> list[Entry]:
+def find_entries(words: Sequence[str]) -> list[Entry]:
     """Return what `--cfg` names: paths or names of model YAMLs, or one of SOURCES and a name behind it.
 
     Args:
         words: each may have options of train.py behind the name, after a space.
-        parser: that of train.py; None: there are no options here.
 
     Raises:
         UserError: there is no such YAML, one of them or an option is wrong, two have one name, or they do not do the
@@ -83,7 +81,7 @@ def find_entries(words: Sequence[str], parser: cli.Parser | None = None) -> list
     for word in words:
         named, own = split_entry(word)
         content, trainer, model = _source(named)
-        options = _options(own, trainer, parser)
+        options = _options(own, trainer)
         stem = re.sub(r"^\W+", "", re.sub(r"[^\w.-]", "-", Path(named).stem)) or "entry"
         name = name_with(stem, options)
         if name in specs:
@@ -94,13 +92,11 @@ def find_entries(words: Sequence[str], parser: cli.Parser | None = None) -> list
     return found
 
 
-def _options(words: Sequence[str], trainer: str, parser: cli.Parser | None) -> list[str]:
+def _options(words: Sequence[str], trainer: str) -> list[str]:
     """Return the options of an entry; UserError where they are wrong, or it can have none."""
-    if not words:
-        return []
-    if parser is None or trainer != OURS:
-        raise UserError(f"{words[0]} behind the name of an entry is for entries that compare.py trains by train.py")
-    return checked_options(words, parser)
+    if words and trainer != OURS:
+        raise UserError(f"{words[0]} behind the name of an entry is for entries that are trained by train.py")
+    return checked_options(words) if words else []
 
 
 def check_tasks(specs: Mapping[str, ModelSpec]) -> None:

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from models.errors import UserError
-from utils import cli
 from utils.deploy.files import digest
 from utils.text import shorten
+from utils.train.options import training_parser
 
 ALIKE = "data epochs batch imgsz device seed project name plugins download megapixels".split()  # in all entries
 NOT_FOR_ENTRIES = (  # that would make trainings which cannot be compared, or none at all
@@ -37,16 +37,16 @@ def split_entry(word: str) -> tuple[str, list[str]]:
         raise UserError(f"--cfg '{shorten(word)}': {str(error).lower()}") from error
 
 
-def checked_options(words: Sequence[str], parser: cli.Parser) -> list[str]:
+def checked_options(words: Sequence[str]) -> list[str]:
     """Return words of options in one order, with the whole paths of files.
 
     Args:
         words: as they were written behind the name of an entry.
-        parser: that of train.py.
 
     Raises:
         UserError: train.py has no such option, or not for an entry.
     """
+    parser = training_parser()
     args = parser.parse_args(list(words))
     spelt = {action.dest: action.option_strings[0] for action in parser.flags.values()}
     for name in sorted(args.given):
@@ -97,15 +97,15 @@ def check_files(files: dict[str, str]) -> None:
             raise UserError(f"{file} is no longer what it was when the comparison began: put it back, or start anew")
 
 
-def training_args(words: Sequence[str], parser: cli.Parser, cfg: dict[str, Any], **others: object) -> Namespace:
+def training_args(words: Sequence[str], cfg: dict[str, Any], **others: object) -> Namespace:
     """Return the options of train.py for an entry.
 
     Args:
         words: of its options.
-        parser: that of train.py.
         cfg: the content of its model YAML.
         others: that are the same for all entries.
     """
+    parser = training_parser()
     args = parser.parse_args([*words, *parser.words_of(parser.from_keywords(**others))])
     args.cfg = cfg
     return args

@@ -194,7 +194,8 @@ def commands_of(entry: Entry, args: argparse.Namespace, hyp: Path, folder: Path)
     for name, cfg in cfgs.items():
         file = folder / f"{len(list(folder.iterdir()))}-{entry.name}.yaml"
         write_text(file, yaml.safe_dump(cfg, default_flow_style=None, sort_keys=False))
-        commands[name] = ["train.py", "--cfg", str(file), "--hyp", str(hyp), "--noplots", "--patience", "0"]
+        commands[name] = ["train.py", "--cfg", str(file), "--hyp", str(hyp), "--noplots", *entry.options]
+        commands[name] += ["--patience", "0"]
     own = commands[entry.name]
     return commands | {
         f"{entry.name} ({style})": [*own, "--overparameterize", style] for style in args.overparameterize
