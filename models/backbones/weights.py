@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import safetensors.torch
 import torch
 from torch import Tensor, nn
+from ultralytics.utils import LOGGER
 
 from models.errors import WeightsError
 from models.files import why_no_file
@@ -140,7 +141,7 @@ def copy_tensors(
         adapted: under the module's names; classifier tensors (`head.`) are left aside where the module has none.
         source: what to call their origin.
         dialect: the dialect they had, for what it does not hold.
-        allow_partial: load whatever fits.
+        allow_partial: load whatever fits; else there is a warning about what is of another shape.
 
     Raises:
         WeightsError: less than 90 % of the tensors that such files hold fit, and `allow_partial` is not set.
@@ -160,11 +161,18 @@ def copy_tensors(
             f"(allow_partial loads whatever fits)"
         )
     module.load_state_dict(fitting, strict=False)
+    others = [k for k in tensors if k in own and k not in fitting]
+    if others and not allow_partial:
+        first = others[0]
+        LOGGER.warning(
+            f"{source}: {first} is {_described(tensors[first])} there and {_described(own[first])} here: "
+            f"{' and '.join(others) if len(others) <= EXAMPLES else f'{len(others)} tensors'} start anew"
+        )
     return WeightsReport(
         source,
         matched=len(fitting.keys() - made),
         missing=tuple(k for k in counted if k not in fitting),
-        unexpected=tuple(k for k in tensors if k not in fitting and not k.startswith("head.")),
+        unexpected=tuple(k for k in tensors if k not in fitting and (k in own or not k.startswith("head."))),
         dialect=dialect.name,
         deploy=dialect.deploy,
         notes=adapted.notes,

@@ -1,5 +1,7 @@
 """Published weights: one loader for every publisher's names and forms, which says what it did or why it refuses."""
 
+import re
+
 import pytest
 import torch
 from torch import nn
@@ -84,6 +86,20 @@ def test_timm_fetches_weights_only_when_they_are_named_so(riformer, monkeypatch)
 
 
 # Classifiers ----------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("name", "arch", "head"), [("RIFormer", "s12", "head.fc"), ("timm", "mobileone_s0", "head.fc")]
+)
+def test_a_head_for_other_classes_starts_anew_and_says_so(name, arch, head, tmp_path, log):
+    options = SMALL if name == "RIFormer" else {}
+    source = create_backbone(name, arch, num_classes=3, **options)
+    torch.save(source.state_dict(), tmp_path / "three.pth")
+    got = create_backbone(name, arch, num_classes=7, weights=tmp_path / "three.pth", **options)
+    assert [name.removeprefix("body.") for name in got.weights_report.missing] == [f"{head}.weight", f"{head}.bias"]
+    assert got.weights_report.unexpected == got.weights_report.missing
+    (line,) = (line for line in log if "three.pth" in line)
+    assert re.search(rf"{head}.weight is \(3, \d+\) there and \(7, \d+\) here: .*{head}.bias start anew", line)
+
+
 @pytest.mark.slow
 def test_a_classifier_loads_its_head_too(tmp_path):
     source = randomize_(create_backbone("RIFormer", "s12", num_classes=5)).eval()
