@@ -66,6 +66,7 @@ WRITTEN = {
     "metadata.yaml",
     "hyp_evolved.yaml",
     "winner.yaml",
+    "riformer-narrow.yaml",
 }  # names of files of a user or a run
 DRAWN = ("data/shapes/", "data/scenes/")  # folders that are there after the first use
 MAX_LINES = 170  # of the README
