@@ -19,6 +19,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+import torch._dynamo  # imported late by a training, as torchvision is
+import torchvision  # noqa: F401
 import yaml
 
 import train

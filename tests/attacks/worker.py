@@ -18,7 +18,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import matplotlib.pyplot  # noqa: F401 (imported late by scripts, as the next three are)
+import onnxruntime  # noqa: F401
 import torch
+import torch._dynamo
+import torchvision  # noqa: F401
 
 import benchmark
 import compare

@@ -19,7 +19,9 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
+import matplotlib.pyplot  # noqa: F401 (imported late by a comparison, as torchvision is)
 import numpy as np
+import torchvision  # noqa: F401
 
 import compare
 from tests.comparisons import SIDE, make_comparison, make_networks

@@ -15,6 +15,7 @@ import yaml
 import train
 import val
 from models.errors import UserError
+from tests import scripts
 from tests.distributed.launching import ROOT, run_by
 from tests.helpers import random_model, save, tiny
 from tests.runs import NAMES
@@ -126,9 +127,9 @@ def test_a_training_that_loses_a_process_goes_on_as_if_it_had_not(folder):
     recipe |= {"freeze": "backbone", "unfreeze_after": 1, "image_weights": True, "layer_decay": 0.9}
     (folder / "plugin.py").write_text(PLUGIN)
     for name in ("whole", "killed"):
-        command = [sys.executable, *words(folder, **recipe, name=name, max_restarts=1, plugin=folder / "plugin.py")]
+        command = words(folder, **recipe, name=name, max_restarts=1, plugin=folder / "plugin.py")
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "KILLED": str(folder / "told") if name == "killed" else ""}
-        result = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+        result = scripts.run(command, cwd=folder, env=environment)
         assert result.returncode == 0, result.stderr[-3000:]
     assert (folder / "told").exists()
     assert {path.name for path in (folder / "runs").iterdir()} == {"whole", "killed"}
