@@ -22,6 +22,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ from models.summary import count_parameters
 from utils import cli
 from utils.deploy.formats import FORMATS, check_formats
 from utils.deploy.fresh import random_model, sizes_for
+from utils.deploy.run import load_runner
 from utils.deploy.write import ExportError, WriteOptions, write
 from utils.export.report import versions
 from utils.paths import find_file, increment_path
@@ -136,12 +138,13 @@ def measure_model(cfg: str | Path, variants: list[Variant], seed: int = 0) -> Pa
     for variant in variants:
         with tempfile.TemporaryDirectory() as folder:
             cases: list[Case] = []
+            load = lru_cache(1)(load_runner)  # once for the sizes of a file
             try:
                 for number, (options, shapes) in enumerate(variant.files(model)):
                     path = Path(folder) / str(number) / f"{row.cfg}{FORMATS[variant.format].ending}"
                     write(deploy, path, options)
                     for size, batch in shapes:
-                        cases += reference.cases(path, size, batch, BOUND, path.name)
+                        cases += reference.cases(path, size, batch, BOUND, path.name, load)
             except ExportError as error:
                 row.problems[variant.title] = str(error)
             if cases:

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from models.blocks.branches import STYLES, BranchedConv
-from models.blocks.dataflow import follow
+from models.blocks.dataflow import follow, ran_modules
 from models.blocks.reparam import after_norm, fuse_blocks, fuse_conv_bn, places_of, replace_modules
 from models.errors import ConfigError, did_you_mean
 
@@ -74,7 +74,7 @@ def narrow_convolutions(network: nn.Module, example: Tensor) -> dict[nn.Conv2d, 
     fused = fuse_blocks(network)  # a copy: its forward pass leaves no trace in the network
     own = dict(network.named_modules())
     kept = {m: own[path] for path, m in fused.named_modules() if path in own and _is_same(m, own[path])}
-    run = {link.consumer for link in follow(fused, example, producers=(), consumers=(nn.Conv2d,))}
+    run = {m for m in ran_modules(fused, example) if isinstance(m, nn.Conv2d)}
     pairs = {
         link.producer: link.consumer
         for link in follow(fused, example, producers=(nn.Conv2d,), consumers=(_BatchNorm,))

@@ -12,7 +12,7 @@ import dataclasses
 import os
 import tempfile
 from collections.abc import Iterable
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 
 from models import DetectionModel
@@ -140,9 +140,10 @@ def prove(reference: Reference, deploy: DetectionModel, path: Path, options: Opt
     proof = Proof()
     stride = int(deploy.stride.max())
     other = other_shape(options.size, stride)
+    load = lru_cache(1)(load_runner)  # once for the sizes of a file
 
     def compare(file: Path, size: tuple[int, int], batch: int, name: str) -> None:
-        cases = list(reference.cases(file, size, batch, tolerance, name))
+        cases = list(reference.cases(file, size, batch, tolerance, name, load))
         proof.cases += cases
         proof.divergence = proof.divergence or explain(reference, deploy, file, cases, tolerance)
 

@@ -18,7 +18,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from models import DetectionModel
 from utils.data.samples import PHOTOS, make_pictures
 from utils.deploy.ends import Nms, nms_of, threshold_inputs
-from utils.deploy.run import RUN_ERRORS, Outputs, load_runner, read_metadata
+from utils.deploy.run import RUN_ERRORS, Outputs, Runner, load_runner, read_metadata
 from utils.prove.classes import measure_classes
 from utils.prove.compare import (
     EXACT,
@@ -168,14 +168,23 @@ class Reference:
         """The model in float64."""
         return copy.deepcopy(self.model).double()
 
-    def cases(self, path: Path, size: tuple[int, int], batch: int, tolerance: Tolerance, name: str) -> Iterator[Case]:
+    def cases(
+        self,
+        path: Path,
+        size: tuple[int, int],
+        batch: int,
+        tolerance: Tolerance,
+        name: str,
+        load: Callable[[Path], Runner] = load_runner,
+    ) -> Iterator[Case]:
         """Run the file at `path`, called `name` in the report, on every picture and yield the comparisons.
 
-        A file with NMS runs several times on each: as it is, and with other thresholds.
+        A file with NMS runs several times on each: as it is, and with other thresholds. `load` may keep what it has
+        loaded, for a file that runs at several sizes.
         """
         file_nms = nms_of(read_metadata(path))
         try:
-            run = load_runner(path)
+            run = load(path)
         except RUN_ERRORS as error:
             problem = f"cannot be loaded: {_last_line(error)}"
             yield Case(name, size, batch, "none", Difference(problem=problem), tolerance)
