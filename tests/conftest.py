@@ -14,7 +14,7 @@ import pytest
 os.environ["OMP_NUM_THREADS"] = "1"  # the networks are small: more threads would only wait for one another
 
 
-LONG = "docs widen parity offline backbones compare processes int8 reparam export_shapes timm export classify".split()
+LONG = "docs parity widen offline backbones compare processes int8 reparam export_shapes timm export classify".split()
 LONG += "deploy_form ultralytics_yaml repvgg summary words gradients ends train kills attacks pages published".split()
 LONG += "detect export_formats convert resume segment plugins check_weights repmlpnet openvino divergence fuzz".split()
 M_MMAP_THRESHOLD, M_TRIM_THRESHOLD = -3, -1  # of glibc's mallopt
