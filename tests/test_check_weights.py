@@ -170,8 +170,16 @@ def test_what_float32_does_not_explain_disagrees_however_small(files, data, monk
 
 def test_logits_that_are_not_finite_are_1(files, data, tmp_path, caplog):
     tensors = torch.load(files / "train.pth", weights_only=True)["state_dict"]
-    torch.save({**tensors, "head.fc.bias": torch.full((len(CLASSES),), torch.nan)}, tmp_path / "nan.pth")
-    assert command(files, data, weights=tmp_path / "nan.pth") == 1
+    largest = torch.finfo(torch.float32).max
+    torch.save(
+        {
+            **tensors,
+            "head.fc.bias": torch.full((len(CLASSES),), largest),
+            "head.fc.weight": largest * torch.sign(tensors["head.fc.weight"]),
+        },
+        tmp_path / "inf.pth",
+    )
+    assert command(files, data, weights=tmp_path / "inf.pth") == 1
     assert "train: the logits of 6 pictures are NOT FINITE" in caplog.text
 
 

@@ -118,9 +118,6 @@ def convert(foreign: ForeignModel, name: str, allow_partial: bool = False) -> tu
         if not allow_partial:
             raise WeightsError(f"{problem} (--allow-partial keeps the weights, as a start for training)")
         LOGGER.warning(problem)
-    bad = next((key for key, tensor in model.state_dict().items() if not tensor.isfinite().all()), None)
-    if bad is not None:
-        raise WeightsError(f"{name} holds weights that are not finite, for instance {bad}")
     model.names = foreign.names or model.names
     model.imgsz = foreign.imgsz
     return model.eval(), report

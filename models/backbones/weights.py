@@ -141,10 +141,11 @@ def copy_tensors(
         adapted: under the module's names; classifier tensors (`head.`) are left aside where the module has none.
         source: what to call their origin.
         dialect: the dialect they had, for what it does not hold.
-        allow_partial: load whatever fits; else there is a warning about what is of another shape.
+        allow_partial: load whatever fits; else a warning says how many tensors start anew.
 
     Raises:
-        WeightsError: less than 90 % of the tensors that such files hold fit, and `allow_partial` is not set.
+        WeightsError: less than 90 % of the tensors that such files hold fit, and `allow_partial` is not set, or some
+            are not finite.
     """
     own, tensors, made = module.state_dict(), adapted.tensors, set(adapted.made)
     fitting = {k: v for k, v in tensors.items() if k in own and _fits(v, own[k])}
@@ -152,22 +153,20 @@ def copy_tensors(
     wanted = [k for k in counted if k not in made and not re.match(dialect.absent, k)]
     absent = [k for k in wanted if k not in fitting]
     found = len(wanted) - len(absent)
+    if absent:
+        first = absent[0]
+        came = f"has {_described(tensors[first])}" if first in tensors else "lacks it"
+        example = f"{first} {_described(own[first])}: the file {came}"
     if found < MIN_MATCHED * len(wanted) and not (allow_partial and found):
-        example = absent[0]
-        came = f"has {_described(tensors[example])}" if example in tensors else "lacks it"
         raise WeightsError(
             f"{source} holds {found} of the {len(wanted)} tensors of this {type(module).__name__}, for instance "
-            f"{example} {_described(own[example])}: the file {came}; is it of another architecture? "
-            f"(allow_partial loads whatever fits)"
+            f"{example}; is it of another architecture? (allow_partial loads whatever fits)"
         )
+    if bad := next((k for k, v in fitting.items() if not v.isfinite().all()), None):
+        raise WeightsError(f"{source} holds weights that are not finite, for instance {bad}")
+    if absent and not allow_partial:
+        LOGGER.warning(f"{source}: {len(absent)} of {len(wanted)} tensors start anew, for instance {example}")
     module.load_state_dict(fitting, strict=False)
-    others = [k for k in tensors if k in own and k not in fitting]
-    if others and not allow_partial:
-        first = others[0]
-        LOGGER.warning(
-            f"{source}: {first} is {_described(tensors[first])} there and {_described(own[first])} here: "
-            f"{' and '.join(others) if len(others) <= EXAMPLES else f'{len(others)} tensors'} start anew"
-        )
     return WeightsReport(
         source,
         matched=len(fitting.keys() - made),
