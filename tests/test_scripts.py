@@ -85,7 +85,7 @@ def test_signals_reach_a_script(code, number, exit_code):
 
 
 def test_a_group_of_its_own_is_reached_as_a_whole():
-    code = "import os, time; os.fork(); print(os.getpgid(0), flush=True); time.sleep(100)"
+    code = "import os, time; os.fork(); os.write(1, b'%d\\n' % os.getpgid(0)); time.sleep(100)"  # each at once
     process = scripts.start(["-c", code], start_new_session=True, stdout=subprocess.PIPE, text=True)
     assert [process.stdout.readline() for _ in range(2)] == [f"{process.pid}\n"] * 2
     os.killpg(process.pid, signal.SIGKILL)
