@@ -278,9 +278,11 @@ def report(plan: Plan, args: argparse.Namespace) -> list[Compared]:
 
 def about(plan: Plan, args: argparse.Namespace) -> dict[str, Any]:
     """Return what was run, where and with what."""
+    files = {file: known for entry in plan.entries for file, known in entry.files.items()}
     return {
         "date": datetime.date.today().isoformat(),
         **plan.options,
+        **({"files": files} if files else {}),
         "data": Path(plan.options["data"]).name if len(plan.data_sets) == 1 else list(plan.data_sets),
         "threads": args.threads,
         "rounds": args.rounds,

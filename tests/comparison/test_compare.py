@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from matplotlib.figure import Figure
 
 import compare
 import export
@@ -35,7 +36,7 @@ from utils.comparison.entries import Entry, find_entries
 from utils.comparison.measure import finish, load_found, trained_minutes
 from utils.comparison.options import LONGEST
 from utils.comparison.plan import Job, Plan, kind_of, load_plan, named
-from utils.comparison.report import Compared, cells, counted, frontier, text_table, verdict
+from utils.comparison.report import Compared, cells, counted, draw, frontier, text_table, verdict
 from utils.comparison.statistics import Estimate
 from utils.comparison.work import command_lines
 from utils.comparison.work import start as start_step
@@ -145,6 +146,36 @@ def test_names_of_entries_with_options_are_names_of_folders():
     assert entry.name == "yolov5n--teacher-timm-a-..-b-c"
 
 
+def test_entries_with_files_of_one_name_have_names_of_their_own(tmp_path):
+    files = [tmp_path / folder / "best.pt" for folder in ("a", "b", "runs/large/weights")]
+    for file in files:
+        file.parent.mkdir(parents=True)
+        file.write_bytes(b"weights")
+    names = [entry.name for entry in find_entries([f"yolov5n --teacher {file}" for file in files])]
+    assert names[0] == "yolov5n--teacher-best"
+    assert re.fullmatch(r"yolov5n--teacher-best-[0-9a-f]{8}", names[1])
+    assert names[2] == "yolov5n--teacher-large"
+    with pytest.raises(UserError, match="names yolov5n--teacher-best twice"):
+        find_entries([f"yolov5n --teacher {files[0]}"] * 2)
+
+
+def test_a_file_that_changes_while_others_train_fails_its_own_trainings(tmp_path):
+    teacher = tmp_path / "best.pt"
+    teacher.write_bytes(b"weights")
+    plain, taught = find_entries(["yolov5n", f"yolov5n --teacher {teacher}"])
+    plan = Plan(tmp_path, {**PLANNED, "hyp": ""}, [plain, taught], {plain.name: 3, taught.name: 3})
+    plan.save()
+    args = compare.make_parser().parse_args([])
+    _, job = plan.jobs()
+    teacher.write_bytes(b"others")
+    assert work.begin(plan, job, "cpu", args) is None
+    assert "is no longer what it was" in job.result()["problem"]
+    lock = job.take()
+    assert lock is not None
+    os.close(lock)
+    assert compare.about(plan, args)["files"] == taught.files
+
+
 @pytest.mark.parametrize(
     ("word", "said"),
     [
@@ -155,6 +186,7 @@ def test_names_of_entries_with_options_are_names_of_folders():
         ("yolov5n --hyp 'a", "no closing quotation"),
         ("ultralytics-trainer:yolo11n --teacher ema", "--teacher behind the name of an entry is for entries"),
         ("yolov5n --lr-backbone -1", "--lr-backbone"),
+        ("yolov5n --help", "there is no option --help"),
     ],
 )
 def test_wrong_options_of_entries_are_told(word, said):
@@ -544,6 +576,19 @@ def test_the_table_has_the_best_first_and_failures_last():
     assert lines[-1][-1] == "no memory"
     assert len({len(line) for line in text_table(lines).splitlines()}) == 1
     assert frontier(rows) == [(2.0, 40.0), (9.0, 50.0)]
+
+
+def test_long_names_of_entries_stay_inside_the_picture(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: drawn.append(figure))
+    names = ["short", "yolov5n" + "--freeze-backbone.stages.0-1" * 4, "m" * 200]
+    draw([Compared(name, 3, accuracy=Estimate(0.5, 0.01)) for name in names], tmp_path / "a.png")
+    (figure,) = drawn
+    figure.draw_without_rendering()
+    legend, axes = figure.legends[0].get_window_extent(), figure.axes[0].get_window_extent()
+    assert figure.bbox.x0 <= legend.x0 and legend.x1 <= figure.bbox.x1
+    assert figure.bbox.y0 <= legend.y0 and legend.y1 < axes.y0
+    assert axes.height > 0.6 * figure.bbox.height
 
 
 def test_several_runtimes_and_threads_have_their_columns_and_the_fastest_is_named():

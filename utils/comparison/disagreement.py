@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import textwrap
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import cv2
@@ -14,7 +15,8 @@ from utils.writing import replacing
 
 MOST = 4  # pictures
 HEIGHT = 320  # of each, in pixels
-BAND = 24  # above them, for the name of the network
+LINE = 24  # pixels of a line of the name of the network above them
+LETTER = 10  # pixels of a letter of it
 
 
 def draw_disagreements(files: Mapping[str, Path], found: Mapping[str, Detections], path: Path) -> Path:
@@ -29,10 +31,16 @@ def draw_disagreements(files: Mapping[str, Path], found: Mapping[str, Detections
     a, b = (found[name] for name in names)
     differences = np.abs(a.f1() - b.f1())
     chosen = [a.names[i] for i in np.argsort(-differences, kind="stable")[:MOST]]
-    columns = []
+    pictures = {}
     for name in names:
         detector = load(files[name])
-        parts = [_title(_fit(detector(path)[0].plot()), name) for path in chosen]
+        pictures[name] = [_fit(detector(path)[0].plot()) for path in chosen]
+    narrowest = min(picture.shape[1] for several in pictures.values() for picture in several)
+    titles = {name: textwrap.wrap(name, max(1, narrowest // LETTER)) for name in names}
+    band = LINE * max(map(len, titles.values()))
+    columns = []
+    for name in names:
+        parts = [_title(picture, titles[name], band) for picture in pictures[name]]
         width = max(part.shape[1] for part in parts)
         columns.append(
             np.vstack([cv2.copyMakeBorder(p, 0, 0, 0, width - p.shape[1], cv2.BORDER_CONSTANT) for p in parts])
@@ -48,7 +56,10 @@ def _fit(picture: np.ndarray) -> np.ndarray:
     return cv2.resize(picture, (max(1, round(width * HEIGHT / height)), HEIGHT))
 
 
-def _title(picture: np.ndarray, text: str) -> np.ndarray:
-    """Return a picture with a line of text above it."""
-    banded = cv2.copyMakeBorder(picture, BAND, 0, 0, 0, cv2.BORDER_CONSTANT, value=(255, 255, 255))
-    return cv2.putText(banded, text, (4, BAND - 7), cv2.FONT_HERSHEY_SIMPLEX, 0.5, (0, 0, 0), 1, cv2.LINE_AA)
+def _title(picture: np.ndarray, lines: Sequence[str], height: int) -> np.ndarray:
+    """Return a picture with lines of text in a band of `height` pixels above it."""
+    banded = cv2.copyMakeBorder(picture, height, 0, 0, 0, cv2.BORDER_CONSTANT, value=(255, 255, 255))
+    for number, text in enumerate(lines, 1):
+        place = (4, LINE * number - 7)
+        cv2.putText(banded, text, place, cv2.FONT_HERSHEY_SIMPLEX, 0.5, (0, 0, 0), 1, cv2.LINE_AA)
+    return banded

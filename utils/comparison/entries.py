@@ -15,7 +15,7 @@ import yaml
 from models.errors import UserError
 from models.spec import CONFIGS, ModelSpec, find_config, load_spec
 from utils.checkpoint.fields import is_text
-from utils.comparison.options import checked_options, digests_of, name_with, split_entry
+from utils.comparison.options import checked_options, digests_of, distinct, name_with, split_entry
 from utils.comparison.trainers import OURS, THEIRS, TRAINERS
 from utils.text import shorten
 
@@ -84,6 +84,8 @@ def find_entries(words: Sequence[str]) -> list[Entry]:
         options = _options(own, trainer)
         stem = re.sub(r"^\W+", "", re.sub(r"[^\w.-]", "-", Path(named).stem)) or "entry"
         name = name_with(stem, options)
+        if any(name == other.name and tuple(options) != other.options for other in found):
+            name = distinct(name, options)
         if name in specs:
             raise UserError(f"--cfg names {name} twice: an entry is trained with several seeds by --seeds")
         specs[name] = load_spec(content)

@@ -20,7 +20,6 @@ NOT_FOR_ENTRIES = (  # that would make trainings which cannot be compared, or no
     "cfg evolve exist_ok logger max_restarts nosave noval patience qat report resume single_cls task".split()
 )
 FILES = ("weights", "class_map", "hyp", "teacher", "teacher_weights")  # that may be files
-OF_RUNS = ("best", "last")  # names of files that say nothing, other than those of their runs
 LONGEST = 100  # letters of a name
 
 
@@ -66,9 +65,12 @@ def name_with(name: str, words: Sequence[str]) -> str:
     for flag, value in _parts(words):
         name += flag + (f"-{_short(value)}" if value else "")
     name = re.sub(r"[^\w.-]", "-", name)
-    if len(name) <= LONGEST:
-        return name
-    return f"{name[: LONGEST - 9]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+    return name if len(name) <= LONGEST else distinct(name, words)
+
+
+def distinct(name: str, words: Sequence[str]) -> str:
+    """Return a name with a hash of the options of its entry, for another one of this name or one that is too long."""
+    return f"{name[: LONGEST - 9]}-{hashlib.sha256(' '.join(words).encode()).hexdigest()[:8]}"
 
 
 def _parts(words: Sequence[str]) -> list[tuple[str, str]]:
@@ -78,11 +80,11 @@ def _parts(words: Sequence[str]) -> list[tuple[str, str]]:
 
 
 def _short(word: str) -> str:
-    """Return a value of an option, of files their name alone, or that of the run that they belong to."""
+    """Return a value of an option, of files their name alone, of weights in the folder of a run that of the run."""
     path = Path(word)
     if not path.is_file():
         return word
-    return path.parts[-3] if path.stem in OF_RUNS and len(path.parts) > 2 else path.stem
+    return path.parent.parent.name or path.stem if path.parent.name == "weights" else path.stem
 
 
 def digests_of(words: Sequence[str]) -> dict[str, str]:

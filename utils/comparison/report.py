@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import itertools
 import json
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -18,6 +19,7 @@ from utils.latency import Latency
 from utils.writing import replacing, write_text
 
 PICTURE, PAGE, DATA = "compare.png", "compare.html", "compare.json"
+LEGEND = 110  # letters in a line of the legend
 SAME_SPEED = 1.1  # ratio of latencies that noise alone may make
 
 
@@ -193,12 +195,14 @@ def draw(rows: Sequence[Compared], path: Path) -> None:
     from matplotlib.figure import Figure  # noqa: PLC0415
 
     with mpl.rc_context({"text.parse_math": False}):
-        figure = Figure(figsize=(8, 5), layout="constrained")
+        names = {row.name: textwrap.fill(row.name, LEGEND) for row in rows if row.accuracy}
+        lines = sum(1 + name.count("\n") for name in names.values())
+        figure = Figure(figsize=(8, 5 + 0.2 * lines), layout="constrained")
         axes = figure.add_subplot()
         timed = all(row.milliseconds is not None for row in rows if row.accuracy)
         for number, (row, accuracy) in enumerate((row, row.accuracy) for row in rows if row.accuracy):
             x = number if row.milliseconds is None or not timed else row.milliseconds
-            axes.errorbar(x, 100 * accuracy.value, 100 * accuracy.margin, fmt="o", capsize=4, label=row.name)
+            axes.errorbar(x, 100 * accuracy.value, 100 * accuracy.margin, fmt="o", capsize=4, label=names[row.name])
         if timed:
             points = frontier(rows)
             axes.plot(*zip(*points, strict=True), "k--", alpha=0.4, drawstyle="steps-post", zorder=0)
@@ -207,7 +211,7 @@ def draw(rows: Sequence[Compared], path: Path) -> None:
         axes.set_ylabel("mAP50-95, 95 % interval")
         axes.set_ylim(bottom=max(0, axes.get_ylim()[0]))
         axes.grid(alpha=0.3)
-        axes.legend()
+        figure.legend(loc="outside lower left", fontsize="small")
         with replacing(path) as file:
             figure.savefig(file, dpi=130, format="png")
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import yaml
 
+from utils.comparison.options import check_files
 from utils.writing import write_text
 
 if TYPE_CHECKING:
@@ -32,7 +33,8 @@ class Trainer:
 
 
 def train_ours(plan: Plan, job: Job, on: Sequence[str], consents: Sequence[str]) -> list[list[str]]:
-    """Train by train.py, or go on with the training where it stopped."""
+    """Train by train.py, or go on with the training where it stopped; UserError for a file that has changed."""
+    check_files(job.entry.files)
     last, hyp = job.run / "weights/last.pt", plan.options["hyp"]
     if last.is_file():
         return [["train.py", "--resume", str(last), *on, *consents]]

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from ultralytics.utils import LOGGER, TQDM
 
+from models.errors import UserError
 from models.files import why_no_file
 from utils.comparison.plan import Job, Plan
 from utils.comparison.trainers import TRAINERS
@@ -67,14 +68,19 @@ def work_off(plan: Plan, args: argparse.Namespace) -> None:
 
 
 def begin(plan: Plan, job: Job, device: str, args: argparse.Namespace) -> Running | None:
-    """Take a job and start its first step; None where somebody has it, or has just ended it."""
+    """Take a job and start its first step; None where somebody has it, or has just ended it, or it cannot start."""
     lock = job.take()
     if lock is None:
         return None
     if job.result():
         os.close(lock)
         return None
-    first, *steps = command_lines(plan, job, device, args)
+    try:
+        first, *steps = command_lines(plan, job, device, args)
+    except UserError as error:
+        note_failure(job, str(error))
+        os.close(lock)
+        return None
     return Running(job, device, lock, steps, start(first, job, lock, args))
 
 
@@ -84,7 +90,7 @@ def go_on(one: Running, args: argparse.Namespace) -> bool:
         one.process = start(one.steps.pop(0), one.job, one.lock, args)
         return True
     if not one.job.result():
-        note_failure(one.job, one.process.returncode)
+        note_failure(one.job, why_ended(one.job.log, one.process.returncode))
     os.close(one.lock)
     return False
 
@@ -110,9 +116,8 @@ def start(words: list[str], job: Job, lock: int, args: argparse.Namespace) -> su
     return start_script(words, job.log, lock, {"OMP_NUM_THREADS": str(share)})
 
 
-def note_failure(job: Job, code: int) -> None:
-    """Keep why a process ended without a result, so that the others go on."""
-    reason = why_ended(job.log, code)
+def note_failure(job: Job, reason: str) -> None:
+    """Keep why a training has no result, so that the others go on."""
     LOGGER.error(printable(f"{job.name} failed: {reason} (see {job.log})"))
     job.end(problem=reason)
 

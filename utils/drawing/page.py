@@ -7,7 +7,8 @@ import html
 from collections.abc import Iterable, Sequence
 
 STYLE = """body { font: 15px/1.5 system-ui, sans-serif; margin: 2em auto; max-width: 72em; padding: 0 1em }
-table { border-collapse: collapse; margin: 1em 0 } td, th { padding: .3em .8em; text-align: right }
+table { border-collapse: collapse; display: block; margin: 1em 0; overflow-x: auto }
+td, th { padding: .3em .8em; text-align: right }
 tr:nth-child(even) { background: #f3f4f6 } td:first-child, th:first-child { text-align: left } img { max-width: 100% }
 pre { white-space: pre-wrap } figure { display: inline-block; margin: .5em; vertical-align: top }
 figcaption { font-size: 12px; width: 0; min-width: 100%; overflow-wrap: anywhere }"""

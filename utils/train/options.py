@@ -19,9 +19,9 @@ def training_parser(description: str = "") -> cli.Parser:
     Those without a default have it from the recipe.
 
     Args:
-        description: what `--help` says above them.
+        description: what `--help` says above them; without one there is no `--help`.
     """
-    parser = cli.Parser(prog="train.py", description=description)
+    parser = cli.Parser(prog="train.py", description=description, add_help=bool(description))
     add = parser.add_argument
     add("--weights", default="", help="checkpoint to start from; empty: from scratch")
     add("--class-map", default="", help="YAML of classes that --weights call otherwise: 'own name: their name'")
