@@ -77,7 +77,7 @@ def find_entries(words: Sequence[str]) -> list[Entry]:
             same task.
     """
     specs: dict[str, ModelSpec] = {}
-    found = []
+    found: list[Entry] = []
     for word in words:
         named, own = split_entry(word)
         content, trainer, model = _source(named)

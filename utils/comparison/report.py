@@ -19,7 +19,7 @@ from utils.latency import Latency
 from utils.writing import replacing, write_text
 
 PICTURE, PAGE, DATA = "compare.png", "compare.html", "compare.json"
-LEGEND = 110  # letters in a line of the legend
+LEGEND = 60  # letters in a line of the legend
 SAME_SPEED = 1.1  # ratio of latencies that noise alone may make
 
 
