@@ -11,6 +11,8 @@ import signal
 
 import pytest
 
+import models.environment  # noqa: F401 (before onnxruntime, which asks for names of servers otherwise)
+
 os.environ["OMP_NUM_THREADS"] = "1"  # the networks are small: more threads would only wait for one another
 
 

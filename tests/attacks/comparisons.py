@@ -127,6 +127,28 @@ ENTRIES: dict[str, Callable[[Place], Any]] = {
         {"trainer": "ultralytics", "model": "yolo11n"},
         {"name": "b"},
     ],
+    **{
+        f"{' '.join(map(str, options))!r} as options": lambda _, options=options: [{"options": options}]
+        for options in (
+            ["--plugins", "evil.py"],
+            ["--plugins=evil.py"],
+            ["--logger", "wandb"],
+            ["--download"],
+            ["--help"],
+            ["--project=../../outside"],
+            ["--resume=../../outside/secret.txt"],
+            ["--cfg=evil.yaml"],
+            ["evil.py"],
+            ["--weights=/dev/zero"],
+            [f"--teacher={ADDRESS}.pt"],
+            ["--hyp=../../outside/secret.txt"],
+            [7],
+            {"a": 1},
+        )
+    },
+    "a secret as a file of options": lambda p: [{"options": ["--cos-lr"], "files": {str(p.secret): "0" * 64}}],
+    "a device as a file of options": lambda _: [{"options": ["--cos-lr"], "files": {"/dev/zero": "0" * 64}}],
+    "a list as files of options": lambda _: [{"options": ["--cos-lr"], "files": ["/dev/zero"]}],
     "no network": lambda _: [{"cfg": {}}],
     "a list as a network": lambda _: [{"cfg": [[1, 2]]}],
     "a deep network": lambda _: [{"cfg": {"nc": 2, "head": deep(500)}}],

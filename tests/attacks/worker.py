@@ -18,6 +18,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import models.environment  # noqa: F401 (before onnxruntime, which asks for names of servers otherwise)
+
+# isort: split
 import matplotlib.pyplot  # noqa: F401 (imported late by scripts, as the next three are)
 import onnxruntime  # noqa: F401
 import torch
