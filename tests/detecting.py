@@ -9,7 +9,6 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from tests import scripts
 from utils.paths import ROOT
 
 
@@ -46,8 +45,7 @@ def files_below(folder: str | Path) -> list[str]:
     return sorted(p.relative_to(folder).as_posix() for p in Path(folder).rglob("*") if p.is_file())
 
 
-def start(folder: Path, *argv: object, anew: bool = False) -> subprocess.Popen[str]:
-    """Start detect.py in a process of its own, in this folder; forked, unless `anew`."""
-    words = [str(ROOT / "detect.py"), *map(str, argv)]
-    options = {"cwd": folder, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen([sys.executable, *words], **options) if anew else scripts.start(words, **options)
+def start(folder: Path, *argv: object) -> subprocess.Popen[str]:
+    """Start detect.py in a process of its own, in this folder."""
+    command = [sys.executable, str(ROOT / "detect.py"), *map(str, argv)]
+    return subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

@@ -3,6 +3,8 @@
 import copy
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +16,6 @@ from torch import nn
 from models import create_backbone, switch_to_deploy
 from models.blocks.reparam import fuse_blocks
 from models.blocks.riformer import RIFormerBlock, fuse_norm_affine
-from tests import scripts
 from tests.helpers import randomize_
 from utils import check_weights, cli
 
@@ -327,8 +328,13 @@ def test_a_folder_without_folders_or_readable_pictures(files, tmp_path, capsys):
 @pytest.mark.slow
 def test_it_runs_as_a_module(files, data):
     words = options(files, data, mode="check", workers=1)
-    flags = [word for key, value in words.items() for word in (f"--{key}", value)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = scripts.run(["-m", "utils.check_weights", *flags], cwd=ROOT, env=environment)
+    done = subprocess.run(
+        [sys.executable, "-m", "utils.check_weights", *(str(w) for k, v in words.items() for w in (f"--{k}", v))],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     assert "the forms agree" in done.stdout

@@ -25,7 +25,6 @@ import train
 import val
 from models import stops
 from models.errors import UserError
-from tests import scripts
 from utils import cli
 from utils.paths import ROOT, check_holds_none, find_file, find_weights, increment_path
 from utils.sizes import check_imgsz
@@ -519,8 +518,8 @@ sys.exit(cli.run_script(main, parser, []))
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize("where", ["native", "end", "save"])
 def test_a_stop_ends_what_no_signal_reaches(number, where, tmp_path):
-    script = scripts.start(
-        ["-c", STUCK, where],
+    script = subprocess.Popen(
+        [sys.executable, "-c", STUCK, where],
         cwd=tmp_path,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         stdout=subprocess.PIPE,

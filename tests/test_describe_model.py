@@ -2,6 +2,8 @@
 
 import os
 import re
+import subprocess
+import sys
 import time
 from functools import partial
 from pathlib import Path
@@ -13,7 +15,6 @@ from models import DetectionModel
 from models.errors import UserError
 from models.row_times import time_rows
 from models.summary import count_gflops, head_card, model_table
-from tests import scripts
 from tests.helpers import tiny, tiny_backbone, write
 from utils import cli, describe_model
 
@@ -112,8 +113,9 @@ def test_a_wrong_row_is_one_sentence(tmp_path, capsys):
 
 
 def python_m(*words):
+    command = [sys.executable, "-m", "models.yolo", *map(str, words)]
     env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
-    return scripts.run(["-m", "models.yolo", *words], cwd=ROOT, env=env, timeout=300)
+    return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False, timeout=300)
 
 
 @pytest.mark.slow

@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,7 +16,6 @@ from models.backbones.names import all_names, match_names, split_name
 from models.blocks.reparam import fuse_blocks
 from models.errors import UserError
 from models.summary import Card, card_rows, count_gflops, count_level, count_parameters, format_rows, on_meta
-from tests import scripts
 from tests.helpers import tiny, tiny_backbone, write
 from utils import cli, inspect_backbone
 
@@ -249,8 +250,15 @@ def test_json_alone_goes_to_stdout(tmp_path):
         "from torch import nn\nfrom models import BACKBONES, Backbone\nfrom models.backbones.base import select_strides"
     )
     plugin.write_text(f'{head}\nprint("hello")\n@BACKBONES.register("Small")\nclass Small{source}\n')
-    words = ["-m", "utils.inspect_backbone", "Small/wide", "--plugins", plugin, "--json", "--imgsz", 33, "--rounds", 1]
-    done = scripts.run(words, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    words = ["Small/wide", "--plugins", plugin, "--json", "--imgsz", 33, "--rounds", 1]
+    done = subprocess.run(
+        [sys.executable, "-m", "utils.inspect_backbone", *map(str, words)],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert found.keys() == KEYS

@@ -1,6 +1,8 @@
 """No attack gets through, the table of docs/security.md is that of the catalogue, and what gets through is seen."""
 
 import itertools
+import subprocess
+import sys
 import time
 from collections import Counter
 from types import SimpleNamespace
@@ -8,7 +10,6 @@ from types import SimpleNamespace
 import pytest
 
 from models.errors import UserError
-from tests import scripts
 from tests.attacks import worker
 from tests.attacks.attack import Attack, End, Outcome, Place
 from tests.attacks.catalogue import ATTACKS, KINDS
@@ -31,7 +32,7 @@ def test_each_attack_has_a_name():
     assert len({(attack.kind, attack.name) for attack in ATTACKS}) == len(ATTACKS)
 
 
-def one_script(main):
+def scripts(main):
     return {"script": SimpleNamespace(main=main, make_parser=lambda: cli.Parser(prog="script"))}
 
 
@@ -46,7 +47,7 @@ def one_script(main):
     ],
 )
 def test_what_gets_through_is_seen(main, end, executed, tmp_path, monkeypatch):
-    monkeypatch.setattr(worker, "SCRIPTS", one_script(main))
+    monkeypatch.setattr(worker, "SCRIPTS", scripts(main))
     monkeypatch.setattr(worker, "PATIENCE", 2)
     place = Place(tmp_path / "1/in", tmp_path)
     found = worker.run(Attack("kind", "name", lambda _: ["script"]), place)
@@ -59,7 +60,7 @@ def refuse(_):
 
 
 def test_a_sentence_is_a_refusal_and_a_broken_attack_is_none(tmp_path, monkeypatch):
-    monkeypatch.setattr(worker, "SCRIPTS", one_script(refuse))
+    monkeypatch.setattr(worker, "SCRIPTS", scripts(refuse))
     places = (Place(tmp_path / f"{i}/in", tmp_path) for i in itertools.count())
     found = worker.run(Attack("kind", "name", lambda _: ["script"]), next(places))
     assert found == {"end": "REFUSED", "executed": False, "output": "ERROR: no\n"}
@@ -70,6 +71,7 @@ def test_a_sentence_is_a_refusal_and_a_broken_attack_is_none(tmp_path, monkeypat
 @pytest.mark.slow
 def test_an_attack_of_each_kind_comes_to_nothing(tmp_path):
     options = ["--each", "1", "--processes", "1", "--project", str(tmp_path)]
-    done = scripts.run(["-m", "tests.attacks", *options], cwd=ROOT)
+    command = [sys.executable, "-m", "tests.attacks", *options]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert (tmp_path / "exp/attacks.md").read_text().count("\n") == len(KINDS) + 3

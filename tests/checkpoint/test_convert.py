@@ -3,6 +3,7 @@
 import copy
 import pickle
 import struct
+import subprocess
 import sys
 import tracemalloc
 import types
@@ -24,7 +25,6 @@ import train
 import val
 from models import create_model
 from models.errors import UserError, WeightsError
-from tests import scripts
 from tests.helpers import randomize_, relative_error, tiny
 from utils import cli, convert
 from utils.checkpoint import load_checkpoint, pack_model, read_checkpoint, save_checkpoint
@@ -306,7 +306,8 @@ def test_the_scripts_say_how_to_convert(script, yolov5, tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_the_command_makes_what_detect_uses(tmp_path):
     save_as_ultralytics(ultralytics_model("yolo11n.yaml"), tmp_path / "yolo11n.pt")
-    done = scripts.run(["-m", "utils.convert", tmp_path / "yolo11n.pt"], cwd=ROOT)
+    words = [sys.executable, "-m", "utils.convert", str(tmp_path / "yolo11n.pt")]
+    done = subprocess.run(words, check=False, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "matched     499" in done.stdout + done.stderr
     detect.run(weights=tmp_path / "yolo11n-repyolo.pt", imgsz=64, project=tmp_path, source=ROOT / "data/images/bus.jpg")

@@ -20,7 +20,6 @@ import compare
 import export
 import train
 from models.errors import UserError
-from tests import scripts
 from tests.comparison.kills import Done
 from tests.comparisons import make_comparison, make_networks
 from tests.helpers import tiny, write
@@ -481,7 +480,7 @@ def test_a_job_is_taken_once_and_free_after_a_kill(tmp_path):
         "import sys, time; from pathlib import Path; from utils.comparison.plan import load_plan\n"
         f"print(load_plan(Path({str(tmp_path)!r})).jobs()[0].take() is not None, flush=True); time.sleep(60)"
     )
-    holder = scripts.start(["-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    holder = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True)
     try:
         assert holder.stdout.readline() == "True\n"
         assert job.take() is None
@@ -626,6 +625,10 @@ def words(data, *entries):
     return [*map(str, ["--cfg", *entries, *options])]
 
 
+def script(*args):
+    return [sys.executable, str(ROOT / "compare.py"), *map(str, args)]
+
+
 def test_a_dry_run_writes_nothing(data, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write(tmp_path, tiny(), "one.yaml")
@@ -672,12 +675,12 @@ def test_a_comparison_that_is_killed_ends_with_the_same_numbers(data, tmp_path, 
     assert cli.run_script(compare.main, compare.make_parser(), whole) == 0
     timing = ["--runtime", "onnx", "torchscript", "--time-imgsz", "96"]
     both = words(data, entry, "broken.yaml", *timing)
-    process = start([*both, *options, "killed", "--plugins", "breaks.py"], tmp_path)
+    process = start(script(*both, *options, "killed", "--plugins", "breaks.py"), tmp_path)
     name = "one--optimizer-SGD--teacher-ema"
     wait_for(tmp_path / f"killed/jobs/{name}-0/train/weights/last.pt", process)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-    again = ["--resume", "killed", "--plugins", "breaks.py", "--device", "cpu", "--rounds", 2]
+    again = script("--resume", "killed", "--plugins", "breaks.py", "--device", "cpu", "--rounds", 2)
     again += ["--threads", "1", "2"]
     assert start(again, tmp_path).wait(timeout=200) == 0
     jobs = [tmp_path / folder / f"jobs/{name}-0" for folder in ("whole", "killed")]
@@ -701,12 +704,11 @@ def test_a_comparison_that_is_killed_ends_with_the_same_numbers(data, tmp_path, 
     assert page.count("data:image/") == 1
 
 
-SILENT = {"start_new_session": True, "stdout": subprocess.DEVNULL, "stderr": subprocess.STDOUT}
-
-
-def start(args, folder: Path):
-    """Start compare.py in a process and a group of its own, which says nothing here."""
-    return scripts.start([ROOT / "compare.py", *args], cwd=folder, **SILENT)
+def start(command, folder: Path):
+    """Start a process in a group of its own, which says nothing here."""
+    return subprocess.Popen(
+        command, cwd=folder, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT
+    )
 
 
 def wait_for(path: Path, process):
@@ -748,7 +750,7 @@ def test_the_mean_over_data_sets_decides(tmp_path):
 def test_a_stop_reaches_the_training(data, tmp_path):
     write(tmp_path, tiny(nc=4), "one.yaml")
     args = [*words(data, "one.yaml"), "--epochs", "200", "--project", ".", "--name", "exp"]
-    process = subprocess.Popen([sys.executable, ROOT / "compare.py", *args], cwd=tmp_path, **SILENT)
+    process = start(script(*args), tmp_path)
     wait_for(tmp_path / "exp/jobs/one-0/train/weights/last.pt", process)
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=60) == 143

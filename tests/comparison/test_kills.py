@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
-
-from tests import scripts
 
 ROOT = Path(__file__).parents[2]
 FILES = ("plan.json", "result.json", "found.npz", "compare.json", "compare.html", "compare.png", "disagreement.jpg")
@@ -21,7 +21,8 @@ NUMBER = int(os.environ.get("REPYOLO_KILLS", "1"))
 
 @pytest.mark.slow
 def test_kills_while_files_are_written_lose_nothing(tmp_path):
-    result = scripts.run(["-m", "tests.comparison.kills", tmp_path, NUMBER], cwd=ROOT)
+    command = [sys.executable, "-m", "tests.comparison.kills", str(tmp_path), str(NUMBER)]
+    result = subprocess.run(command, check=False, capture_output=True, text=True, cwd=ROOT)
     assert result.returncode == 0, result.stderr[-3000:]
     figures = json.loads(result.stdout.splitlines()[-1])
     print(json.dumps(figures, indent=2))

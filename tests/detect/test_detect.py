@@ -815,8 +815,7 @@ def test_the_end_does_not_wait_for_a_file_that_never_comes():
 def test_process_with_a_broken_file(weights, tmp_path):
     picture(tmp_path / "in/good.jpg")
     (tmp_path / "in" / f"{NOT_UTF8}.jpg").write_text("bad")
-    words = ["--weights", weights, "--source", "in", "--conf", "0.4", "--img", "64", "--save-txt"]
-    process = start(tmp_path, *words, anew=True)
+    process = start(tmp_path, "--weights", weights, "--source", "in", "--conf", "0.4", "--img", "64", "--save-txt")
     out, err = process.communicate(timeout=120)
     assert process.returncode == 1 and "Traceback" not in out + err
     assert files_below(tmp_path / "runs/detect/exp") == ["good.jpg", "labels/good.txt"]

@@ -2,13 +2,14 @@
 
 import itertools
 import re
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
 
 import detect
 from models.errors import UserError
-from tests import scripts
 from tests.detecting import files_below, picture, video
 from tests.helpers import random_model, save, tiny
 from utils.detect import shared, writers
@@ -103,7 +104,8 @@ def test_two_processes_write_what_one_does(folder, log, monkeypatch):
     weights = save(random_model(tiny()), folder / "random.pt")
     words = [f"--weights={weights}", "--source=in", *WANTED, "--project=."]
     assert detect.main(detect.make_parser().parse_args([*words, "--device=cpu", "--name=alone"])) == 1, "one is broken"
-    result = scripts.run([ROOT / "detect.py", *words, "--device=cpu,cpu", "--name=shared"])
+    command = [sys.executable, str(ROOT / "detect.py"), *words, "--device=cpu,cpu", "--name=shared"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 1, result.stderr[-3000:]
     names = files_below(folder / "alone")
     assert files_below(folder / "shared") == names

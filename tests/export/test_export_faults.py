@@ -6,6 +6,7 @@ import resource
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -15,7 +16,6 @@ import pytest
 import utils.deploy.write
 import utils.export.pipeline
 from models.errors import UserError
-from tests import scripts
 from tests.detecting import picture
 from tests.exporting import command
 from utils.export.pipeline import check_replaced
@@ -57,8 +57,8 @@ def older_export(best):
 def start(best, cwd, wait=False, **options):
     """Start an export of all formats of the first class in a process of its own."""
     words = ["--weights", best, "--imgsz", "64", "--include", *FIRST_CLASS]
-    return scripts.start(
-        ["-c", PROGRAM.format(wait=wait), *words],
+    return subprocess.Popen(
+        [sys.executable, "-c", PROGRAM.format(wait=wait), *map(str, words)],
         cwd=cwd,
         env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
         stdout=subprocess.DEVNULL,

@@ -1,6 +1,7 @@
 """Backbones of one's own, from a file named on the command line: never run otherwise."""
 
 import os
+import subprocess
 import sys
 
 import pytest
@@ -9,7 +10,6 @@ import torch
 from models import BACKBONES, DetectionModel, plugins
 from models.errors import ConfigError, UserError
 from models.plugins import load_plugins
-from tests import scripts
 from tests.helpers import tiny_backbone, write
 from tests.runs import make_data
 
@@ -148,7 +148,8 @@ def test_a_plugin_goes_the_whole_way(plugin, tmp_path):
     cfg = write(tmp_path, tiny_backbone("Pools", head=head, plugins=["my_pools.py"]), "pools.yaml")
 
     def script(name, *args):
-        return scripts.run([f"{root}/{name}.py", *args], cwd=tmp_path, timeout=300)
+        command = [sys.executable, f"{root}/{name}.py", *map(str, args)]
+        return subprocess.run(command, check=False, cwd=tmp_path, capture_output=True, text=True, timeout=300)
 
     small = ("--data", make_data(tmp_path), "--imgsz", 64, "--epochs", 1, "--noplots")
     trained = script("train", "--cfg", cfg, *small, "--plugins", plugin)

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import yaml
 
-from tests import scripts
 from tests.helpers import tiny
 from tests.runs import make_data
 
@@ -26,7 +27,8 @@ NUMBER = int(os.environ.get("REPYOLO_KILLS", "4"))
 def test_kills_and_stops_while_files_are_written_lose_nothing(tmp_path):
     (tmp_path / "net.yaml").write_text(yaml.safe_dump(tiny()))
     make_data(tmp_path)
-    result = scripts.run(["-m", "tests.kills", tmp_path, NUMBER, NUMBER], cwd=ROOT)
+    command = [sys.executable, "-m", "tests.kills", str(tmp_path), str(NUMBER), str(NUMBER)]
+    result = subprocess.run(command, check=False, capture_output=True, text=True, cwd=ROOT)
     assert result.returncode == 0, result.stderr[-3000:]
     figures = json.loads(result.stdout.splitlines()[-1])
     print(json.dumps(figures, indent=2))

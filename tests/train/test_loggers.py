@@ -2,6 +2,7 @@
 
 import json
 import os
+import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,7 +12,6 @@ import yaml
 
 import train
 from models.errors import UserError
-from tests import scripts
 from tests.helpers import tiny
 from tests.runs import make_data
 from utils.train import loggers
@@ -105,7 +105,8 @@ def test_what_services_are_told(tmp_path):
         (tmp_path / SERVICES[name].package).mkdir()
         (tmp_path / SERVICES[name].package / "__init__.py").write_text(STAND_IN)
     names = [*faked, *(["tensorboard"] if is_installed("tensorboard") else [])]
-    ended = scripts.run(["-c", PROGRAM, *names], cwd=tmp_path, env=shell(tmp_path))
+    command = [sys.executable, "-c", PROGRAM, *names]
+    ended = subprocess.run(command, cwd=tmp_path, env=shell(tmp_path), capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stderr[-3000:]
     assert "fails and gets nothing more" not in ended.stdout + ended.stderr
     for name, call in {

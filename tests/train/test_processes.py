@@ -15,7 +15,6 @@ import yaml
 import train
 import val
 from models.errors import UserError
-from tests import scripts
 from tests.distributed.launching import ROOT, run_by
 from tests.helpers import random_model, save, tiny
 from tests.runs import NAMES
@@ -127,9 +126,9 @@ def test_a_training_that_loses_a_process_goes_on_as_if_it_had_not(folder):
     recipe |= {"freeze": "backbone", "unfreeze_after": 1, "image_weights": True, "layer_decay": 0.9}
     (folder / "plugin.py").write_text(PLUGIN)
     for name in ("whole", "killed"):
-        command = words(folder, **recipe, name=name, max_restarts=1, plugin=folder / "plugin.py")
+        command = [sys.executable, *words(folder, **recipe, name=name, max_restarts=1, plugin=folder / "plugin.py")]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "KILLED": str(folder / "told") if name == "killed" else ""}
-        result = scripts.run(command, cwd=folder, env=environment)
+        result = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
         assert result.returncode == 0, result.stderr[-3000:]
     assert (folder / "told").exists()
     assert {path.name for path in (folder / "runs").iterdir()} == {"whole", "killed"}

@@ -9,6 +9,8 @@ import re
 import shutil
 import signal
 import socket
+import subprocess
+import sys
 import time
 import urllib.error
 import urllib.request
@@ -21,7 +23,6 @@ import torch
 
 from models import DetectionModel
 from models.errors import UserError
-from tests import scripts
 from tests.helpers import tiny
 from utils import cli, web
 from utils.benchmark.report import BenchmarkRow, page
@@ -221,8 +222,8 @@ def site(browser, tmp_path_factory):
     port = free_port()
     words = ["--web", "--port", str(port), "--conf-thres", "0", "--max-det", "5", "--weights", "other.pt"]
     with (folder / "log").open("w") as log:
-        server = scripts.start(
-            [ROOT / "detect.py", *words],
+        server = subprocess.Popen(
+            [sys.executable, str(ROOT / "detect.py"), *words],
             cwd=folder,
             env={**os.environ, "TMPDIR": str(folder / "tmp"), "OMP_NUM_THREADS": "1"},
             stdout=log,
