@@ -162,7 +162,7 @@ def copy_tensors(
             f"{source} holds {found} of the {len(wanted)} tensors of this {type(module).__name__}, for instance "
             f"{example}; is it of another architecture? (allow_partial loads whatever fits)"
         )
-    if bad := next((k for k, v in fitting.items() if not v.isfinite().all()), None):
+    if bad := next((k for k, v in fitting.items() if not v.to(own[k].dtype).isfinite().all()), None):
         raise WeightsError(f"{source} holds weights that are not finite, for instance {bad}")
     if absent and not allow_partial:
         LOGGER.warning(f"{source}: {len(absent)} of {len(wanted)} tensors start anew, for instance {example}")

@@ -102,10 +102,11 @@ def test_a_head_for_other_classes_starts_anew_and_says_so(name, arch, options, t
     )
 
 
-def test_weights_that_are_not_finite_are_refused(tmp_path):
-    tensors = create_backbone("RIFormer", "s12", **SMALL).state_dict()
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e39])
+def test_weights_that_are_not_finite_are_refused(value, tmp_path):
+    tensors = create_backbone("RIFormer", "s12", **SMALL).double().state_dict()
     name = next(name for name in tensors if name.endswith("fc2.weight"))
-    tensors[name][0] = float("nan")
+    tensors[name][0] = value
     torch.save(tensors, tmp_path / "nan.pth")
     with pytest.raises(WeightsError, match=f"nan.pth holds weights that are not finite, for instance {name}"):
         create_backbone("RIFormer", "s12", weights=tmp_path / "nan.pth", **SMALL)
