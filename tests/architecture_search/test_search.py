@@ -114,6 +114,7 @@ def covering_shapes():
 def test_a_network_builds_and_fuses_to_plain_operators(shape):
     model = fresh_model(model_yaml(shape, nc=3))
     assert model.stride.tolist() == [2**level for level in shape.levels]
+    assert getattr(model.model[-1], "reg_max", shape.bins) == shape.bins
     deploy = switch_to_deploy(model)
     leaves = [module for module in deploy.modules() if not list(module.children())]
     kinds = {type(leaf) for leaf in leaves if type(leaf).__module__.startswith("torch.")}

@@ -29,12 +29,12 @@ BLOCKS: dict[str, tuple[str, list[Any]]] = {  # by the gene: the word that a sta
     "csp": ("C3", []),
     "plain": ("RepConv", [{"identity": True, **STYLE}]),
 }
-HEADS: dict[str, list[Any]] = {  # by the gene: arguments of Detect
-    "bare": ["nc", {"reg_max": 1, "convs": 0}],
-    "anchors": ["nc", "anchors"],
-    "plain": ["nc", {"reg_max": 1, "legacy": True, "convs": 1}],
-    "depthwise": ["nc", {"reg_max": 1}],
-    "deep": ["nc", {"reg_max": 1, "legacy": True}],
+HEADS: dict[str, dict[str, Any] | None] = {  # by the gene: options of Detect without anchors; None: with anchors
+    "bare": {"convs": 0},
+    "anchors": None,
+    "plain": {"legacy": True, "convs": 1},
+    "depthwise": {},
+    "deep": {"legacy": True},
 }
 ANCHORS = 3  # a level
 MOST_NECK = 512  # channels at any level of the neck
@@ -162,6 +162,7 @@ class Shape:
         growth: how many times these each coarser level has.
         repeats: blocks behind each join.
         head: a key of HEADS.
+        bins: of the distribution over each side of a box, 1 for the side itself; a head with anchors has none.
     """
 
     stem: int = one_of(4, 2)
@@ -183,6 +184,7 @@ class Shape:
     growth: int = one_of(1, 2)
     repeats: int = whole(1, 3)
     head: str = one_of(*HEADS)
+    bins: int = one_of(1, 16)
 
     @property
     def levels(self) -> range:
@@ -196,6 +198,7 @@ class Shape:
     def __str__(self) -> str:
         """Return the genes that the network shows: two shapes of which these are the same are one network."""
         hidden = () if self.coarsest == 5 else ("width5", "depth5")
+        hidden += ("bins",) if HEADS[self.head] is None else ()
         return " ".join(f"{name}={value}" for name, value in vars(self).items() if name not in hidden)
 
 
@@ -298,11 +301,12 @@ def model_yaml(shape: Shape, nc: int, channels: int = 3) -> dict[str, Any]:
     levels = add_backbone(rows, shape)
     backbone = len(rows)
     outputs = add_neck(rows, shape, levels)
-    rows.put(outputs, "Detect", *HEADS[shape.head])
+    options = HEADS[shape.head]
+    rows.put(outputs, "Detect", "nc", "anchors" if options is None else {"reg_max": shape.bins, **options})
     found: dict[str, Any] = {"nc": nc}
     found |= {"ch": channels} if channels != 3 else {}
     found |= {"activation": "nn.ReLU()"} if shape.act == "relu" else {}
-    found |= {"anchors": ANCHORS} if "anchors" in HEADS[shape.head] else {}
+    found |= {"anchors": ANCHORS} if options is None else {}
     return {**found, "backbone": list(rows[:backbone]), "head": list(rows[backbone:])}
 
 
