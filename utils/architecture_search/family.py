@@ -197,7 +197,7 @@ class Shape:
 
     def __str__(self) -> str:
         """Return the genes that the network shows: two shapes of which these are the same are one network."""
-        hidden = () if self.coarsest == 5 else ("width5", "depth5")
+        hidden: tuple[str, ...] = () if self.coarsest == 5 else ("width5", "depth5")
         hidden += ("bins",) if HEADS[self.head] is None else ()
         return " ".join(f"{name}={value}" for name, value in vars(self).items() if name not in hidden)
 
