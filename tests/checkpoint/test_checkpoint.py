@@ -319,6 +319,13 @@ def test_parts_that_do_not_fit_each_other_are_refused(change, content, path):
     assert_refused(path)
 
 
+def test_weights_that_are_nan_are_refused(content, path):
+    """Whoever loads them would otherwise see nothing detected, or a training that diverges at once."""
+    first, *_ = content["ema"]
+    save_checkpoint({**content, "ema": {**content["ema"], first: content["ema"][first] * torch.nan}}, path)
+    assert f"holds NaN in 1 of {len(content['ema'])} tensors: {first}" in assert_refused(path)
+
+
 @pytest.mark.parametrize("key", ["yaml", "names", "ema", "yaml_name", "imgsz", "model", "history", "splits"])
 def test_a_missing_part_is_refused(key, resumable, path):
     without = {k: v for k, v in resumable.items() if k != key}

@@ -131,7 +131,7 @@ def build_model(content: Mapping[str, Any], path: str | Path) -> DetectionModel:
 
 
 def check_tensors(state: Mapping[str, Tensor], model: nn.Module, field: str) -> None:
-    """Check that the tensors of a checkpoint's field are those of a network, in number, shape and kind.
+    """Check that the tensors of a checkpoint's field are those of a network, in number, shape and kind, without NaN.
 
     Raises:
         ValueError: they are others; says in one sentence which.
@@ -148,10 +148,6 @@ def check_tensors(state: Mapping[str, Tensor], model: nn.Module, field: str) -> 
         if tensor.is_floating_point() and not state[name].is_floating_point():
             kind = str(state[name].dtype).removeprefix("torch.")
             raise ValueError(f"its field {field} has {name} in {kind}, where the network has fractions")
-
-
-def check_has_values(state: Mapping[str, Tensor], field: str) -> None:
-    """Raise ValueError if tensors of a checkpoint's field hold NaN, from which nothing can be learnt any more."""
     if wrong := [name for name, tensor in state.items() if bool(tensor.isnan().any())]:
         raise ValueError(f"its field {field} holds NaN in {len(wrong)} of {len(state)} tensors: {wrong[0]}")
 

@@ -36,7 +36,7 @@ from models.loss import AnchorGains
 from models.spec import ModelSpec
 from models.summary import backbone_card, branches_text, head_card
 from utils.checkpoint import build_model, pack_model, plain, read_checkpoint, save_checkpoint
-from utils.checkpoint.file import check_has_values, check_tensors
+from utils.checkpoint.file import check_tensors
 from utils.data.dataset import build_dataset
 from utils.data.description import write_data_yaml
 from utils.data.quad import JOINED, as_loss_of_four, collate_quad
@@ -458,7 +458,6 @@ class Trainer(DetectionTrainer):
         try:
             for field, network in (("model", model), ("ema", self.ema.ema)):
                 check_tensors(ckpt[field], network, field)
-                check_has_values(ckpt[field], field)
                 network.load_state_dict(ckpt[field])
             if self.lesson:
                 self.lesson.load_state(ckpt["teaching"])

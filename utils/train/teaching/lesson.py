@@ -16,7 +16,7 @@ from models.backbones.base import level_name
 from models.errors import UserError
 from models.shared_loss import share_of_mean
 from models.summary import count_gflops, count_parameters
-from utils.checkpoint.file import check_has_values, check_tensors
+from utils.checkpoint.file import check_tensors
 from utils.distributed.group import copy_from_first
 from utils.train.batches import batch_side
 from utils.train.teaching import maps
@@ -197,7 +197,6 @@ class Lesson:
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Take what `state` has returned; ValueError if that was of another lesson."""
         check_tensors(state["adapters"], self.features.adapters, "teaching")
-        check_has_values(state["adapters"], "teaching")
         self.features.adapters.load_state_dict(state["adapters"])
 
     # What is said of it -----------------------------------------------------------------------------------------------
