@@ -190,8 +190,9 @@ def test_the_table_says_what_is_learnt_how():
 
 
 # The optimizer of a family --------------------------------------------------------------------------------------------
+PLAIN = {"qat": False, "rep_optimizer": False}
 FAMILIES = {
-    "rows": (tiny(), "AdamW"),
+    "rows": (tiny(), "MuSGD"),
     "RIFormer": (RIFORMER, "AdamW"),
     "RepVGG": (REPVGG, "SGD"),
     "ViT": (VIT, "AdamW"),
@@ -201,23 +202,25 @@ FAMILIES = {
 @pytest.mark.parametrize("name", FAMILIES)
 def test_without_a_name_the_optimizer_is_that_of_the_family(name):
     cfg, wanted = FAMILIES[name]
-    chosen, reason = family.chosen_optimizer(create_model(cfg), {"optimizer": "auto", "lr0": 0.001, "qat": False})
-    assert chosen == {"optimizer": wanted, "lr0": 0.01 if wanted == "SGD" else 0.001}
+    chosen, reason = family.chosen_optimizer(create_model(cfg), {"optimizer": "auto", "lr0": 0.001, **PLAIN})
+    assert chosen == {"optimizer": wanted, "lr0": 0.001 if wanted == "AdamW" else 0.01}
     assert reason
     assert (reason == RepVGG.trained_by[1]) == (name == "RepVGG")
 
 
 @pytest.mark.parametrize(
-    ("options", "wanted"),
+    ("cfg", "options", "wanted"),
     [
-        ({"optimizer": "Adam", "lr0": 0.1}, {}),
-        ({}, {"optimizer": "SGD"}),
-        ({"optimizer": "auto", "qat": False}, {"optimizer": "SGD", "lr0": 0.01}),
-        ({"optimizer": "auto", "lr0": 1e-4, "qat": True}, {"optimizer": "AdamW", "lr0": 1e-4}),
+        (REPVGG, {"optimizer": "Adam", "lr0": 0.1}, {}),
+        (REPVGG, {}, {"optimizer": "SGD"}),
+        (REPVGG, {"optimizer": "auto"}, {"optimizer": "SGD", "lr0": 0.01}),
+        (REPVGG, {"optimizer": "auto", "lr0": 1e-4, "qat": True}, {"optimizer": "AdamW", "lr0": 1e-4}),
+        (tiny(), {"optimizer": "auto", "rep_optimizer": True}, {"optimizer": "AdamW", "lr0": 0.001}),
+        (REPVGG, {"optimizer": "auto", "rep_optimizer": True}, {"optimizer": "SGD", "lr0": 0.01}),
     ],
 )
-def test_a_name_of_the_command_line_or_the_recipe_wins(options, wanted):
-    chosen, _ = family.chosen_optimizer(create_model(REPVGG), options)
+def test_a_name_of_the_command_line_or_the_recipe_wins_and_then_what_an_option_needs(cfg, options, wanted):
+    chosen, _ = family.chosen_optimizer(create_model(cfg), {**PLAIN, **options})
     assert chosen == wanted
 
 

@@ -22,10 +22,10 @@ from utils.checkpoint import pack_model, plain, read_checkpoint, save_checkpoint
 from utils.checkpoint.file import check_tensors
 from utils.train import run as runs
 from utils.train import trainer
+from utils.train.muon import MuSGD
 
 # isort: split
 from ultralytics.engine import trainer as engine
-from ultralytics.optim import MuSGD
 
 
 def make_run(folder: Path, data: Path, epoch: int = 0, changes: dict | None = None, **flags) -> Path:

@@ -8,10 +8,12 @@ from typing import Any
 from models import DetectionModel
 from models.errors import UserError
 from models.parts import backbone_roots
+from utils.train.gradients import OPTIMIZERS as SCALED
 from utils.train.run import OPTIMIZERS
 
 AUTO = "auto"  # what a recipe says that leaves it to the family of the backbone
-DEFAULT = "AdamW"
+DEFAULT = "MuSGD"  # of backbones whose authors say nothing
+SMALL_STEPS = "AdamW"
 LR0 = 0.001  # of AdamW, for a recipe that names none
 STEEP = ("SGD", "MuSGD")  # optimizers that want a learning rate STEEPER times that of AdamW
 STEEPER = 10.0
@@ -31,7 +33,7 @@ def family_optimizer(model: DetectionModel) -> tuple[str, str]:
                 kind = type(module).__name__
                 raise UserError(f"{kind} is trained_by '{name}', which is none of {', '.join(OPTIMIZERS)}")
             return name, reason
-    return DEFAULT, "which suits backbones with norms of any kind, and short trainings"
+    return DEFAULT, "by which convolutional networks learn fastest from new weights"
 
 
 def chosen_optimizer(model: DetectionModel, options: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
@@ -47,5 +49,9 @@ def chosen_optimizer(model: DetectionModel, options: Mapping[str, Any]) -> tuple
         return {"optimizer": YOLOV5}, "for which the recipes of YOLOv5 are, which name none"
     if name != AUTO:
         return {}, ""
-    name, reason = (DEFAULT, "for the small steps of --qat") if options["qat"] else family_optimizer(model)
+    name, reason = family_optimizer(model)
+    if options["qat"]:
+        name, reason = SMALL_STEPS, "for the small steps of --qat"
+    elif options["rep_optimizer"] and name not in SCALED:
+        name, reason = SMALL_STEPS, f"as --rep-optimizer scales the steps of {' or '.join(SCALED)}"
     return {"optimizer": name, "lr0": options.get("lr0", LR0) * (STEEPER if name in STEEP else 1.0)}, reason

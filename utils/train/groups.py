@@ -17,11 +17,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from ultralytics.optim import MuSGD
 
 from models import DetectionModel
 from models.errors import UserError
 from models.parts import backbone_blocks, backbone_roots, block_of, classifier_names, is_under
+from utils.train.muon import MuSGD
 
 NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
 LINEAR = (nn.Linear, nn.modules.conv._ConvNd)
