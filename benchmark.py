@@ -2,6 +2,7 @@
 
     python benchmark.py                                                  # the three models that ship
     python benchmark.py --cfg riformer-yolo.yaml yolov5n.yaml --imgsz 640 --threads 2 --rounds 20
+    python benchmark.py --cfg repyolo-n ultralytics:yolo26n timm:resnet18    # with networks of other libraries
     python benchmark.py --zoo 'rep*' 'yolov5n*' --forms eager onnx openvino   # patterns of names in models/configs
     python benchmark.py --weights runs/train/*/weights/best.pt --data my-data.yaml           # with accuracy
     python benchmark.py --cfg timm-yolo.yaml --backbone --imgsz 320      # the backbone without neck and head
@@ -25,6 +26,7 @@ import os
 import platform
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -34,10 +36,11 @@ from typing import Any
 from models import DetectionModel
 from models.environment import processor
 from models.errors import UserError, did_you_mean
-from models.spec import CONFIGS
+from models.spec import load_spec
 from models.summary import count_gflops, count_parameters
+from models.yaml_sources import CONFIGS, is_named, stem_of, whole_name
 from utils import cli
-from utils.benchmark.forms import DEFAULT_FORMS, FORMS, Made, fit_size, loader, make, open_network
+from utils.benchmark.forms import DEFAULT_FORMS, FORMS, Made, NetworkSource, fit_size, loader, make, open_network
 from utils.benchmark.memory import peak_memory, weights_size
 from utils.benchmark.report import ACCURACIES, BenchmarkRow, add_ratios, benchmark_table, remarks, save
 from utils.data.description import load_dataset
@@ -59,7 +62,7 @@ import torch
 from torch import Tensor
 from ultralytics.utils import LOGGER, TQDM
 
-from utils.paths import find_file, find_weights, increment_path
+from utils.paths import find_weights, increment_path
 from utils.sizes import check_imgsz
 from utils.text import printable
 
@@ -72,7 +75,13 @@ def make_parser() -> cli.Parser:
     """Return the options."""
     parser = cli.Parser(prog="benchmark.py", description=__doc__)
     add = parser.add_argument
-    add("--cfg", nargs="+", default=[], metavar="YAML", help="model YAMLs; all models are compared with the first")
+    add(
+        "--cfg",
+        nargs="+",
+        default=[],
+        metavar="YAML",
+        help="model YAMLs, timm:NAME, ultralytics:NAME; all models are compared with the first",
+    )
     add("--zoo", nargs="+", default=[], metavar="PATTERN", help="every YAML of models/configs whose name fits")
     add("--weights", nargs="+", default=[], metavar="PT", help="checkpoints of train.py")
     add("--data", default="", help="dataset YAML or class folders: measure the accuracy of --weights on its val split")
@@ -184,28 +193,31 @@ def run_operators(args: argparse.Namespace) -> list[BenchmarkRow]:
 
 
 # What to measure ------------------------------------------------------------------------------------------------------
-def find_sources(args: argparse.Namespace) -> dict[str, Path]:
-    """Return the YAMLs and checkpoints that the options name, under the names that the tables give them.
+def find_sources(args: argparse.Namespace) -> dict[str, NetworkSource]:
+    """Return the YAMLs and checkpoints that the options name, each once, under the names that the tables give them.
 
     Raises:
-        UserError: a file does not exist, or a pattern fits none.
+        UserError: a file or a name does not exist, a YAML is wrong, or a pattern fits none.
     """
-    paths = [find_file(name, "models/configs") for name in args.cfg]
+    yamls: list[str | Path] = [*args.cfg]
     for pattern in args.zoo:
-        found = sorted({*CONFIGS.glob(pattern), *CONFIGS.glob(f"{pattern}.yaml")})
-        if not found:
+        fitting = sorted({*CONFIGS.glob(pattern), *CONFIGS.glob(f"{pattern}.yaml")})
+        if not fitting:
             raise UserError(f"--zoo: no file in models/configs fits '{pattern}', for instance 'rep*' does")
-        paths += found
+        yamls += fitting
+    if not yamls and not args.weights:
+        yamls += SHIPPED
+    found: dict[str, tuple[str, NetworkSource]] = {}  # by the whole name: what tables call it, and the network
+    for cfg in yamls:
+        spec = load_spec(cfg)
+        found[whole_name(cfg)] = (stem_of(cfg) if is_named(cfg) else spec.name, spec)
     for name in args.weights:
-        paths.append(find_weights(name))
-        if paths[-1].suffix != ".pt":
+        path = find_weights(name).absolute()
+        if path.suffix != ".pt":
             raise UserError(f"--weights takes checkpoints of train.py (*.pt), which all forms are made of, not {name}")
-    if not paths:
-        paths = [find_file(name, "models/configs") for name in SHIPPED]
-    unique = list(dict.fromkeys(path.absolute() for path in paths))
-    short = {path: f"{path.parent.parent.name}/{path.name}" if path.suffix == ".pt" else path.name for path in unique}
-    doubled = {name for name in short.values() if list(short.values()).count(name) > 1}
-    return {printable(path if name in doubled else name): path for path, name in short.items()}
+        found[str(path)] = (f"{path.parent.parent.name}/{path.name}", path)
+    short = Counter(name for name, _ in found.values())
+    return {printable(whole if short[name] > 1 else name): source for whole, (name, source) in found.items()}
 
 
 def check_forms(names: Sequence[str]) -> list[str]:
@@ -229,7 +241,7 @@ def check_forms(names: Sequence[str]) -> list[str]:
     return keys
 
 
-def check_data(args: argparse.Namespace, sources: Mapping[str, Path]) -> dict[str, Any] | None:
+def check_data(args: argparse.Namespace, sources: Mapping[str, NetworkSource]) -> dict[str, Any] | None:
     """Return the data set to measure accuracy on, if any.
 
     Raises:
@@ -242,7 +254,7 @@ def check_data(args: argparse.Namespace, sources: Mapping[str, Path]) -> dict[st
         raise UserError("--data measures the accuracy of trained networks: name them with --weights, no --backbone")
     if len(set(args.imgsz)) > 1:
         raise UserError("--data measures accuracy on square pictures: give --imgsz one side")
-    networks: dict[Path, Any] = {path: open_network(path) for path in sources.values() if path.suffix == ".pt"}
+    networks: dict[Path, Any] = {path: open_network(path) for path in sources.values() if isinstance(path, Path)}
     tasks = {path: network.task for path, network in networks.items()}
     task = next(iter(tasks.values()))
     if len({each == "classify" for each in tasks.values()}) > 1:
@@ -267,7 +279,7 @@ def check_knows_classes(source: Path, network: Any, data: dict[str, Any]) -> Non
 
 # Measuring ------------------------------------------------------------------------------------------------------------
 def measure_models(
-    sources: Mapping[str, Path], data: dict[str, Any] | None, args: argparse.Namespace, folder: Path
+    sources: Mapping[str, NetworkSource], data: dict[str, Any] | None, args: argparse.Namespace, folder: Path
 ) -> list[BenchmarkRow]:
     """Return a row for each form of each model. Files are written below `folder`."""
     rows, entries = [], []
@@ -287,7 +299,7 @@ def measure_models(
                 rows.append(row)
                 bar.update()
             bar.update(len(args.forms) - len(keys))
-            if data and source.suffix == ".pt":
+            if data and isinstance(source, Path):
                 add_accuracy([e for e in entries if e.row.model == name], network, data)
     add_latency(entries, args)
     add_ratios(rows)
@@ -317,7 +329,7 @@ def prepare(
     return Entry(row, made, images)
 
 
-def add_memory(row: BenchmarkRow, entry: Entry, source: Path, args: argparse.Namespace) -> None:
+def add_memory(row: BenchmarkRow, entry: Entry, source: NetworkSource, args: argparse.Namespace) -> None:
     """Fill in the peak memory of a network in a process of its own."""
     if not args.no_memory:
         load = loader(source, row.form, args.backbone, entry.made, args.threads)

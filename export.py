@@ -38,6 +38,7 @@ from models import DetectionModel, create_model
 from models.backbones.weights import SOURCES
 from models.errors import UserError
 from models.summary import count_parameters
+from models.yaml_sources import find_config, is_named
 from utils import cli
 from utils.checkpoint import load_checkpoint
 from utils.checkpoint.published import count_classes
@@ -63,7 +64,7 @@ from utils.prove.report import proof_table
 import torch
 from ultralytics.utils import LOGGER
 
-from utils.paths import find_file, find_weights, increment_path, is_utf8
+from utils.paths import find_weights, increment_path, is_utf8
 from utils.sizes import check_imgsz
 from utils.text import printable, quote
 
@@ -78,7 +79,11 @@ def make_parser() -> cli.Parser:
     parser = cli.Parser(prog="export.py", description=__doc__)
     add, flag = parser.add_argument, {"action": "store_true"}
     add("--weights", default="", help="checkpoint; default: the newest runs/train/*/weights/best.pt")
-    add("--cfg", default="", help="model YAML: export freshly initialised weights instead, for timing")
+    add(
+        "--cfg",
+        default="",
+        help="model YAML, timm:NAME, ultralytics:NAME: export freshly initialised weights instead, for timing",
+    )
     add("--timm", default="", metavar="NAME", help="timm's classifier of that name, with timm's file in --weights")
     add("--output", default="", help="folder of the files; default: beside the weights, with --cfg runs/export/exp*")
     add("--include", nargs="+", default=list(DEFAULT_FORMATS), metavar="FORMAT", help=f"of {', '.join(FORMATS)}")
@@ -225,9 +230,9 @@ def load_model(args: argparse.Namespace) -> tuple[DetectionModel, Path, Path]:
     if args.timm:
         return load_timm(args)
     if args.cfg:
-        path = find_file(args.cfg, "models/configs")
-        folder = Path(args.output) if args.output else increment_path("runs/export", "exp")
-        return fresh_model(path), path, folder
+        model = fresh_model(args.cfg)
+        path = Path(model.spec.name) if is_named(args.cfg) else find_config(args.cfg)
+        return model, path, Path(args.output) if args.output else increment_path("runs/export", "exp")
     path = find_weights(args.weights)
     folder = Path(args.output) if args.output else path.parent
     if not is_utf8(folder.absolute() / path.name):

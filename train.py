@@ -66,7 +66,8 @@ from ultralytics.utils import LOGGER
 from models.errors import UserError
 from models.heads import AnchorDetect
 from models.loss import AnchorGains
-from models.spec import ModelSpec, find_config
+from models.spec import ModelSpec
+from models.yaml_sources import find_config, is_named, whole_name
 from utils.data.description import BUILT_IN, load_dataset, read_yaml
 from utils.data.files import check_images, sources_of
 from utils.data_report.contents import Network
@@ -214,7 +215,7 @@ def beside_resume(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
         **{flag: {key: flags[key]} for flag, key in RENAMED.items()},
         "freeze": {"freeze": read_freeze(args.freeze)},
         "overparameterize": {"overparameterize": args.overparameterize},
-        "cfg": {"model": str(find_config(args.cfg).resolve()) if args.cfg else ""},
+        "cfg": {"model": whole_name(args.cfg) if args.cfg else ""},
         "data": {"data": str(find_data_file(args.data))},
     }
     spelt = {action.dest: action.option_strings[0] for action in make_parser().flags.values()}
@@ -327,7 +328,7 @@ def find_data_file(data: str) -> Path:
 
 def keep_model(spec: ModelSpec, args: argparse.Namespace, save_dir: Path) -> Path:
     """Return the path of the model YAML; one that no file holds as it is is written into the run's folder."""
-    if args.cfg and not args.allow_partial and not args.overparameterize:
+    if args.cfg and not is_named(args.cfg) and not args.allow_partial and not args.overparameterize:
         return find_config(args.cfg).resolve()
     path = save_dir / Path(spec.name).name
     path.write_text(yaml.safe_dump(spec.as_dict(), default_flow_style=None, sort_keys=False), encoding="utf-8")

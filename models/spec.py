@@ -9,7 +9,6 @@ from __future__ import annotations
 import ast
 import dataclasses
 import math
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,11 +19,8 @@ import yaml
 
 from models import absent, ultralytics_yaml
 from models.errors import ConfigError, did_you_mean
-from models.files import why_no_file
-from models.yaml_numbers import load_yaml
+from models.yaml_sources import read_config
 
-CONFIGS = Path(__file__).parent / "configs"
-MAX_BYTES = 1_000_000  # of a YAML file
 MAX_VALUES = 100_000  # in a YAML, each alias counted as what it stands for
 MAX_DEPTH = 20
 MAX_ROWS = 1_000
@@ -186,44 +182,25 @@ def load_spec(cfg: str | Path | Mapping[str, Any] | ModelSpec) -> ModelSpec:
     """Read a model YAML.
 
     Args:
-        cfg: a path, the bare name of a file in models/configs (with or without `.yaml`), a dict, or a spec.
+        cfg: a path, the bare name of a file in models/configs (with or without `.yaml`), timm:NAME, ultralytics:NAME,
+            a dict, or a spec.
 
     Raises:
-        ConfigError: no such file, not YAML, or a key or row that has not the form the language asks for.
+        ConfigError: no such file or name, not YAML, or a key or row that has not the form the language asks for.
     """
     if isinstance(cfg, ModelSpec):
         return cfg
     if isinstance(cfg, Mapping):
         return _check(cfg, name=str(cfg.get("yaml_file", "model YAML")))
-    path = find_config(cfg)
-    if path.stat().st_size > MAX_BYTES:
-        raise ConfigError(f"{path} is larger than {MAX_BYTES:,} bytes, which no model YAML is")
-    try:
-        content = load_yaml(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, ValueError, OverflowError, RecursionError) as e:  # also of its numbers and dates
-        raise ConfigError(f"{path} is not a YAML file: {' '.join(str(e).split())}") from e
+    name, content = read_config(cfg)
     if not isinstance(content, Mapping):
-        raise ConfigError(f"{path} must be a mapping with the keys {', '.join(KEYS)}, but is a {_kind(content)}")
-    return _check(content, name=path.name, file=path.name)
+        raise ConfigError(f"{cfg} must be a mapping with the keys {', '.join(KEYS)}, but is a {_kind(content)}")
+    return _check(content, name, file=name)
 
 
 def is_weights(value: Any) -> bool:
     """Return whether an argument is text that names weights, a file or `timm/NAME`."""
     return isinstance(value, str) and WEIGHTS_FILE.fullmatch(value) is not None
-
-
-def find_config(cfg: str | Path) -> Path:
-    """Return the file that `cfg` means: a path as given, or a name in models/configs, with or without `.yaml`."""
-    candidates = [Path(cfg), CONFIGS / cfg, CONFIGS / f"{cfg}.yaml"]
-    problems = {path: why_no_file(path) for path in candidates}
-    found = next((path for path, problem in problems.items() if not problem), None)
-    if found is None:
-        if os.path.lexists(candidates[0]):
-            raise ConfigError(f"the model YAML {cfg} {problems[candidates[0]]}")
-        known = [path.name for path in CONFIGS.glob("*.yaml")]
-        hint = did_you_mean(str(cfg)[:100], known)
-        raise ConfigError(f"no model YAML {_shorten(str(cfg))}, neither as a path nor in {CONFIGS}{hint}")
-    return found
 
 
 def parse_call(text: str) -> Call:

@@ -101,10 +101,11 @@ def _choose_size(scales: Any, scale: Any, name: str) -> str:
     size = scale or (letter[1] if letter else "")
     if not size:
         size = next(iter(scales))
-        LOGGER.warning(
-            f"{name} is built in size {size}, the first of {sizes}: its name has no letter of a size, such as the s of "
-            "yolo11s-mine.yaml"
-        )
+        if len(scales) > 1:
+            LOGGER.warning(
+                f"{name} is built in size {size}, the first of {sizes}: its name has no letter of a size, such as the "
+                "s of yolo11s-mine.yaml"
+            )
     if not isinstance(size, str) or size not in scales:
         by = "key scale" if scale else "name"
         raise ConfigError(f"{name} means size {size!r} by its {by}, but its scales are {sizes}")

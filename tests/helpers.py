@@ -15,7 +15,8 @@ import yaml
 from torch import nn
 from torch.utils._pytree import tree_leaves
 
-from models.spec import CONFIGS, load_spec
+from models.spec import load_spec
+from models.yaml_sources import CONFIGS
 from utils.checkpoint import pack_model, save_checkpoint
 from utils.deploy.fresh import random_model  # noqa: F401 (those of the parity table, for all tests)
 from utils.deploy.randomize import randomize_  # noqa: F401 (those of the parity table, for all tests)

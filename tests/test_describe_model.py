@@ -92,7 +92,7 @@ def test_all_files_of_a_folder_are_described(small, monkeypatch, caplog):
     [
         ([], "name a model YAML, such as --cfg riformer-yolo.yaml, or --test"),
         (["--cfg", "yolov5n.yaml", "--test"], "name a model YAML"),
-        (["--cfg", "missing.yaml"], "there is no file missing.yaml"),
+        (["--cfg", "missing.yaml"], "no model YAML 'missing.yaml', neither as a path nor in"),
         (["--cfg", "yolov5n", "--imgsz", "0"], "expected a whole number of at least 1"),
         (["--cfg", "yolov5n", "--imgsz", "1", "2", "3"], "--imgsz takes one side or height and width"),
         (["--cfg", "yolov5n", "--rounds", "x"], "expected a whole number"),

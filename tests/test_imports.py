@@ -20,6 +20,7 @@ ORDER = [  # a module imports from its own row and the rows above
     ["models.secrets", "models.absent"],
     ["models.versions", "models.stops", "models.environment", "models.errors", "models.files"],
     ["models.registry", "models.plugins", "models.downloads", "models.yaml_numbers", "models.ultralytics_yaml"],
+    ["models.yaml_sources"],
     ["models.spec"],
     ["models.arguments"],
     ["models.blocks"],

@@ -199,6 +199,12 @@ def test_a_yaml_shows_its_backbone_and_its_totals(small, tmp_path):
     assert "       model  small.yaml" in text
 
 
+def test_a_yaml_may_be_named_by_another_library():
+    found = inspect_backbone.run("timm:test_resnet", imgsz=[64], no_latency=True)
+    assert found.model.name == "timm-test_resnet.yaml"
+    assert [level.stride for level in found.levels] == [8, 16, 32]
+
+
 def test_weights_are_said(small, tmp_path):
     torch.save(Small("plain").state_dict(), tmp_path / "small.pth")
     found = inspect_backbone.run("Small", weights=str(tmp_path / "small.pth"), no_latency=True)
@@ -320,7 +326,8 @@ def test_a_name_is_a_kind_and_an_architecture(name, meant):
         (["RIFormer/s13"], "RIFormer has no architecture 's13'"),
         (["RIFormer/"], "RIFormer has no architecture ''"),
         (["timm"], "timm needs an architecture behind it"),
-        (["missing.yaml"], "there is no file missing.yaml"),
+        (["ultralytics:yolo99n"], "ultralytics has no such model as 'yolo99n'"),
+        (["missing.yaml"], "no model YAML 'missing.yaml'"),
         (["--list", "zzz*"], "no backbone has a name like 'zzz*'"),
         (["RIFormer", "--weights", "no.pth"], "there is no weights file no.pth"),
         (["yolov5n.yaml", "--weights", "no.pth"], "yolov5n.yaml has no list backbone, so that it takes no weights"),

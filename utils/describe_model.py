@@ -27,11 +27,10 @@ from models import DetectionModel, create_model, switch_to_deploy
 from models.errors import UserError
 from models.parser import common_side
 from models.row_times import time_rows
-from models.spec import CONFIGS, load_spec
 from models.summary import DEFAULT_SIZE, count_gflops, count_parameters, head_card, model_table, row_gflops, slots_text
+from models.yaml_sources import CONFIGS
 from utils import cli
 from utils.latency import Latency, torch_threads
-from utils.paths import find_file
 from utils.sizes import check_imgsz
 
 PICTURE_ERRORS = (RuntimeError, ValueError, AssertionError)  # what networks raise for a picture that they do not take
@@ -68,7 +67,7 @@ def make_parser() -> cli.Parser:
     """Return the options."""
     parser = cli.Parser(prog="python -m models.yolo", description=__doc__)
     add = parser.add_argument
-    add("--cfg", help="model YAML: a path, or the name of a file in models/configs")
+    add("--cfg", help="model YAML: a path, a name in models/configs, timm:NAME, ultralytics:NAME")
     add("--imgsz", "--img", "--img-size", nargs="+", type=cli.positive_int, help="default: 640, or its only size")
     add("--profile", "--line-profile", action="store_true", help="time every row on the CPU, unfused and fused")
     add("--batch-size", type=cli.positive_int, default=1, help="pictures that --profile runs at once")
@@ -98,23 +97,23 @@ def describe_all(args: argparse.Namespace) -> list[Description]:
     if bool(args.cfg) == args.test:
         raise UserError("name a model YAML, such as --cfg riformer-yolo.yaml, or --test all of models/configs")
     cli.take_consents(args)
-    files = sorted(CONFIGS.glob("*.yaml")) if args.test else [find_file(args.cfg, "models/configs")]
+    cfgs = sorted(CONFIGS.glob("*.yaml")) if args.test else [args.cfg]
     with torch_threads(args.threads or torch.get_num_threads()):
         found = []
-        for file in files:
-            found.append(describe(file, args))
+        for cfg in cfgs:
+            found.append(describe(cfg, args))
             LOGGER.info(summary_line(found[-1]) if args.test else description_text(found[-1]))
     return found
 
 
 # What is found out ----------------------------------------------------------------------------------------------------
-def describe(cfg: Path, args: argparse.Namespace) -> Description:
+def describe(cfg: str | Path, args: argparse.Namespace) -> Description:
     """Return what the model of a YAML is made of.
 
     Raises:
         UserError: the YAML is wrong, or the model takes no picture of the size that was asked for.
     """
-    model = create_model(load_spec(cfg)).eval()
+    model = create_model(cfg).eval()
     size = picture_size(model, args.imgsz)
     deploy = switch_to_deploy(model)
     forms = (model, deploy)

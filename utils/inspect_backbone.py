@@ -39,7 +39,7 @@ from models.backbones.lazy_timm import is_timm_model
 from models.backbones.names import match_names, split_name
 from models.errors import UserError
 from models.layers import build_backbone, is_backbone
-from models.spec import CONFIGS, load_spec
+from models.spec import load_spec
 from models.summary import (
     DEFAULT_SIZE,
     Card,
@@ -53,10 +53,10 @@ from models.summary import (
     run_on_meta,
 )
 from models.yaml_numbers import load_yaml
+from models.yaml_sources import CONFIGS, is_named
 from utils import cli
 from utils.deploy.fresh import calibrate_batch_norms
 from utils.latency import Latency, measure, torch_threads
-from utils.paths import find_file
 from utils.sizes import check_imgsz
 
 SUFFIXES = (".yaml", ".yml")
@@ -226,7 +226,7 @@ def find_subject(args: argparse.Namespace) -> Subject:
     """
     name, options = args.name, parse_options(args.options)
     stems = {path.stem for path in CONFIGS.glob("*.yaml")} - BACKBONES.keys()
-    if Path(name).suffix.lower() in SUFFIXES or (name in stems and not is_timm_model(name)):
+    if is_named(name) or Path(name).suffix.lower() in SUFFIXES or (name in stems and not is_timm_model(name)):
         return subject_of_yaml(name, args, options)
     kind, arch = split_name(name, "backbone, timm model or model YAML", stems)
     return make_backbone(kind, arch, name, args, options)
@@ -262,7 +262,7 @@ def make_backbone(
 
 def subject_of_yaml(name: str, args: argparse.Namespace, options: Mapping[str, Any]) -> Subject:
     """Return the first list backbone of a model YAML as the subject; the whole model where its rows are one."""
-    spec = load_spec(find_file(name, "models/configs"))
+    spec = load_spec(name)
     options = {**options, **({"weights": args.weights, "allow_partial": args.allow_partial} if args.weights else {})}
     index = next((row.index for row in spec.rows if is_backbone(row.module)), None)
     if index is None:

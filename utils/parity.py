@@ -30,15 +30,16 @@ from ultralytics.utils import LOGGER, TQDM
 
 from models import DetectionModel
 from models.errors import UserError
-from models.spec import CONFIGS
+from models.spec import ModelSpec, load_spec
 from models.summary import count_parameters
+from models.yaml_sources import CONFIGS
 from utils import cli
 from utils.deploy.formats import FORMATS, check_formats
 from utils.deploy.fresh import random_model, sizes_for
 from utils.deploy.run import load_runner
 from utils.deploy.write import ExportError, WriteOptions, write
 from utils.export.report import versions
-from utils.paths import find_file, increment_path
+from utils.paths import increment_path
 from utils.prove.compare import Difference, Tolerance
 from utils.prove.reference import Case, Reference
 from utils.prove.report import summarize
@@ -127,14 +128,14 @@ def _is_within(difference: Difference, allowed: Tolerance) -> bool:
     return same and difference.within(allowed)
 
 
-def measure_model(cfg: str | Path, variants: list[Variant], seed: int = 0) -> ParityRow:
+def measure_model(cfg: str | Path | ModelSpec, variants: list[Variant], seed: int = 0) -> ParityRow:
     """Write one model in every way and compare each file with it."""
     model = random_model(cfg, seed)
     reference, deploy = Reference(model), model.fuse()
     batches = reference.batches(sizes_for(model)[0], 1)
     own = [reference.rounding(images, outputs) for _, images, outputs in batches]
     rounding = Difference(*(max(numbers) for numbers in zip(*map(_numbers, own), strict=True)))
-    row = ParityRow(Path(cfg).stem, count_parameters(deploy), rounding)
+    row = ParityRow(Path(model.spec.name).stem, count_parameters(deploy), rounding)
     for variant in variants:
         with tempfile.TemporaryDirectory() as folder:
             cases: list[Case] = []
@@ -196,7 +197,7 @@ def make_parser() -> cli.Parser:
     """Return the options."""
     parser = cli.Parser(prog="python -m utils.parity", description=__doc__)
     add = parser.add_argument
-    add("--cfg", nargs="+", default=[], metavar="YAML", help="model YAMLs; default: all of models/configs")
+    add("--cfg", nargs="+", default=[], metavar="YAML", help="model YAMLs, timm:NAME, ultralytics:NAME; default: ours")
     default = [name for name in FORMAT_COLUMNS if not FORMATS[name].not_run]
     add("--include", nargs="+", default=default, metavar="FORMAT", help=f"of {', '.join(FORMATS)}")
     add("--seed", type=cli.non_negative_int, default=0, help="of the random numbers")
@@ -216,15 +217,15 @@ def main(args: argparse.Namespace) -> int:
         if FORMATS[name].not_run:
             raise UserError(f"{FORMATS[name].title} cannot be compared here: {FORMATS[name].not_run}")
     variants = [Variant(name, False) for name in formats] + [Variant(name, True) for name in formats if name in DYNAMIC]
-    configs = [find_file(name, "models/configs") for name in args.cfg] or sorted(CONFIGS.glob("*.yaml"))
-    if not configs:
+    specs = [load_spec(cfg) for cfg in args.cfg or sorted(CONFIGS.glob("*.yaml"))]
+    if not specs:
         raise UserError(f"there are no model YAMLs in {CONFIGS}")
     folder = increment_path(args.project, args.name, args.exist_ok)
     rows: list[ParityRow] = []
-    with TQDM(configs, desc="parity") as bar:
-        for cfg in bar:
-            bar.set_description(f"parity: {cfg.stem}")
-            rows.append(measure_model(cfg, variants, args.seed))
+    with TQDM(specs, desc="parity") as bar:
+        for spec in bar:
+            bar.set_description(f"parity: {Path(spec.name).stem}")
+            rows.append(measure_model(spec, variants, args.seed))
             _save(folder, rows, variants)  # so that nothing is lost when the rest is stopped
     LOGGER.info(f"\n{parity_table(rows, variants)}\n\n{LEGEND}")
     LOGGER.info(f"\nParity complete ({time.perf_counter() - start:.1f}s)")

@@ -3,6 +3,7 @@
 import csv
 import html.parser
 import json
+import pickle
 import re
 import resource
 import time
@@ -16,6 +17,7 @@ import benchmark
 from models import DetectionModel, create_backbone, create_model
 from models.blocks.riformer import RIFormerBlock
 from models.errors import UserError
+from models.spec import load_spec
 from tests.helpers import randomize_, relative_error, tiny, tiny_backbone, write
 from tests.helpers import save as save_weights
 from tests.runs import make_folders
@@ -219,6 +221,31 @@ def test_names_of_models(tmp_path):
     assert list(benchmark.find_sources(parse())) == list(benchmark.SHIPPED)
 
 
+def test_names_of_networks_of_other_libraries(tmp_path):
+    peers = ["ultralytics:yolo26n", "timm:resnet18.a1_in1k", "ultralytics:yolo26n", "timm:a/b", "timm:a-b"]
+    found = benchmark.find_sources(benchmark.make_parser().from_keywords(cfg=["repyolo-n", *peers]))
+    assert list(found) == ["repyolo-n.yaml", "ultralytics-yolo26n", "timm-resnet18.a1_in1k", "timm:a/b", "timm:a-b"]
+    assert [source.name for source in found.values()][1:3] == ["ultralytics-yolo26n.yaml", "timm-resnet18.a1_in1k.yaml"]
+
+
+@pytest.mark.slow
+def test_networks_of_other_libraries_are_measured_as_ours_are(tmp_path):
+    options = {"imgsz": 64, "rounds": 1, "threads": 1, "forms": ["eager", "onnx"], "project": tmp_path}
+    options |= {"no_memory": True}
+    rows = benchmark.run(cfg=["timm:test_resnet", "ultralytics:yolo26n"], **options)
+    names = ["timm-test_resnet", "ultralytics-yolo26n"]
+    assert [(row.model, row.form) for row in rows] == [(name, form) for name in names for form in ("eager", "onnx")]
+    assert all(row.minimum_ms and not row.note for row in rows)
+    assert [row["model"] for row in json.loads((tmp_path / "exp/benchmark.json").read_text())["rows"]][::2] == names
+    alone = benchmark.run(cfg="timm:test_resnet", **options, backbone=True)
+    assert 0 < alone[0].params < rows[0].params
+
+
+def test_a_network_of_another_library_is_loaded_in_another_process():
+    load = forms.loader(load_spec("timm:test_resnet"), "eager", True, forms.Made(torch.nn.Identity()), 1)
+    assert pickle.loads(pickle.dumps(load))().channels == (48, 192, 96)
+
+
 def test_groups_hold_whole_models_and_fit_in_memory():
     entries = [
         benchmark.Entry(BenchmarkRow(m, "eager", peak_mb=mb), None, None) for m, mb in (("a", 3), ("a", 3), ("b", 5))
@@ -329,6 +356,10 @@ def test_without_any_measurement_there_is_still_a_page(tmp_path):
     ("words", "message"),
     [
         (["--cfg", "rifomer-yolo.yaml"], "did you mean 'riformer-yolo.yaml'?"),
+        (["--cfg", "yolov5n", "ultralytics:yolo99"], "ultralytics has no such model as 'yolo99'"),
+        (["--cfg", "ultralytics-trainer:yolo26n"], "(did you mean 'ultralytics:'?)"),
+        (["--cfg", "timm:resnet18x", "--forms", "eager"], "timm has no model 'resnet18x' (did you mean 'resnet18'?)"),
+        (["--cfg", "ultralytics:yolo26n", "--backbone"], "ultralytics-yolo26n.yaml has no list backbone"),
         (["--rounds", "0"], "expected a whole number of at least 1"),
         (["--imgsz", "1", "2", "3"], "--imgsz takes one side or height and width"),
         (["--forms", "fussed"], "there is no form 'fussed' (did you mean 'fused'?)"),

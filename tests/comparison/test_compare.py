@@ -91,10 +91,18 @@ def test_entries_are_yamls_and_backbones_of_timm_and_models_of_ultralytics():
     ]
 
 
+def test_names_of_timm_are_kept_whole():
+    entries = find_entries(["timm:resnet18.a1_in1k", "timm:resnet18.a2_in1k"])
+    assert [entry.name for entry in entries] == ["timm-resnet18.a1_in1k", "timm-resnet18.a2_in1k"]
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
         (["yolov5n", "yolov5n.yaml"], "--cfg names yolov5n twice"),
+        (["timm:resnet18", "timm:resnet18"], "--cfg names timm-resnet18 twice"),
+        (["ultralytics-trainer:"], "the name behind it is missing"),
+        (["ultralytics:yolo11n-cls"], "ultralytics-yolo11n-cls is for the task classify"),
         (["yolov5n", "repvgg-cls"], "repvgg-cls is for the task classify"),
         (["yolov5n", "yolov5n-seg"], "networks of one task can be compared"),
         (["yolov5m5"], "no model YAML .yolov5m5"),

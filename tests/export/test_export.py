@@ -345,7 +345,7 @@ def test_a_read_only_folder(best, capsys):
         (["--half"], "TorchScript in float16 needs a GPU: name it with --device, for instance 0"),
         (["--weights", "nowhere.pt"], "the weights file nowhere.pt does not exist"),
         (["--cfg", "yolov5n.yaml", "--weights", "best.pt"], "give --weights, or --cfg"),
-        (["--cfg", "yolov5m.yml.yaml"], "there is no file yolov5m.yml.yaml"),
+        (["--cfg", "yolov5m.yml.yaml"], "no model YAML 'yolov5m.yml.yaml', neither as a path nor in"),
         (["--imgsz", "64", "64", "64"], "--imgsz takes one side or height and width"),
         (["--source", "nowhere"], "the source nowhere does not exist"),
         (["--pictures", "-1"], "expected a whole number"),
@@ -382,6 +382,13 @@ def test_fresh_weights_of_a_yaml(tmp_path):
     assert command("--cfg", cfg, "--output", tmp_path / "out", "--imgsz", 64) == 0
     assert names_in(tmp_path / "out") == ["small.export.json", "small.onnx", "small.torchscript"]
     assert report_in(tmp_path / "out", "small")["weights"] == "small.yaml"
+
+
+@pytest.mark.slow
+def test_fresh_weights_of_a_network_of_another_library(tmp_path):
+    assert command("--cfg", "timm:test_resnet", "--output", tmp_path, "--imgsz", 64, "--include", "onnx") == 0
+    assert names_in(tmp_path) == ["timm-test_resnet.export.json", "timm-test_resnet.onnx"]
+    assert report_in(tmp_path, "timm-test_resnet")["cfg"] == "timm-test_resnet.yaml"
 
 
 def test_fresh_weights_are_the_same_each_time_and_leave_the_random_numbers_alone():

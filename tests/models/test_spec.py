@@ -3,14 +3,19 @@
 import contextlib
 import copy
 import random
+from pathlib import Path
 
 import pytest
+import ultralytics
 import yaml
 
 from models.errors import ConfigError
-from models.spec import CONFIGS, MAX_BYTES, Call, find_config, load_spec, parse_call
+from models.spec import Call, load_spec, parse_call
+from models.yaml_sources import CONFIGS, MAX_BYTES, find_config, read_ultralytics, stem_of, whole_name
 from tests.helpers import SHIPPED, TINY_DETECT, TINY_HEAD, mutated, tiny, write
 from tests.helpers import tiny_with_row as row
+
+THEIRS = {path.stem: path for path in Path(ultralytics.__file__).parent.glob("cfg/models/*/*.yaml")}
 
 
 def complaint(cfg):
@@ -232,6 +237,94 @@ def test_an_impossible_name_is_explained(name):
 
 def test_find_config_says_where_a_file_is():
     assert find_config("yolov5n") == CONFIGS / "yolov5n.yaml"
+
+
+def test_a_file_beside_the_missing_one_is_suggested(tmp_path):
+    write(tmp_path, tiny(), "mine.yaml")
+    assert "did you mean 'mine.yaml'" in complaint(tmp_path / "mien.yaml")
+
+
+# YAMLs by name --------------------------------------------------------------------------------------------------------
+def test_a_backbone_of_timm_stands_in_the_yaml_for_timm():
+    named, ours = load_spec("timm:resnet18.a1_in1k"), load_spec("timm-yolo")
+    assert named.name == "timm-resnet18.a1_in1k.yaml"
+    assert named.rows[0].args == ("resnet18.a1_in1k", *ours.rows[0].args[1:])
+    assert named.rows[1:] == ours.rows[1:]
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "size"),
+    [
+        ("yolo11n", "yolo11", "n"),
+        ("yolo26x-p2", "yolo26-p2", "x"),
+        ("yolov8s-seg-p6", "yolov8-seg-p6", "s"),
+        ("yolov8m-cls-resnet50", "yolov8-cls-resnet50", "m"),
+        ("yolov9t", "yolov9t", None),
+        ("yolov10b", "yolov10b", "b"),
+        ("yolov3-tiny", "yolov3-tiny", None),
+    ],
+)
+def test_a_yaml_of_ultralytics_is_what_a_copy_of_the_file_is(name, file, size, tmp_path, caplog):
+    content = THEIRS[file].read_text()
+    copied = load_spec(write(tmp_path, f"scale: {size}\n{content}" if size else content, f"{name}.yaml"))
+    named = load_spec(f"ultralytics:{name}")
+    assert named.name == f"ultralytics-{name}.yaml"
+    assert named.as_dict() == copied.as_dict()
+    assert "is built in size" not in caplog.text
+    assert load_spec(write(tmp_path, yaml.safe_dump(named.as_dict()), named.name)) == named  # as a run keeps it
+
+
+def test_every_yaml_of_ultralytics_has_a_name():
+    for name, path in THEIRS.items():
+        assert read_ultralytics(name) == yaml.safe_load(path.read_text())
+
+
+def test_without_the_letter_of_a_size_it_is_the_first(caplog):
+    assert load_spec("ultralytics:yolo26").as_dict() == load_spec("ultralytics:yolo26n").as_dict()
+    assert "ultralytics-yolo26.yaml is built in size n" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("cfg", "said"),
+    [
+        ("ultralytics:yolo99", "ultralytics has no such model as 'yolo99' (did you mean 'yolo"),
+        ("ultralytics:YOLO26n", "(did you mean 'yolo26n'?)"),
+        ("ultralytics:yolo26n.yaml", "(did you mean 'yolo26n'?)"),
+        ("ultralytics:yolov3n", "ultralytics has no such model as 'yolov3n'"),  # which has no sizes
+        ("ultralytics:yolo11n11", "ultralytics has no such model"),
+        ("ultralytics:../11/yolo11", "ultralytics has no such model as '../11/yolo11'"),
+        ("ultralytics:*", "ultralytics has no such model as '*'"),
+        ("ultralytics:", "ultralytics: is no model YAML: the name behind it is missing"),
+        ("timm: ", "the name behind it is missing"),
+        ("ultralytics-trainer:yolo26n", "nor by a name behind timm: or ultralytics: (did you mean 'ultralytics:'?)"),
+        ("TIMM:resnet18", "(did you mean 'timm:'?)"),
+        (r"C:\nets\mine.yaml", r"no model YAML 'C:\\nets\\mine.yaml', neither as a path nor by a name behind"),
+        ("C:" + "x" * 5000, "no model YAML 'C:xxx"),
+    ],
+)
+def test_a_wrong_name_is_explained(cfg, said):
+    assert said in complaint(cfg)
+
+
+def test_a_file_with_a_colon_is_one_by_its_path(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("mine:net.yaml", "timm:resnet18", "ultralytics:yolo11n"):
+        write(tmp_path, tiny(), name)
+    assert load_spec("mine:net.yaml").as_dict() == load_spec("./timm:resnet18").as_dict() == load_spec(tiny()).as_dict()
+    assert load_spec("ultralytics:yolo11n").nc == 80
+
+
+def test_a_name_means_the_same_from_any_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path, tiny(), "net.yaml")
+    assert whole_name("net.yaml") == str(tmp_path / "net.yaml")
+    assert whole_name("yolov5n") == str(CONFIGS / "yolov5n.yaml")
+    assert whole_name("timm:resnet18") == "timm:resnet18"
+
+
+def test_names_are_names_of_files():
+    names = ["yolov5n", "nets/mine.v2.yaml", "timm:hf_hub:a/../b c", r"ultralytics:a\b"]
+    assert [*map(stem_of, names)] == ["yolov5n", "mine.v2", "timm-hf_hub-a-..-b-c", "ultralytics-a-b"]
 
 
 # Not run --------------------------------------------------------------------------------------------------------------

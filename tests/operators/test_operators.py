@@ -322,3 +322,12 @@ def test_from_a_yaml_to_an_explanation(tmp_path, caplog):
     }
     assert all(entry["predicted"] > 0 and entry["measured"] > 0 for entry in checked)
     assert Archive(tmp_path / "parts.zip").kinds.keys() == {FLOAT, "onnx-int8"}
+
+
+@pytest.mark.slow
+def test_the_operators_of_a_network_of_another_library(tmp_path, caplog):
+    options = {"cfg": "ultralytics:yolov8n", "imgsz": 64, "threads": 1, "forms": "onnx", "table": tmp_path / "t.json"}
+    save_tables(tmp_path / "t.json", {SETTING: table({operator(1_000_000): 0.1})})
+    with caplog.at_level("INFO"):
+        benchmark.run(**options, explain=True)
+    assert "ultralytics-yolov8n at 64x64 in ONNX Runtime, float, 1 thread" in caplog.text

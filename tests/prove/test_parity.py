@@ -99,8 +99,9 @@ def test_a_format_that_cannot_be_written_is_told(cfg, tmp_path, monkeypatch, cap
 
 def test_wrong_names_are_one_sentence(tmp_path, capsys):
     assert command("--cfg", "nothing.yaml", "--project", tmp_path / "runs") == 2
+    assert command("--cfg", "yolov5n", "ultralytics:nothing", "--project", tmp_path / "runs") == 2
     assert command("--include", "pdf", "--project", tmp_path / "runs") == 2
-    assert capsys.readouterr().err.count("ERROR: ") == 2
+    assert capsys.readouterr().err.count("ERROR: ") == 3
     assert not (tmp_path / "runs").exists()
 
 

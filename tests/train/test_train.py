@@ -16,6 +16,7 @@ import val
 from models import DetectionModel, create_model
 from models.errors import UserError, WeightsError
 from models.loss import AnchorGains
+from models.spec import load_spec
 from tests.helpers import TINY_HEAD, tiny, tiny_backbone
 from tests.runs import stopped
 from utils.checkpoint import load_checkpoint, read_checkpoint
@@ -26,6 +27,7 @@ from utils.train import trainer
 from utils.train.batches import fewest_values
 from utils.train.gradients import OPTIMIZERS
 from utils.train.recipe import read_recipe
+from utils.train.run import is_own_model
 from utils.train.trainer import Trainer
 from utils.train.transfer import transfer
 
@@ -86,6 +88,19 @@ def test_a_run_with_branches_keeps_them_in_its_yaml_and_says_what_they_cost(fini
     kept = yaml.safe_load((run / "tiny.yaml").read_text())
     assert kept == tiny(ch=3, overparameterize={"style": "mobileone"})
     assert yaml.safe_load((run / "args.yaml").read_text())["overparameterize"] == "mobileone"
+
+
+@pytest.mark.parametrize("cfg", ["timm:test_resnet", "ultralytics:yolov8n"])
+def test_a_run_keeps_the_yaml_that_another_library_names(folder, tmp_path, cfg):
+    changes = {"cfg": cfg, "project": tmp_path}
+    run = train.new_run(train.make_parser().from_keywords(**options(folder, "cfg", **changes)))
+    kept = Path(run.options["model"])
+    assert kept == tmp_path / cfg.replace(":", "-") / f"{cfg.replace(':', '-')}.yaml"
+    assert load_spec(kept) == load_spec(cfg) == run.model.spec.replace(nc=80)
+    args = train.make_parser().from_keywords(resume=str(kept), cfg=cfg)
+    (given,) = train.beside_resume(args)["--cfg"].values()
+    assert is_own_model(given, run.model.spec, str(kept))
+    assert not is_own_model("ultralytics:yolo11n", run.model.spec, str(kept))
 
 
 def test_a_run_leaves_its_weights_options_and_results(finished, folder):
@@ -388,6 +403,8 @@ def test_rectangles_of_several_scales(folder, tmp_path, head):
 WRONG = {
     "no model": ({"cfg": ""}, "needs --cfg"),
     "no such model": ({"cfg": "riformer-yolov.yaml"}, "did you mean 'riformer-yolo.yaml'"),
+    "no such model of ultralytics": ({"cfg": "ultralytics:yolo99n"}, "ultralytics has no such model as 'yolo99n'"),
+    "no such model of timm": ({"cfg": "timm:resnet81"}, r"timm-resnet81\.yaml, row 0 .*did you mean 'resnet18'"),
     "no such data": ({"data": "shape.yaml"}, "did you mean 'shapes.yaml'"),
     "no such weights": ({"weights": "nowhere.pt"}, "no weights file nowhere.pt"),
     "no such recipe": ({"hyp": "nowhere.yaml"}, "nowhere.yaml"),

@@ -22,6 +22,7 @@ from models import DetectionModel, switch_to_deploy
 from models.backbones import Backbone
 from models.blocks.riformer import RIFormerBlock, fuse_norm_affine
 from models.errors import UserError
+from models.spec import ModelSpec
 from models.summary import check_levels
 from utils.checkpoint import load_checkpoint
 from utils.data.samples import make_pictures
@@ -34,6 +35,7 @@ from utils.int8.quantize import FloatGraph, quantize_openvino
 from utils.sizes import check_imgsz
 
 RunNetwork = Callable[[Tensor], object]  # takes (B, ch, H, W) float32 in [0, 1]
+NetworkSource = ModelSpec | Path  # a model YAML, or a checkpoint
 
 
 class PublishedNorm(nn.GroupNorm):
@@ -217,7 +219,7 @@ BACKBONE_WRITERS = {"torchscript": _to_torchscript, "onnx": _to_onnx, "openvino"
 
 
 # Where networks come from ---------------------------------------------------------------------------------------------
-def open_network(source: Path, backbone: bool = False) -> DetectionModel | Backbone:
+def open_network(source: NetworkSource, backbone: bool = False) -> DetectionModel | Backbone:
     """Return a network as it trains, in eval mode: of a model YAML with fresh weights, or of a checkpoint.
 
     Args:
@@ -227,12 +229,13 @@ def open_network(source: Path, backbone: bool = False) -> DetectionModel | Backb
         ConfigError, WeightsError: the file is wrong.
         UserError: there is no list backbone.
     """
-    model = load_checkpoint(source) if source.suffix == ".pt" else fresh_model(source)
+    model = fresh_model(source) if isinstance(source, ModelSpec) else load_checkpoint(source)
     if not backbone:
         return model
     rows = [row for row in model.model if isinstance(row, Backbone)]
     if not rows:
-        raise UserError(f"{source} has no list backbone: its rows are its backbone")
+        name = source.name if isinstance(source, ModelSpec) else source
+        raise UserError(f"{name} has no list backbone: its rows are its backbone")
     return rows[0].eval()
 
 
@@ -249,12 +252,12 @@ def fit_size(network: Any, imgsz: Sequence[int]) -> tuple[int, int]:
     return height, width
 
 
-def open_form(source: Path, key: str, backbone: bool) -> RunNetwork:
+def open_form(source: NetworkSource, key: str, backbone: bool) -> RunNetwork:
     """Return the network of `source` in one of PyTorch's forms."""
     return FORMS[key].fuse(open_network(source, backbone))
 
 
-def loader(source: Path, key: str, backbone: bool, made: Made, threads: int) -> Callable[[], RunNetwork]:
+def loader(source: NetworkSource, key: str, backbone: bool, made: Made, threads: int) -> Callable[[], RunNetwork]:
     """Return a function that loads a network in one form anew, which may be sent to another process."""
     if made.path:
         return partial(load_runner, made.path, threads)

@@ -5,24 +5,20 @@ as all others are or by ultralytics itself.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-import yaml
-
 from models.errors import UserError
-from models.spec import CONFIGS, ModelSpec, find_config, load_spec
+from models.spec import ModelSpec, load_spec
+from models.yaml_sources import ULTRALYTICS, is_named, stem_of
 from utils.checkpoint.fields import is_text
 from utils.comparison.options import checked_options, digests_of, distinct, name_with, split_entry
 from utils.comparison.trainers import OURS, THEIRS, TRAINERS
-from utils.text import shorten
 
 TASKS = ("detect", "segment")  # whose accuracy is measured by boxes
-TIMM_YAML = "timm-yolo.yaml"  # whose backbone row takes any model of timm
+TRAINED_BY_THEM = "ultralytics-trainer:"  # what names of ultralytics' models begin with that its own trainer trains
 NAME = re.compile(r"\w[\w.-]*")  # of an entry
-SCALED = re.compile(r"(yolov?\d+)([nslmx])(.*)")  # yolo11n-seg is yolo11-seg.yaml in size n
 
 
 @dataclass(frozen=True)
@@ -67,7 +63,7 @@ class Entry:
 
 
 def find_entries(words: Sequence[str]) -> list[Entry]:
-    """Return what `--cfg` names: paths or names of model YAMLs, or one of SOURCES and a name behind it.
+    """Return what `--cfg` names: model YAMLs as `load_spec` takes them, or TRAINED_BY_THEM and a name behind it.
 
     Args:
         words: each may have options of train.py behind the name, after a space.
@@ -80,15 +76,15 @@ def find_entries(words: Sequence[str]) -> list[Entry]:
     found: list[Entry] = []
     for word in words:
         named, own = split_entry(word)
-        content, trainer, model = _source(named)
+        cfg, trainer, model = _source(named)
         options = _options(own, trainer)
-        stem = re.sub(r"^\W+", "", re.sub(r"[^\w.-]", "-", Path(named).stem)) or "entry"
+        stem = re.sub(r"^\W+", "", re.sub(r"[^\w.-]", "-", stem_of(named))) or "entry"
         name = name_with(stem, options)
         if any(name == other.name and tuple(options) != other.options for other in found):
             name = distinct(name, options)
         if name in specs:
             raise UserError(f"--cfg names {name} twice: an entry is trained with several seeds by --seeds")
-        specs[name] = load_spec(content)
+        specs[name] = load_spec(cfg)
         found.append(Entry(name, specs[name].as_dict(), trainer, model, tuple(options), digests_of(options)))
     check_tasks(specs)
     return found
@@ -112,54 +108,9 @@ def check_tasks(specs: Mapping[str, ModelSpec]) -> None:
         raise UserError(f"networks of one task can be compared, --cfg names several ({listed})")
 
 
-def find_ultralytics(name: str) -> dict[str, Any]:
-    """Return the content of one of ultralytics' model YAMLs, by a name with the letter of its scale or without.
-
-    Raises:
-        UserError: there is none of this name.
-    """
-    from ultralytics.utils import ROOT  # noqa: PLC0415 (slow)
-
-    match = SCALED.fullmatch(name)
-    for stem, size in ((name, None), (f"{match[1]}{match[3]}", match[2])) if match else ((name, None),):
-        for path in (ROOT / "cfg/models").glob(f"*/{stem}.yaml") if NAME.fullmatch(stem) else ():
-            content = yaml.safe_load(path.read_text(encoding="utf-8"))
-            return {**content, "scale": size} if size else content
-    known = "yolov8n, yolo11n and yolo26n are some"
-    raise UserError(f"--cfg {shorten(name)}: ultralytics has no such model; {known}")
-
-
-def _of_timm(arch: str) -> dict[str, Any]:
-    """Return the content of the YAML that takes any timm backbone, with `arch` in its first row."""
-    content = yaml.safe_load((CONFIGS / TIMM_YAML).read_text(encoding="utf-8"))
-    first, *rows = content["backbone"]
-    return {**content, "backbone": [[*first[:3], [arch, *first[3][1:]]], *rows]}
-
-
-@dataclass(frozen=True)
-class Source:
-    """Model YAMLs by name that are none of ours.
-
-    Attributes:
-        content_of: name → content of the YAML.
-        trainer: a name in TRAINERS.
-    """
-
-    content_of: Callable[[str], dict[str, Any]]
-    trainer: str = OURS
-
-
-SOURCES = {
-    "timm:": Source(_of_timm),
-    "ultralytics:": Source(find_ultralytics),
-    "ultralytics-trainer:": Source(find_ultralytics, THEIRS),
-}
-
-
-def _source(word: str) -> tuple[Path | dict[str, Any], str, str]:
-    """Return the model YAML that a word of `--cfg` means, or its content; by what it is trained, and its name there."""
-    for prefix, source in SOURCES.items():
-        if word.startswith(prefix):
-            name = word.removeprefix(prefix)
-            return {**source.content_of(name), "yaml_file": word}, source.trainer, name
-    return find_config(word), OURS, ""
+def _source(word: str) -> tuple[str, str, str]:
+    """Return the model YAML that a word of `--cfg` means; by what it is trained, and its name in another library."""
+    if not word.startswith(TRAINED_BY_THEM):
+        return word, OURS, word.partition(":")[2] if is_named(word) else ""
+    name = word.removeprefix(TRAINED_BY_THEM)
+    return ULTRALYTICS + name, THEIRS, name

@@ -30,7 +30,8 @@ from ultralytics.utils.torch_utils import unwrap_model
 
 import utils.train.trainer  # noqa: F401 (with it, ultralytics' trainer neither downloads nor reports)
 from models.spec import load_spec
-from utils.comparison.entries import check_tasks, find_ultralytics
+from models.yaml_sources import ULTRALYTICS, read_ultralytics
+from utils.comparison.entries import check_tasks
 from utils.data.dataset import build_dataset
 from utils.data.description import BUILT_IN, load_dataset
 from utils.data.files import check_images, sources_of
@@ -115,8 +116,8 @@ def main(args: argparse.Namespace) -> Path:
     """Check, train, and return the folder of the run."""
     cli.log_options("train_ultralytics", args)
     cli.take_consents(args)
-    content = {**find_ultralytics(args.cfg), "yaml_file": f"{args.cfg}.yaml"}
-    spec = load_spec(content)
+    content = {**read_ultralytics(args.cfg), "yaml_file": f"{args.cfg}.yaml"}
+    spec = load_spec(ULTRALYTICS + args.cfg)
     check_tasks({args.cfg: spec})
     task = spec.task
     data = load_dataset(args.data or BUILT_IN[task], task=task)

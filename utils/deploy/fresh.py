@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from models import DetectionModel, create_model
+from models.spec import ModelSpec
 from models.summary import check_levels
 from utils.data.samples import make_pictures
 from utils.deploy.randomize import norms_with_statistics, randomize_
@@ -22,7 +23,7 @@ MAP_CELLS = 4  # of the coarsest map, along a side of a picture
 MAP_CELLS_END2END = 6  # so that the smallest picture has as many candidates as a head without NMS gives boxes
 
 
-def fresh_model(cfg: str | Path | Mapping[str, Any]) -> DetectionModel:
+def fresh_model(cfg: str | Path | Mapping[str, Any] | ModelSpec) -> DetectionModel:
     """Return a model with the initial weights of seed 0, whose BatchNorms have seen the real photographs.
 
     With the statistics that BatchNorms start from, the numbers in a deep network of many branches grow beyond what
@@ -58,7 +59,7 @@ def calibrate_batch_norms(model: nn.Module, images: Tensor) -> None:
     model.eval()
 
 
-def random_model(cfg: str | Path | dict[str, Any], seed: int = 0) -> DetectionModel:
+def random_model(cfg: str | Path | Mapping[str, Any] | ModelSpec, seed: int = 0) -> DetectionModel:
     """Return a model in which every term counts, and whose boxes differ from picture to picture.
 
     Statistics of BatchNorms are those of pictures, each moved by a random share: with statistics that have nothing to

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from utils.benchmark.forms import make, open_network
+from utils.benchmark.forms import NetworkSource, make, open_network
 from utils.data.samples import timed_picture
 from utils.latency import measure
 from utils.operators.archive import Setting
@@ -40,7 +40,7 @@ class Checked:
 
 def check_network(
     name: str,
-    path: Path,
+    origin: NetworkSource,
     size: tuple[int, int],
     parts: Mapping[str, Parts],
     tables: Mapping[Setting, Table],
@@ -50,7 +50,7 @@ def check_network(
 
     Args:
         name: what to call it.
-        path: its YAML, or a checkpoint.
+        origin: its YAML, or a checkpoint.
         size: height and width of its picture.
         parts: kind of small models → what it consists of.
         tables: of the settings.
@@ -59,7 +59,7 @@ def check_network(
     Raises:
         ExportError, UserError: it cannot be written in one of the forms.
     """
-    network = open_network(path)
+    network = open_network(origin)
     runs: dict[Setting, Callable[[], object]] = {}
     with tempfile.TemporaryDirectory(prefix="repyolo-") as folder:
         picture = timed_picture(size, network.example_input().shape[1])

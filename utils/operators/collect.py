@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from models import create_model
-from utils.benchmark.forms import fit_size
+from models.spec import ModelSpec
+from utils.benchmark.forms import NetworkSource, fit_size
 from utils.checkpoint import load_checkpoint
 from utils.operators.archive import FLOAT, ONNX_INT8, OPENVINO_INT8, Setting, write_archive
 from utils.operators.description import Operator
@@ -37,13 +38,13 @@ class Source:
     size: tuple[int, int]
 
 
-def open_source(path: Path, imgsz: Iterable[int]) -> Source:
+def open_source(source: NetworkSource, imgsz: Iterable[int]) -> Source:
     """Return the network of a model YAML or a checkpoint, and the size of its pictures: its only one if it has one.
 
     Raises:
         ConfigError, WeightsError, UserError: the file is wrong, or its network takes no such pictures.
     """
-    network: Any = load_checkpoint(path) if path.suffix == ".pt" else create_model(path).eval()
+    network: Any = create_model(source).eval() if isinstance(source, ModelSpec) else load_checkpoint(source)
     return Source(network, network.only_size or fit_size(network, list(imgsz)))
 
 

@@ -13,6 +13,7 @@ from ultralytics.utils import LOGGER, TQDM
 
 from models.errors import UserError
 from models.row_times import row_times_table
+from utils.benchmark.forms import NetworkSource
 from utils.deploy.run import RUN_ERRORS
 from utils.deploy.write import ExportError
 from utils.operators.archive import Archive, Setting
@@ -35,22 +36,22 @@ class Wanted:
     """A network that the options name.
 
     Attributes:
-        path: its YAML, or a checkpoint.
+        origin: its YAML, or a checkpoint.
         source: the network, and the size of its picture.
         parts: kind of small models → what it consists of.
     """
 
-    path: Path
+    origin: NetworkSource
     source: Source
     parts: Mapping[str, Parts]
 
 
-def run(args: argparse.Namespace, paths: Mapping[str, Path]) -> None:
+def run(args: argparse.Namespace, origins: Mapping[str, NetworkSource]) -> None:
     """Do what the options in MODES ask for.
 
     Args:
         args: of benchmark.py; `forms` are keys of FORMS, `threads` a list.
-        paths: of the networks, by the names that tables give them.
+        origins: of the networks, by the names that tables give them.
 
     Raises:
         UserError: an option is wrong, or there is no table yet.
@@ -60,7 +61,7 @@ def run(args: argparse.Namespace, paths: Mapping[str, Path]) -> None:
     if not args.operators and not args.write_operators:
         for setting in settings:
             load_table(place, setting.runtime, setting.int8, setting.threads)  # before the networks are looked at
-    networks = _look_at(paths, settings, args.imgsz)
+    networks = _look_at(origins, settings, args.imgsz)
     if args.write_operators:
         _write(Path(args.write_operators), networks, settings)
     if args.operators:
@@ -74,15 +75,17 @@ def run(args: argparse.Namespace, paths: Mapping[str, Path]) -> None:
         _check(networks, tables, args)
 
 
-def _look_at(paths: Mapping[str, Path], settings: Collection[Setting], imgsz: Sequence[int]) -> dict[str, Wanted]:
+def _look_at(
+    origins: Mapping[str, NetworkSource], settings: Collection[Setting], imgsz: Sequence[int]
+) -> dict[str, Wanted]:
     """Return the networks with what they consist of; those that cannot be written are left out with a warning."""
     found = {}
-    for name, path in TQDM(paths.items(), desc="looking for operators"):
+    for name, origin in TQDM(origins.items(), desc="looking for operators"):
         try:
-            source = open_source(path, imgsz)
-            found[name] = Wanted(path, source, find_parts(source, settings))
+            source = open_source(origin, imgsz)
+            found[name] = Wanted(origin, source, find_parts(source, settings))
         except UserError as error:
-            if len(paths) == 1:
+            if len(origins) == 1:
                 raise
             LOGGER.warning(f"{name} is left out: {error}")
     return found
@@ -153,7 +156,7 @@ def _check(networks: Mapping[str, Wanted], tables: Mapping[Setting, Table], args
     checked: list[Checked] = []
     for name, network in TQDM(networks.items(), desc="measuring networks"):
         try:
-            checked += check_network(name, network.path, network.source.size, network.parts, tables, args.rounds)
+            checked += check_network(name, network.origin, network.source.size, network.parts, tables, args.rounds)
         except (UserError, ExportError, *RUN_ERRORS) as error:
             LOGGER.warning(f"{name} is left out: {' '.join(str(error).split())[:300]}")
     if not checked:

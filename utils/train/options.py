@@ -25,7 +25,7 @@ def training_parser(description: str = "") -> cli.Parser:
     add = parser.add_argument
     add("--weights", default="", help="checkpoint to start from; empty: from scratch")
     add("--class-map", default="", help="YAML of classes that --weights call otherwise: 'own name: their name'")
-    add("--cfg", default="", help="model YAML, a path or a name in models/configs; empty: that of --weights")
+    add("--cfg", default="", help="model YAML, timm:NAME, ultralytics:NAME; empty: that of --weights")
     add("--data", default="", help="data set YAML, a path or a name in data; class folders; empty: built in")
     add("--allow-partial", action="store_true", help="load whatever fits of the weights that the backbone's row names")
     add("--hyp", default="", help=f"recipe YAML; empty: {HYP}, {CLASSIFY_HYP}, or one for the built-in set")

@@ -18,7 +18,8 @@ from models.backbones.weights import load_plain
 from models.errors import UserError, WeightsError
 from models.layers import is_backbone
 from models.parser import PICTURE
-from models.spec import ModelSpec, Row, find_config, is_weights, load_spec
+from models.spec import ModelSpec, Row, is_weights, load_spec
+from models.yaml_sources import find_config
 from utils.checkpoint import build_model, load_checkpoint, pack_model
 from utils.checkpoint.file import FORMAT
 
