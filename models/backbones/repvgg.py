@@ -156,7 +156,6 @@ class RepVGG(Backbone):
 
     archs: ClassVar[tuple[str, ...]] = tuple(ARCHS)
     dialects: ClassVar[tuple[Dialect, ...]] = DIALECTS
-    trained_by = ("SGD", "as in RepVGG's paper: learning rate 0.1 for 256 pictures, cosine, momentum 0.9")
 
     def __init__(
         self,

@@ -10,6 +10,7 @@ from torch import nn
 
 import train
 from models import create_model
+from models.backbones.repmlp_resnet import RepMLPResNet
 from models.backbones.repvgg import RepVGG
 from models.errors import UserError
 from models.parts import backbone_blocks
@@ -22,6 +23,7 @@ from utils.train.teaching.lesson import Lesson
 RIFORMER = tiny_backbone("RIFormer", {"layers": [1, 1, 2, 1], "embed_dims": [8, 16, 24, 32]})
 SLIM = {"num_blocks": [1, 2, 1, 1], "width_multiplier": [0.125, 0.125, 0.125, 0.0625]}
 REPVGG = tiny_backbone("RepVGG", SLIM)
+REPMLP = tiny_backbone("RepMLPResNet", "light-224")
 VIT = tiny_backbone("timm", "test_vit", {"img_size": 64})
 
 
@@ -194,7 +196,8 @@ PLAIN = {"qat": False, "rep_optimizer": False}
 FAMILIES = {
     "rows": (tiny(), "MuSGD"),
     "RIFormer": (RIFORMER, "AdamW"),
-    "RepVGG": (REPVGG, "SGD"),
+    "RepVGG": (REPVGG, "MuSGD"),
+    "RepMLPResNet": (REPMLP, "SGD"),
     "ViT": (VIT, "AdamW"),
 }
 
@@ -205,7 +208,7 @@ def test_without_a_name_the_optimizer_is_that_of_the_family(name):
     chosen, reason = family.chosen_optimizer(create_model(cfg), {"optimizer": "auto", "lr0": 0.001, **PLAIN})
     assert chosen == {"optimizer": wanted, "lr0": 0.001 if wanted == "AdamW" else 0.01}
     assert reason
-    assert (reason == RepVGG.trained_by[1]) == (name == "RepVGG")
+    assert (reason == RepMLPResNet.trained_by[1]) == (name == "RepMLPResNet")
 
 
 @pytest.mark.parametrize(
@@ -213,10 +216,10 @@ def test_without_a_name_the_optimizer_is_that_of_the_family(name):
     [
         (REPVGG, {"optimizer": "Adam", "lr0": 0.1}, {}),
         (REPVGG, {}, {"optimizer": "SGD"}),
-        (REPVGG, {"optimizer": "auto"}, {"optimizer": "SGD", "lr0": 0.01}),
-        (REPVGG, {"optimizer": "auto", "lr0": 1e-4, "qat": True}, {"optimizer": "AdamW", "lr0": 1e-4}),
+        (REPMLP, {"optimizer": "auto"}, {"optimizer": "SGD", "lr0": 0.01}),
+        (REPMLP, {"optimizer": "auto", "lr0": 1e-4, "qat": True}, {"optimizer": "AdamW", "lr0": 1e-4}),
         (tiny(), {"optimizer": "auto", "rep_optimizer": True}, {"optimizer": "AdamW", "lr0": 0.001}),
-        (REPVGG, {"optimizer": "auto", "rep_optimizer": True}, {"optimizer": "SGD", "lr0": 0.01}),
+        (REPMLP, {"optimizer": "auto", "rep_optimizer": True}, {"optimizer": "SGD", "lr0": 0.01}),
     ],
 )
 def test_a_name_of_the_command_line_or_the_recipe_wins_and_then_what_an_option_needs(cfg, options, wanted):
