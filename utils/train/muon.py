@@ -1,7 +1,7 @@
 """ultralytics' MuSGD, with steps that every processor computes fast.
 
 Muon (https://arxiv.org/abs/2502.16982) makes steps orthogonal, ultralytics in bfloat16. So a processor that has no
-instructions for bfloat16 took 4.5 seconds for a step of YOLOv5n, and in float32 it takes 0.09.
+instructions for bfloat16 took 4.5 seconds for a step of YOLOv5n, and in float32 it takes 0.05.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from ultralytics.optim import muon
 
-QUINTIC = 3.4445, -4.7750, 2.0315  # a x + b x^3 + c x^5 brings singular values near 1
+QUINTIC = 3.4445, -4.7750, 2.0315  # a x + b x³ + c x⁵ brings singular values near 1
 ITERATIONS = 5
 EPSILON = 1e-7  # keeps the norm of a step from being 0
 theirs = muon.zeropower_via_newtonschulz5
@@ -47,12 +47,26 @@ def orthogonalized(matrices: Tensor) -> Tensor:
 
 
 def _orthogonalized(matrix: Tensor) -> Tensor:
-    """Return one matrix, (rows, columns) float32, after the Newton-Schulz iteration."""
+    """Return one matrix, (rows, columns) float32, after the Newton-Schulz iteration.
+
+    Each iteration multiplies it by a polynomial of its square, (rows, rows). These polynomials are multiplied first,
+    which is a third of the work for a 3x3 kernel, whose matrix is much wider than high.
+    """
     if matrix.shape[0] > matrix.shape[1]:
         return _orthogonalized(matrix.T).T
-    a, b, c = QUINTIC
     matrix = matrix / (matrix.norm() + EPSILON)
-    for _ in range(ITERATIONS):
-        square = matrix @ matrix.T
-        matrix = a * matrix + (b * square + c * square @ square) @ matrix
-    return matrix
+    square = matrix @ matrix.T
+    factor = product = _polynomial(square)
+    for _ in range(ITERATIONS - 1):
+        square = factor @ square @ factor
+        factor = _polynomial(square)
+        product = factor @ product
+    return product @ matrix
+
+
+def _polynomial(square: Tensor) -> Tensor:
+    """Return what a matrix is multiplied by in an iteration, when this is its product with its own transpose."""
+    a, b, c = QUINTIC
+    found = torch.addmm(square, square, square, beta=b, alpha=c)
+    found.diagonal().add_(a)
+    return found
