@@ -183,7 +183,7 @@ def run_operators(args: argparse.Namespace) -> list[BenchmarkRow]:
     """
     if args.backbone or args.data:
         raise UserError(f"{'--backbone' if args.backbone else '--data'} does not go with the options about operators")
-    forms = check_forms(args.forms or list(operators.FORMS))
+    forms = check_forms(args.forms or operators.DEFAULT_FORMS)
     if others := [form for form in forms if form not in operators.FORMS]:
         raise UserError(f"operators are measured for the forms {', '.join(operators.FORMS)}, not for {others[0]}")
     args.forms = forms

@@ -74,7 +74,8 @@ class Variant:
             shapes = [(size, batch) for size in sizes for batch in BATCHES]
             yield WriteOptions(size=sizes[0], dynamic=True), shapes
         elif not self.dynamic:
-            for size, batch in zip((sizes[0], sizes[-1]), BATCHES, strict=True):
+            for size, most in zip((sizes[0], sizes[-1]), BATCHES, strict=True):
+                batch = most if FORMATS[self.format].batches else 1
                 yield WriteOptions(size=size, batch=batch), [(size, batch)]
 
 

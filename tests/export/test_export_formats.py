@@ -7,6 +7,7 @@ import torch
 import detect
 from models.errors import UserError
 from tests.exporting import command, names_in, report_in
+from tests.helpers import DETECTORS, random_model, save
 from utils.data.samples import make_pictures
 from utils.deploy.files import digest, size_of
 from utils.deploy.formats import FORMATS, needs
@@ -57,6 +58,19 @@ def test_written_and_proven_or_said_why_not(best, model, caplog, row):
     torch.testing.assert_close(load_runner(file, threads=1)(images)[0], model(images)[0], atol=1e-3, rtol=1e-4)
     assert len(detect.run(weights=file, source=ASSETS / "bus.jpg", conf_thres=0.2, save_txt=True, nosave=True)) == 1
     assert len(np.loadtxt("runs/detect/exp/labels/bus.txt", ndmin=2))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("row", formats(lambda row: row.name in ("ncnn", "mnn")))
+@pytest.mark.parametrize("cfg", [name for name in DETECTORS if name.startswith("repyolo-")])
+def test_the_series_is_proven_in_the_formats_of_phones_and_boards(cfg, row, tmp_path):
+    best = save(random_model(cfg), tmp_path / "weights/best.pt")
+    assert command("--weights", best, "--include", row.name, "--fuse", "--imgsz", 128) == 0
+    entry = report_in(best.parent)["formats"][row.name]
+    assert entry["ok"] is True
+    assert entry["max_box_error_px"] <= 1e-3 and entry["max_score_error"] <= 1e-5
+    assert entry["detections"]["matched"] == entry["detections"]["reference"] > 0
+    assert {tuple(case["size"]) for case in entry["cases"]} == {(128, 128), (128, 96)}
 
 
 @pytest.mark.slow

@@ -17,15 +17,15 @@ from models.blocks.reparam import switch_to_deploy
 from models.errors import UserError
 from models.summary import count_gflops
 from tests.helpers import tiny, write
+from utils.deploy.formats import FORMATS, needs
 from utils.operators import __main__ as measuring
-from utils.operators.archive import FLOAT, Archive, Setting, write_archive
+from utils.operators.archive import FLOAT, NCNN, Archive, Setting, write_archive
 from utils.operators.check import Checked, check_table, within
-from utils.operators.collect import WRITERS
+from utils.operators.collect import OVERHEADS, WRITERS
 from utils.operators.description import Operator, read_operator
 from utils.operators.graph import Graph
 from utils.operators.measure import Effort, measure_archive, missing
 from utils.operators.predict import parts_of, predict, price
-from utils.operators.small_models import write_overheads
 from utils.operators.table import Cost, Overheads, Table, load_table, load_tables, save_tables
 from utils.operators.timing import OPENERS, runtime_version, time_of_nodes
 
@@ -33,6 +33,9 @@ ROOT = Path(__file__).parents[2]
 SIZE = (64, 64)
 CELLS = 16 * 16 + 8 * 8  # of the maps that the head of `tiny` reads
 SETTING = Setting("onnx", int8=False, threads=1)
+NO_NCNN = needs(FORMATS["ncnn"].writers)  # and why
+skip_without_ncnn = pytest.mark.skipif(bool(NO_NCNN), reason=NO_NCNN)
+EACH_KIND = [pytest.param(kind, marks=skip_without_ncnn if kind == NCNN else ()) for kind in WRITERS]
 RESIDUAL = """
     <ir_version: 8, opset_import: ["": 17]>
     residual (float[1, 3, 32, 32] x) => (float[1, 8, 32, 32] y)
@@ -55,7 +58,7 @@ def network():
 
 @pytest.fixture(scope="module")
 def parts(network):
-    return parts_of(network, SIZE, list(WRITERS))
+    return parts_of(network, SIZE, [kind for kind in WRITERS if kind != NCNN or not NO_NCNN])
 
 
 def residual():
@@ -106,7 +109,7 @@ def test_a_tensor_without_a_size_is_refused():
         Graph(model).operators()
 
 
-@pytest.mark.parametrize("kind", WRITERS)
+@pytest.mark.parametrize("kind", EACH_KIND)
 def test_the_parts_of_a_network_do_all_of_its_work(network, parts, kind):
     convolutions = [p.operator for p in parts[kind].operators if p.operator.text.startswith(("Conv", "MatMul"))]
     work = 2 * sum(op.work for op in convolutions) / 1e9
@@ -124,14 +127,14 @@ def test_equal_operators_have_one_key(parts):
 
 
 # Small models ---------------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize("kind", WRITERS)
+@pytest.mark.parametrize("kind", EACH_KIND)
 def test_small_models_are_computed_and_their_own_nodes_are_timed(parts, kind, tmp_path):
     runtime = "onnx" if kind == FLOAT else kind.split("-")[0]
     if not runtime_version(runtime):
         pytest.skip(f"{runtime} is not installed")
     operators = {p.operator.digest: p.operator for p in parts[kind].operators}
     longest = max(operators.values(), key=lambda op: op.work)
-    pool = next(op for op in operators.values() if op.text.startswith(("Resize", "Concat")))
+    pool = next(op for op in operators.values() if op.text.startswith(("Resize", "Interp", "Concat")))
     for op in (longest, pool):
         content = WRITERS[kind](op, tmp_path)
         opened = OPENERS[runtime](content, 1, True)
@@ -246,7 +249,17 @@ def test_the_share_of_right_predictions():
 def archive(tmp_path_factory):
     path = tmp_path_factory.mktemp("archive") / "operators.zip"
     operators = [placed.operator for placed in Graph(residual()).operators()]
-    write_archive(path, ((FLOAT, op, WRITERS[FLOAT](op, path.parent)) for op in operators), write_overheads())
+    models = ((FLOAT, op, WRITERS[FLOAT](op, path.parent)) for op in operators)
+    write_archive(path, models, {FLOAT: OVERHEADS[FLOAT]()})
+    return path
+
+
+@pytest.fixture(scope="module")
+def ncnn_archive(parts, tmp_path_factory):
+    path = tmp_path_factory.mktemp("archive") / "operators.zip"
+    convolutions = [p.operator for p in parts[NCNN].operators if p.operator.text.startswith("Conv")][:3]
+    models = ((NCNN, op, WRITERS[NCNN](op, path.parent)) for op in convolutions)
+    write_archive(path, models, {NCNN: OVERHEADS[NCNN]()})
     return path
 
 
@@ -261,15 +274,19 @@ def test_a_second_start_measures_what_is_missing(archive, tmp_path):
     assert sum(counts) == 3
 
 
-def test_measuring_needs_no_torch(archive, tmp_path):
-    words = [str(archive), "--table", str(tmp_path / "table.json"), "--rounds", "1", "--forms", "onnx"]
+@pytest.mark.parametrize(
+    ("form", "package"), [("onnx", "onnxruntime"), pytest.param("ncnn", "ncnn", marks=skip_without_ncnn)]
+)
+def test_measuring_needs_no_torch(form, package, request, tmp_path):
+    archive = request.getfixturevalue("archive" if form == "onnx" else "ncnn_archive")
+    words = [str(archive), "--table", str(tmp_path / "table.json"), "--rounds", "1", "--forms", form]
     code = f"import sys\nfrom utils.operators.__main__ import main\ncode = main({words})\nprint(code, *sys.modules)"
     run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     code, *modules = run.stdout.splitlines()[-1].split()
     assert code == "0"
-    assert {"numpy", "onnxruntime"} <= set(modules)
-    assert not {"torch", "ultralytics", "onnx", "yaml", "cv2"} & set(modules)
-    assert len(load_table(tmp_path / "table.json").costs) == 3
+    assert {"numpy", package} <= set(modules)
+    assert not {"torch", "ultralytics", "onnx", "yaml", "cv2", "onnxruntime", "ncnn"} - {package} & set(modules)
+    assert len(load_table(tmp_path / "table.json", form).costs) == 3
     assert "3/3 operators" in run.stderr
 
 

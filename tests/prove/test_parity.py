@@ -97,6 +97,13 @@ def test_a_format_that_cannot_be_written_is_told(cfg, tmp_path, monkeypatch, cap
     assert "ONNX cannot be written for this model: no" in caplog.text
 
 
+@pytest.mark.parametrize(("format", "batches"), [("ncnn", [1, 1]), ("mnn", [1, 3])])
+def test_files_are_written_for_no_more_pictures_than_they_take(format, batches):
+    files = list(Variant(format, False).files(DetectionModel(tiny())))
+    assert [options.batch for options, _ in files] == batches
+    assert [batch for _, shapes in files for _, batch in shapes] == batches
+
+
 def test_wrong_names_are_one_sentence(tmp_path, capsys):
     assert command("--cfg", "nothing.yaml", "--project", tmp_path / "runs") == 2
     assert command("--cfg", "yolov5n", "ultralytics:nothing", "--project", tmp_path / "runs") == 2

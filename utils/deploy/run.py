@@ -24,6 +24,7 @@ from ultralytics.nn.backends.base import BaseBackend
 from models.yaml_numbers import load_yaml
 from utils.deploy.ends import as_bytes
 from utils.deploy.formats import format_of
+from utils.deploy.ncnn import load_ncnn
 from utils.deploy.onnx_graph import with_threshold_inputs
 from utils.deploy.openvino import openvino_core
 
@@ -116,14 +117,7 @@ def _load_openvino(path: Path, threads: int) -> Runner:
 def _load_ncnn(path: Path, threads: int) -> Runner:
     import ncnn  # noqa: PLC0415 (optional)
 
-    net = ncnn.Net()
-    net.opt.num_threads = threads
-    net.opt.use_vulkan_compute = False
-    net.opt.use_fp16_packed = net.opt.use_fp16_storage = net.opt.use_fp16_arithmetic = False
-    net.opt.use_bf16_storage = False
-    graph = file_in(path, "*.param")
-    if net.load_param(str(graph)) or net.load_model(str(graph.with_suffix(".bin"))):
-        raise RuntimeError("NCNN knows no such graph")
+    net = load_ncnn(file_in(path, "*.param"), threads)
     into, out_of = net.input_names()[0], sorted(net.output_names())
 
     def run(images: Tensor) -> Outputs:

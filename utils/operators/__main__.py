@@ -55,7 +55,7 @@ def measure(args: argparse.Namespace) -> Path:
     settings = [Setting(*FORMS[form], threads) for form in forms for threads in args.threads]
     settings = [setting for setting in settings if args.forms or archive.kinds.get(setting.models)]
     if not settings:
-        raise UserError(f"none of what is in {args.archive} can be computed here: install onnxruntime or openvino")
+        raise UserError(f"nothing in {args.archive} can be computed here: install onnxruntime, openvino or ncnn")
     tables = current_tables(place)
     total = sum(len(missing(archive, setting, tables)) for setting in settings)
     measure_archive(archive, settings, place, Effort(args.rounds), progress(total))

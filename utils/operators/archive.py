@@ -14,9 +14,16 @@ from utils.operators.description import Operator, read_operator
 from utils.writing import replacing
 
 CONTENTS = "operators.json"
-FLOAT, ONNX_INT8, OPENVINO_INT8 = "float", "onnx-int8", "openvino-int8"  # kinds of small models
+FLOAT, ONNX_INT8, OPENVINO_INT8, NCNN = "float", "onnx-int8", "openvino-int8", "ncnn"  # kinds of small models
+KINDS = {  # runtime, and whether in INT8 → which kind of small models it computes
+    ("onnx", False): FLOAT,
+    ("openvino", False): FLOAT,
+    ("ncnn", False): NCNN,
+    ("onnx", True): ONNX_INT8,
+    ("openvino", True): OPENVINO_INT8,
+}
 OVERHEAD = "overhead"
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -24,7 +31,7 @@ class Setting:
     """How networks are computed.
 
     Attributes:
-        runtime: `onnx`, that is ONNX Runtime, or `openvino`.
+        runtime: `onnx`, that is ONNX Runtime, `openvino` or `ncnn`.
         int8: what can be is in INT8.
         threads: of the CPU.
     """
@@ -36,23 +43,25 @@ class Setting:
     @property
     def models(self) -> str:
         """Return which kind of small models such networks consist of."""
-        return f"{self.runtime}-int8" if self.int8 else FLOAT
+        return KINDS[self.runtime, self.int8]
 
     def __str__(self) -> str:
         numbers = "INT8" if self.int8 else "float"
         return f"{RUNTIMES[self.runtime]}, {numbers}, {self.threads} thread{'s' * (self.threads > 1)}"
 
 
-RUNTIMES = {"onnx": "ONNX Runtime", "openvino": "OpenVINO"}
+RUNTIMES = {"onnx": "ONNX Runtime", "openvino": "OpenVINO", "ncnn": "NCNN"}
 
 
-def write_archive(path: Path, models: Iterable[tuple[str, Operator, bytes]], overheads: Mapping[str, bytes]) -> None:
+def write_archive(
+    path: Path, models: Iterable[tuple[str, Operator, bytes]], overheads: Mapping[str, Mapping[str, bytes]]
+) -> None:
     """Write small models as one file, as a whole.
 
     Args:
         path: the new file.
         models: of each, which kind it is (as `Setting.models` says it), its operator, and the content of its file.
-        overheads: models for what a runtime does beside the nodes of a graph, by their names.
+        overheads: kind of small models → models for what a runtime does beside the nodes of a graph, by their names.
 
     Raises:
         OSError: the disk is full, or the folder is none.
@@ -64,8 +73,9 @@ def write_archive(path: Path, models: Iterable[tuple[str, Operator, bytes]], ove
             operators[operator.digest] = operator
             kinds.setdefault(kind, []).append(operator.digest)
             archive.writestr(_place(kind, operator.digest), content)
-        for name, content in overheads.items():
-            archive.writestr(_place(OVERHEAD, name), content)
+        for kind, of_kind in overheads.items():
+            for name, content in of_kind.items():
+                archive.writestr(_overhead(kind, name), content)
         entries = {digest: operator.as_dict() for digest, operator in operators.items()}
         archive.writestr(CONTENTS, json.dumps({"format": FORMAT, "kinds": kinds, "operators": entries}))
 
@@ -93,13 +103,17 @@ class Archive:
             raise UserError(f"{path} holds no operators that python benchmark.py --write-operators wrote") from error
 
     def model(self, kind: str, operator: Operator) -> bytes:
-        """Return the content of the small ONNX file of an operator."""
+        """Return the content of the small model of an operator."""
         return self.file.read(_place(kind, operator.digest))
 
-    def overhead(self, name: str) -> bytes:
+    def overhead(self, kind: str, name: str) -> bytes:
         """Return the content of a model for what a runtime does beside the nodes of a graph."""
-        return self.file.read(_place(OVERHEAD, name))
+        return self.file.read(_overhead(kind, name))
 
 
 def _place(kind: str, digest: str) -> str:
-    return f"{kind}/{digest}.onnx"
+    return f"{kind}/{digest}"
+
+
+def _overhead(kind: str, name: str) -> str:
+    return _place(f"{OVERHEAD}/{kind}", name)

@@ -12,9 +12,10 @@ from models import create_model
 from models.spec import ModelSpec
 from utils.benchmark.forms import NetworkSource, fit_size
 from utils.checkpoint import load_checkpoint
-from utils.operators.archive import FLOAT, ONNX_INT8, OPENVINO_INT8, Setting, write_archive
+from utils.operators.archive import FLOAT, NCNN, ONNX_INT8, OPENVINO_INT8, Setting, write_archive
 from utils.operators.description import Operator
 from utils.operators.graph import Parts
+from utils.operators.ncnn_graph import write_ncnn_operator, write_ncnn_overheads
 from utils.operators.predict import parts_of
 from utils.operators.small_models import write_float, write_int8, write_openvino_int8, write_overheads
 
@@ -22,7 +23,9 @@ WRITERS: dict[str, Callable[[Operator, Path], bytes]] = {
     FLOAT: lambda operator, _: write_float(operator),
     ONNX_INT8: write_int8,
     OPENVINO_INT8: write_openvino_int8,
+    NCNN: lambda operator, _: write_ncnn_operator(operator),
 }
+OVERHEADS = {kind: write_ncnn_overheads if kind == NCNN else write_overheads for kind in WRITERS}
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,7 @@ def find_parts(source: Source, settings: Collection[Setting]) -> dict[str, Parts
     """Return kind of small models → what a network consists of, for the kinds that settings need.
 
     Raises:
-        UserError: it cannot be written as ONNX.
+        UserError: it cannot be written in a format that the settings need.
     """
     return parts_of(source.network, source.size, kinds_of(settings))
 
@@ -85,7 +88,7 @@ def write_operators(
             wanted[kind] |= {placed.operator.digest: placed.operator for placed in parts[kind].operators}
     left = {kind: [o for digest, o in found.items() if digest not in known[kind]] for kind, found in wanted.items()}
     with tempfile.TemporaryDirectory(prefix="repyolo-") as name:
-        write_archive(path, _models(left, Path(name), after), write_overheads())
+        write_archive(path, _models(left, Path(name), after), {kind: OVERHEADS[kind]() for kind in kinds})
     return sum(map(len, left.values()))
 
 

@@ -27,6 +27,7 @@ from utils.paths import increment_path
 from utils.text import printable, quote
 from utils.writing import write_text
 
+DEFAULT_FORMS = [form for form in FORMS if form != "ncnn"]  # NCNN does not take every network of ours
 MODES = ("operators", "explain", "check", "write_operators")  # options, which may be given together
 MOST_OPERATORS = 10  # that --explain names
 

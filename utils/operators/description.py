@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from typing import Any
@@ -19,7 +20,8 @@ class Operator:
 
     Attributes:
         graph: its nodes, constants, inputs and outputs as JSON, in which names are numbers: equal operators of
-            different networks have the same. `utils/operators/small_models.py` makes an ONNX model of it.
+            different networks have the same. `utils/operators/small_models.py` makes an ONNX model of it, and
+            `utils/operators/ncnn_graph.py` an NCNN graph where it is a layer of one.
         family: what operators have in common that differ in sizes alone: types, kernel, stride, groups, neighbours.
         text: for people, as `Conv 64>128 3x3/2 80x80 Sigmoid Mul`; the size is that of the output.
         work: multiply-adds, or comparisons of a pooling, or elements written.
@@ -49,6 +51,11 @@ class Operator:
     def as_dict(self) -> dict[str, Any]:
         """Return it as JSON takes it."""
         return asdict(self)
+
+
+def by(sides: Sequence[int]) -> str:
+    """Return sides as 3x5, or once where they are equal."""
+    return str(sides[0]) if len(set(sides)) == 1 else "x".join(map(str, sides))
 
 
 def read_operator(entry: Any) -> Operator:

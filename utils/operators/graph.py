@@ -22,7 +22,7 @@ from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper, shape
 
 from utils.deploy.run import session_options
 from utils.int8.quantize import LAYER_OPS
-from utils.operators.description import MAP, OUTSIDE, PLAIN, Operator
+from utils.operators.description import MAP, OUTSIDE, PLAIN, Operator, by
 
 POINTWISE = frozenset(
     "Abs Add Clip Div Elu Erf Exp Gelu HardSigmoid HardSwish LeakyRelu Log Mish Mul Neg PRelu Pow Reciprocal Relu "
@@ -286,21 +286,16 @@ def _family(node: NodeProto, graph: Graph) -> list[str]:
     groups = attributes.get("group", 1)
     kind = "dense" if groups == 1 else "depthwise" if groups == channels else "grouped"
     even = "even" if all(graph.shape(name)[1] % 16 == 0 for name in (node.input[0], node.output[0])) else "odd"
-    return [node.op_type, _by(kernel), f"/{_by(attributes.get('strides', [1]))}", kind, even]
+    return [node.op_type, by(kernel), f"/{by(attributes.get('strides', [1]))}", kind, even]
 
 
 def _text(node: NodeProto, graph: Graph) -> str:
     """Return a node for people."""
     attributes, out = _attributes(node), graph.shape(node.output[0])
     if node.op_type not in CONVOLUTIONS:
-        sides = [f"{_by(attributes['kernel_shape'])}/{_by(attributes['strides'])}"] if node.op_type in POOLS else []
+        sides = [f"{by(attributes['kernel_shape'])}/{by(attributes['strides'])}"] if node.op_type in POOLS else []
         return " ".join([node.op_type, *sides, "x".join(map(str, out[1:] if len(out) > 1 else out))])
     kernel = attributes.get("kernel_shape") or graph.shape(node.input[1])[2:]
     groups = f" groups {attributes['group']}" if attributes.get("group", 1) > 1 else ""
     wide = f"{graph.shape(node.input[0])[1]}>{out[1]}"
-    return f"{node.op_type} {wide} {_by(kernel)}/{_by(attributes.get('strides', [1]))}{groups} {out[2]}x{out[3]}"
-
-
-def _by(sides: Sequence[int]) -> str:
-    """Return sides as 3x5, or once where they are equal."""
-    return str(sides[0]) if len(set(sides)) == 1 else "x".join(map(str, sides))
+    return f"{node.op_type} {wide} {by(kernel)}/{by(attributes.get('strides', [1]))}{groups} {out[2]}x{out[3]}"

@@ -15,12 +15,14 @@ from torch import nn
 
 from models.blocks.reparam import switch_to_deploy
 from models.errors import UserError
+from utils.deploy.formats import FORMATS
 from utils.deploy.run import RUN_ERRORS
 from utils.deploy.write import ExportError, WriteOptions, write
 from utils.int8.quantize import FloatGraph
-from utils.operators.archive import FLOAT, ONNX_INT8
+from utils.operators.archive import FLOAT, NCNN, ONNX_INT8
 from utils.operators.description import Operator
 from utils.operators.graph import Graph, Parts, parts_in, without_constants
+from utils.operators.ncnn_graph import ncnn_parts
 from utils.operators.table import Table
 
 
@@ -106,16 +108,21 @@ def parts_of(network: nn.Module, size: tuple[int, int], kinds: Collection[str]) 
         kinds: of small models, as `Setting.models` names them, for each of which the parts are returned.
 
     Raises:
-        UserError: the network cannot be written as ONNX.
+        UserError: the network cannot be written in a format that the kinds need.
     """
     deploy: Any = switch_to_deploy(network)
+    found = {}
     try:
         with tempfile.TemporaryDirectory(prefix="repyolo-") as name:
             folder = Path(name)
-            write(deploy, folder / "model.onnx", WriteOptions(size=size))
-            return {kind: read_graph(folder / "model.onnx", folder, kind) for kind in kinds}
+            for kind in kinds:
+                path = folder / f"model{FORMATS[NCNN if kind == NCNN else 'onnx'].ending}"
+                if not path.exists():
+                    write(deploy, path, WriteOptions(size=size))
+                found[kind] = ncnn_parts(deploy, path, size) if kind == NCNN else read_graph(path, folder, kind)
     except (ExportError, *RUN_ERRORS, ValueError) as error:
         raise UserError(f"its operators cannot be found: {' '.join(str(error).split())[:300]}") from error
+    return found
 
 
 def read_graph(file: Path, folder: Path, kind: str = FLOAT) -> Parts:

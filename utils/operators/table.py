@@ -16,7 +16,7 @@ import numpy as np
 from models.environment import config_dir, processor
 from models.errors import UserError
 from models.files import why_no_file
-from utils.operators.archive import RUNTIMES, Setting
+from utils.operators.archive import KINDS, Setting
 from utils.operators.description import Operator, read_operator
 from utils.writing import write_text
 
@@ -24,7 +24,7 @@ FORMAT = 1
 NEAREST = 6  # measured operators of which others are interpolated
 WIDTH = 0.25  # distance, in doublings, within which neighbours count alike
 FORMS = {"onnx": ("onnx", False), "openvino": ("openvino", False)}  # of benchmark.py: runtime, and whether in INT8
-FORMS |= {"int8": ("onnx", True), "openvino-int8": ("openvino", True)}
+FORMS |= {"int8": ("onnx", True), "openvino-int8": ("openvino", True), "ncnn": ("ncnn", False)}
 COMMAND = "python benchmark.py --operators"
 
 
@@ -185,7 +185,7 @@ def load_table(path: Path | None, runtime: str = "onnx", int8: bool = False, thr
 
     Args:
         path: a file of tables; None: that of this machine.
-        runtime: `onnx` or `openvino`.
+        runtime: `onnx`, `openvino` or `ncnn`.
         int8: what can be is in INT8.
         threads: of the CPU.
 
@@ -217,7 +217,8 @@ def save_tables(path: Path, tables: Mapping[Setting, Table]) -> None:
 def _read_table(entry: Any) -> Table:
     """Return the table that an entry of a file holds; ValueError, KeyError or TypeError where it holds none."""
     setting = Setting(entry["runtime"], entry["int8"], entry["threads"])
-    if setting.runtime not in RUNTIMES or type(setting.int8) is not bool or type(setting.threads) is not int:
+    known = (setting.runtime, setting.int8) in KINDS and type(setting.int8) is bool
+    if not known or type(setting.threads) is not int:
         raise ValueError("no setting")
     table = Table(setting, str(entry["machine"]), str(entry["version"]))
     table.overheads = Overheads(*(float(entry["overheads"][name]) for name in ("run", "node", "output")))

@@ -1,4 +1,8 @@
-"""How long operators take in a runtime, from its own clock for each node; this needs numpy and the runtime alone."""
+"""How long operators take in a runtime, node by node; this needs numpy and the runtime alone.
+
+ONNX Runtime and OpenVINO have a clock for their nodes. NCNN has none, but computes no more than what it is asked for:
+its layers are asked for one by one, and what each answer takes is the time of the layer.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +19,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from utils.deploy.ncnn import NcnnLayer, ncnn_net, read_ncnn, sides_of_input
 from utils.deploy.openvino import openvino_core
 from utils.operators.archive import Archive, Setting
 from utils.operators.description import BEFORE, BEHIND
@@ -107,7 +112,60 @@ class OpenVino:
         return self.runs
 
 
-OPENERS: dict[str, Opener] = {"onnx": OnnxRuntime, "openvino": OpenVino}
+class Ncnn:
+    """A small model in NCNN, whose weights are zeros."""
+
+    AS_IT_IS = 1  # how a tensor is asked for in the layout that the next layer reads
+
+    def __init__(self, content: bytes, threads: int, profiled: bool = True) -> None:
+        import ncnn  # noqa: PLC0415 (a machine may have another runtime alone)
+
+        layers = read_ncnn(content.decode())
+        self.net = ncnn_net(threads)
+        if self.net.load_param_mem(content.decode()) or self.net.load_model(ncnn.DataReaderFromEmpty()):
+            raise RuntimeError("NCNN knows no such layer")
+        self.layers = [layer for layer in layers if layer.kind != "Input"]
+        inputs = {layer.name: sides_of_input(layer) for layer in layers if layer.kind == "Input"}
+        arrays = {name: _numbers(sides, np.float32) for name, sides in inputs.items()}
+        self.inputs = {name: ncnn.Mat(array).clone() for name, array in arrays.items()}
+        self.profiled = profiled
+        self.runs: list[Events] = []
+        self.ends = self.net.output_names()
+        with self._extractor() as extractor:
+            self.outputs = sum(np.array(self._extract(extractor, name)).size for name in self.ends)
+
+    def run(self) -> None:
+        with self._extractor() as extractor:
+            if self.profiled:
+                self.runs.append([self._timed(extractor, layer) for layer in self.layers])
+                return
+            for name in self.ends:
+                np.array(self._extract(extractor, name))
+
+    def events(self) -> list[Events]:
+        return self.runs
+
+    def _extractor(self) -> Any:
+        """Return what computes one run, with its inputs."""
+        extractor = self.net.create_extractor()
+        for name, mat in self.inputs.items():
+            extractor.input(name, mat)
+        return extractor
+
+    def _timed(self, extractor: Any, layer: NcnnLayer) -> tuple[str, float]:
+        start = time.perf_counter()
+        self._extract(extractor, layer.outputs[0], self.AS_IT_IS)
+        return layer.name, (time.perf_counter() - start) * 1e3
+
+    @staticmethod
+    def _extract(extractor: Any, name: str, layout: int = 0) -> Any:
+        code, mat = extractor.extract(name, layout)
+        if code:
+            raise RuntimeError(f"NCNN does not compute {name}")
+        return mat
+
+
+OPENERS: dict[str, Opener] = {"onnx": OnnxRuntime, "openvino": OpenVino, "ncnn": Ncnn}
 
 
 def time_group(contents: Sequence[bytes], setting: Setting, rounds: int, seconds: float) -> list[Time | None]:
@@ -141,7 +199,7 @@ def time_overheads(archive: Archive, setting: Setting, rounds: int) -> Overheads
     """Return what a run takes by the clock of this process, less what its nodes take by that of the runtime."""
     gaps, counts, outputs = [], [], []
     for name in ("one", "chain", "output"):
-        content = archive.overhead(name)
+        content = archive.overhead(setting.models, name)
         plain, profiled = (OPENERS[setting.runtime](content, setting.threads, timed) for timed in (False, True))
         times = []
         for _ in range(rounds):

@@ -12,7 +12,6 @@ import copy
 import math
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -21,14 +20,13 @@ from typing import Any, NamedTuple
 import onnx
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils._pytree import tree_leaves
 
 from models import DetectionModel
 from models.blocks.reparam import Reparameterizable
 from utils.deploy.formats import format_of
 from utils.deploy.run import RUN_ERRORS, Outputs
 from utils.prove.compare import HALF_TOLERANCE, Tolerance
-from utils.prove.inside import TensorShape, Visit, Watch, watch
+from utils.prove.inside import TensorShape, Visit, Watch, each_output, watch
 from utils.prove.reference import ROUNDING, Case, Evidence, Reference, run_eager
 
 FLOOR = 3e-6  # relative error that float32 explains anywhere
@@ -295,26 +293,11 @@ def _observe(original: Original, names: Sequence[str]) -> list[ModuleOutputs]:
         known = site.tensors[len(site.rounding) :]
         site.rounding += [_distance(exact, tensor) for exact, tensor in zip(tensors, known, strict=False)]
 
-    with _hooks(original.model, names, keep):
+    with each_output(original.model, names, keep):
         run_eager(original.model, original.images)
-    with _hooks(original.exact, names, compare):
+    with each_output(original.exact, names, compare):
         run_eager(original.exact, original.images.double())
     return [site for name, site in sites.items() if calls[name] == 1]
-
-
-@contextmanager
-def _hooks(model: nn.Module, names: Sequence[str], see: Callable[[str, list[Tensor]], None]) -> Iterator[None]:
-    """While it lasts, call `see` with the name and the float outputs of each of the named modules that has run."""
-
-    def hook(name: str, _module: nn.Module, _args: Any, output: Any) -> None:
-        see(name, [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor) and leaf.is_floating_point()])
-
-    handles = [model.get_submodule(name).register_forward_hook(partial(hook, name)) for name in names]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _watch_eager(model: nn.Module, images: Tensor, shapes: Collection[TensorShape], visit: Visit) -> Outputs:  # noqa: ARG001

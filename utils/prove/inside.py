@@ -10,13 +10,15 @@ from __future__ import annotations
 import math
 import shutil
 import tempfile
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import onnx
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -45,6 +47,21 @@ class Watch(TorchDispatchMode):
             if isinstance(leaf, Tensor) and leaf.is_floating_point():
                 self.visit(leaf.float())
         return result
+
+
+@contextmanager
+def each_output(model: nn.Module, names: Sequence[str], see: Callable[[str, list[Tensor]], None]) -> Iterator[None]:
+    """While it lasts, call `see` with the name and the float outputs of each of the named modules that has run."""
+
+    def hook(name: str, _module: nn.Module, _args: Any, output: Any) -> None:
+        see(name, [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor) and leaf.is_floating_point()])
+
+    handles = [model.get_submodule(name).register_forward_hook(partial(hook, name)) for name in names]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def watch(path: Path, images: Tensor, shapes: Collection[TensorShape], visit: Visit) -> Outputs | None:
