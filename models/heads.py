@@ -91,7 +91,7 @@ class AnchorDetect(Detect):
         height, width = level.shape[2], level.shape[3]
         if self.export and not self.dynamic:
             height, width = int(height), int(width)  # numbers in the file, whether its batch is free or not
-        rows, columns = (torch.arange(side).type_as(level) for side in (height, width))  # a device would be traced
+        rows, columns = (self._count(side, level) for side in (height, width))
         grid = torch.stack([columns.expand(height, width), rows[:, None].expand(height, width)]).flatten(1)
         t = level.reshape(-1, self.na, self.no, height * width)
         xy, wh, objectness, classes = t[:, :, : 5 + self.nc].sigmoid().split((2, 2, 1, self.nc), 2)
@@ -99,6 +99,14 @@ class AnchorDetect(Detect):
         wh = (wh * 2) ** 2 * self.anchor_sizes[i][:, :, None]
         parts = [xy, wh, objectness * classes, *([t[:, :, 5 + self.nc :]] if self.nm else [])]
         return torch.cat(parts, 2).transpose(1, 2).flatten(2)
+
+    def _count(self, side: int, level: Tensor) -> Tensor:
+        """Return 0, 1, … side - 1 in the type and on the device of `level`, in a traced graph too.
+
+        `to` puts the device of the tracing into the graph; `type_as` does not, but NCNN lacks it and has no devices.
+        """
+        numbers = torch.arange(side)
+        return numbers.to(level) if self.export and self.format == "ncnn" else numbers.type_as(level)
 
 
 class Proto(nn.Module):

@@ -62,8 +62,8 @@ def test_written_and_proven_or_said_why_not(best, model, caplog, row):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("row", formats(lambda row: row.name in ("ncnn", "mnn")))
-@pytest.mark.parametrize("cfg", [name for name in DETECTORS if name.startswith("repyolo-")])
-def test_the_series_is_proven_in_the_formats_of_phones_and_boards(cfg, row, tmp_path):
+@pytest.mark.parametrize("cfg", [name for name in DETECTORS if name.startswith(("repyolo-", "yolov5n."))])
+def test_small_networks_are_proven_in_the_formats_of_phones_and_boards(cfg, row, tmp_path):
     best = save(random_model(cfg), tmp_path / "weights/best.pt")
     assert command("--weights", best, "--include", row.name, "--fuse", "--imgsz", 128) == 0
     entry = report_in(best.parent)["formats"][row.name]
