@@ -11,10 +11,9 @@ import signal
 
 import pytest
 
-import models.environment  # noqa: F401 (before onnxruntime, which asks for names of servers otherwise)
-
 os.environ["OMP_NUM_THREADS"] = "1"  # the networks are small: more threads would only wait for one another
 
+import models.environment  # noqa: F401 (which reads that; before onnxruntime, which looks up servers otherwise)
 
 LONG = "docs parity widen offline backbones compare processes int8 reparam export_shapes timm export classify".split()
 LONG += "deploy_form ultralytics_yaml repvgg summary words gradients ends train kills attacks pages published".split()
