@@ -1,7 +1,7 @@
 """ultralytics' MuSGD, with steps that every processor computes fast.
 
 Muon (https://arxiv.org/abs/2502.16982) makes steps orthogonal, ultralytics in bfloat16. So a processor that has no
-instructions for bfloat16 took 4.5 seconds for a step of YOLOv5n, and in float32 it takes 0.05.
+instructions for bfloat16 took 4.6 seconds for a step of yolov5n-u, and in float32 it takes 0.08.
 """
 
 from __future__ import annotations
