@@ -38,7 +38,6 @@ from models import DetectionModel, create_model
 from models.backbones.weights import SOURCES
 from models.errors import UserError
 from models.summary import count_parameters
-from models.yaml_sources import find_config, is_named
 from utils import cli
 from utils.checkpoint import load_checkpoint
 from utils.checkpoint.published import count_classes
@@ -231,7 +230,7 @@ def load_model(args: argparse.Namespace) -> tuple[DetectionModel, Path, Path]:
         return load_timm(args)
     if args.cfg:
         model = fresh_model(args.cfg)
-        path = Path(model.spec.name) if is_named(args.cfg) else find_config(args.cfg)
+        path = model.spec.file or Path(model.spec.name)
         return model, path, Path(args.output) if args.output else increment_path("runs/export", "exp")
     path = find_weights(args.weights)
     folder = Path(args.output) if args.output else path.parent

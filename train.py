@@ -67,7 +67,7 @@ from models.errors import UserError
 from models.heads import AnchorDetect
 from models.loss import AnchorGains
 from models.spec import ModelSpec
-from models.yaml_sources import find_config, is_named, whole_name
+from models.yaml_sources import whole_name
 from utils.data.description import BUILT_IN, load_dataset, read_yaml
 from utils.data.files import check_images, sources_of
 from utils.data_report.contents import Network
@@ -328,8 +328,8 @@ def find_data_file(data: str) -> Path:
 
 def keep_model(spec: ModelSpec, args: argparse.Namespace, save_dir: Path) -> Path:
     """Return the path of the model YAML; one that no file holds as it is is written into the run's folder."""
-    if args.cfg and not is_named(args.cfg) and not args.allow_partial and not args.overparameterize:
-        return find_config(args.cfg).resolve()
+    if spec.file and not args.allow_partial and not args.overparameterize:
+        return spec.file.resolve()
     path = save_dir / Path(spec.name).name
     path.write_text(yaml.safe_dump(spec.as_dict(), default_flow_style=None, sort_keys=False), encoding="utf-8")
     return path

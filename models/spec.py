@@ -11,7 +11,7 @@ import dataclasses
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ import yaml
 
 from models import absent, ultralytics_yaml
 from models.errors import ConfigError, did_you_mean
-from models.yaml_sources import read_config
+from models.yaml_sources import Config, read_config
 
 MAX_VALUES = 100_000  # in a YAML, each alias counted as what it stands for
 MAX_DEPTH = 20
@@ -115,6 +115,7 @@ class ModelSpec:
     end2end: bool = False  # a head without anchors is one without NMS
     overparameterize: Mapping[str, str] | None = None  # style: that of the branches that convolutions train with
     plugins: tuple[str, ...] | None = None  # Python files whose words the rows use
+    file: Path | None = field(default=None, compare=False)  # that it was read from, if it was read from one
 
     def as_dict(self) -> dict[str, Any]:
         """Return the YAML as plain dicts, lists, strings and numbers."""
@@ -178,12 +179,12 @@ class Call:
     kwargs: tuple[tuple[str, Any], ...] = ()
 
 
-def load_spec(cfg: str | Path | Mapping[str, Any] | ModelSpec) -> ModelSpec:
-    """Read a model YAML.
+def load_spec(cfg: str | Path | Mapping[str, Any] | Config | ModelSpec) -> ModelSpec:
+    """Read and check a model YAML.
 
     Args:
         cfg: a path, the bare name of a file in models/configs (with or without `.yaml`), timm:NAME, ultralytics:NAME,
-            a dict, or a spec.
+            a dict, what `read_config` has read, or a spec.
 
     Raises:
         ConfigError: no such file or name, not YAML, or a key or row that has not the form the language asks for.
@@ -192,10 +193,11 @@ def load_spec(cfg: str | Path | Mapping[str, Any] | ModelSpec) -> ModelSpec:
         return cfg
     if isinstance(cfg, Mapping):
         return _check(cfg, name=str(cfg.get("yaml_file", "model YAML")))
-    name, content = read_config(cfg)
+    name, content, file = cfg if isinstance(cfg, Config) else read_config(cfg)
     if not isinstance(content, Mapping):
-        raise ConfigError(f"{cfg} must be a mapping with the keys {', '.join(KEYS)}, but is a {_kind(content)}")
-    return _check(content, name, file=name)
+        expected, came = f"a mapping with the keys {', '.join(KEYS)}", _kind(content)
+        raise ConfigError(f"{file or name} must be {expected}, but is a {came}")
+    return dataclasses.replace(_check(content, name, file=name), file=file)
 
 
 def is_weights(value: Any) -> bool:

@@ -13,7 +13,7 @@ import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 from ultralytics.utils import ROOT
@@ -30,6 +30,20 @@ MAX_BYTES = 1_000_000  # of a YAML file
 MAX_SHOWN = 100  # characters of a name in a message
 FAMILY = re.compile(r"(yolov?\d+)(-.*|)")  # of ultralytics, one file for all sizes
 SIZED = re.compile(r"(yolov?\d+)([nslmx])(-.*|)")  # yolo11n-seg is size n of yolo11-seg
+
+
+class Config(NamedTuple):
+    """A model YAML as it was read, unchecked.
+
+    Attributes:
+        name: as that of a file without its folder.
+        content: what it holds.
+        file: that it was read from; None for what is meant by its name in another library.
+    """
+
+    name: str
+    content: Any
+    file: Path | None
 
 
 def find_config(cfg: str | Path) -> Path:
@@ -74,8 +88,8 @@ def stem_of(cfg: str | Path) -> str:
     return re.sub(r"[^\w.-]", "-", str(cfg)) if is_named(cfg) else Path(cfg).stem
 
 
-def read_config(cfg: str | Path) -> tuple[str, Any]:
-    """Return the name of a model YAML, as that of a file without its folder, and what it holds.
+def read_config(cfg: str | Path) -> Config:
+    """Return what `cfg` means: a file, or a model YAML by its name in another library.
 
     Raises:
         ConfigError: there is no such file or name, or the file is no YAML.
@@ -84,9 +98,9 @@ def read_config(cfg: str | Path) -> tuple[str, Any]:
         prefix, colon, name = str(cfg).partition(":")
         if not name.strip():
             raise ConfigError(f"{cfg} is no model YAML: the name behind it is missing")
-        return f"{stem_of(cfg)}.yaml", NAMED[prefix + colon](name)
+        return Config(f"{stem_of(cfg)}.yaml", NAMED[prefix + colon](name), None)
     path = find_config(cfg)
-    return path.name, _read(path)
+    return Config(path.name, _read(path), path)
 
 
 def read_ultralytics(name: str) -> dict[str, Any]:

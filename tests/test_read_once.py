@@ -11,12 +11,16 @@ import torch
 import yaml
 
 import detect
+import export
 import train
 import val
 from models import create_model
 from tests.helpers import save, tiny
 from tests.networks import NAMES, Disc, write_export
 from tests.runs import stopped
+from utils.checkpoint import file as checkpoint_file
+from utils.comparison import train_ultralytics
+from utils.train import trainer
 from utils.train.run import resumed_run
 from utils.train.trainer import Trainer
 
@@ -75,8 +79,35 @@ def test_a_resumed_training(data, tmp_path, opened, monkeypatch):
     with stopped(monkeypatch, "on_train_epoch_start", epoch=1):
         train.run(**options(data, tmp_path))
     opened.clear()
+    checked = []
+    for module in (checkpoint_file, trainer):
+        monkeypatch.setattr(module, "check_tensors", lambda state, network, field: checked.append(field))
     Trainer(resumed_run(tmp_path / "exp/weights/last.pt"))._setup_train()
     assert (opened["last.pt"], opened["args.yaml"], opened["few.yaml"]) == (1, 1, 1)
+    assert sorted(checked) == ["ema", "model"]
+
+
+def test_a_training_by_ultralytics(data, tmp_path, opened, monkeypatch):
+    given = []
+
+    class NoTrainer:
+        def __init__(self, content, data, options):
+            given.append(content)
+
+        def train(self):
+            pass
+
+    monkeypatch.setattr(train_ultralytics, "TRAINERS", {"detect": NoTrainer})
+    train_ultralytics.run(cfg="yolo11n", data=data, imgsz=64, project=tmp_path)
+    assert (opened["yolo11.yaml"], opened["few.yaml"]) == (1, 1)
+    assert (given[0]["yaml_file"], given[0]["scale"]) == ("yolo11n.yaml", "n")
+
+
+def test_a_yaml_that_is_exported_knows_its_file(tmp_path, opened):
+    file = tmp_path / "net.yaml"
+    file.write_text(yaml.safe_dump(tiny()))
+    model, path, _ = export.load_model(export.make_parser().from_keywords(cfg=file, output=tmp_path))
+    assert (path, model.spec.file, opened["net.yaml"]) == (file, file, 1)
 
 
 @pytest.mark.slow

@@ -237,6 +237,8 @@ def test_an_impossible_name_is_explained(name):
 
 def test_find_config_says_where_a_file_is():
     assert find_config("yolov5n") == CONFIGS / "yolov5n.yaml"
+    assert load_spec("yolov5n").file == CONFIGS / "yolov5n.yaml"
+    assert load_spec("ultralytics:yolo11n").file is None
 
 
 def test_a_file_beside_the_missing_one_is_suggested(tmp_path):

@@ -30,7 +30,7 @@ from ultralytics.utils.torch_utils import unwrap_model
 
 import utils.train.trainer  # noqa: F401 (with it, ultralytics' trainer neither downloads nor reports)
 from models.spec import load_spec
-from models.yaml_sources import ULTRALYTICS, read_ultralytics
+from models.yaml_sources import ULTRALYTICS, read_config
 from utils.comparison.entries import check_tasks
 from utils.data.dataset import build_dataset
 from utils.data.description import BUILT_IN, load_dataset
@@ -116,13 +116,14 @@ def main(args: argparse.Namespace) -> Path:
     """Check, train, and return the folder of the run."""
     cli.log_options("train_ultralytics", args)
     cli.take_consents(args)
-    content = {**read_ultralytics(args.cfg), "yaml_file": f"{args.cfg}.yaml"}
-    spec = load_spec(ULTRALYTICS + args.cfg)
+    config = read_config(ULTRALYTICS + args.cfg)
+    spec = load_spec(config)
     check_tasks({args.cfg: spec})
     task = spec.task
     data = load_dataset(args.data or BUILT_IN[task], task=task)
     check_images(data, training=True, task=task)
     folder = increment_path(args.project, args.name, args.exist_ok, sources_of(data) if args.exist_ok else ())
+    content = {**config.content, "yaml_file": f"{args.cfg}.yaml"}
     for name in WRITTEN:  # ultralytics writes into what is there, a link's target included
         (folder / name).unlink(missing_ok=True)
     place = {"project": args.project, "name": folder.name, "save_dir": str(folder.resolve()), "exist_ok": True}

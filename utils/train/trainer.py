@@ -456,9 +456,9 @@ class Trainer(DetectionTrainer):
         self.ema = ModelEMA(model)
         self.freeze_in(ckpt["epoch"])
         try:
-            for field, network in (("model", model), ("ema", self.ema.ema)):
-                check_tensors(ckpt[field], network, field)
-                network.load_state_dict(ckpt[field])
+            check_tensors(ckpt["model"], model, "model")
+            model.load_state_dict(ckpt["model"])
+            self.ema.ema.load_state_dict(ckpt["ema"])  # which `build_model` has checked
             if self.lesson:
                 self.lesson.load_state(ckpt["teaching"])
             load_optimizer(self.optimizer, ckpt["optimizer"])

@@ -95,7 +95,7 @@ def open_teacher(word: str, weights: str | None, channels: int) -> Teacher:
         if network.spec.ch != channels:
             raise UserError(f"--teacher {word} takes pictures of {network.spec.ch} channels, the data has {channels}")
         return Teacher(Path(word).name, network, whole=True)
-    spec = _of_timm(word, weights) if word.startswith(TIMM) else _with_weights(load_spec(find_config(word)), weights)
+    spec = _of_timm(word, weights) if word.startswith(TIMM) else _with_weights(load_spec(word), weights)
     network = create_model(spec, ch=channels).eval()
     rows = zip(network.model, network.nodes, strict=True)
     module, node = next(((m, n) for m, n in reversed([*rows]) if isinstance(m, Backbone)), (None, None))
