@@ -1,4 +1,4 @@
-"""Comparisons whose networks are trained and exported, made without a training."""
+"""Plans of comparisons, and comparisons whose networks are trained and exported, made without a training."""
 
 from __future__ import annotations
 
@@ -14,11 +14,25 @@ from models import DetectionModel
 from models.spec import load_spec
 from tests.helpers import save, tiny
 from tests.networks import NAMES, Disc, write_export
+from tests.runs import make_data
 from utils import cli
 from utils.comparison.entries import Entry
 from utils.comparison.plan import Plan, kind_of, named
 
 SIDE = 64  # of the pictures of networks that see a disc, in pixels
+PLANNED = {"data": "d.yaml", "imgsz": 64, "batch_size": 2, "seeds": 1, "runtime": "onnx", "int8": False}
+
+
+def make_plan(folder: Path, **options: object) -> Plan:
+    """Write the plan of a comparison of two networks, whose data set lies in the same folder, and return it."""
+    plan = Plan(
+        folder,
+        {"data": str(make_data(folder)), "seeds": 2, "runtime": "onnx", "int8": False, **options},
+        [Entry("a", tiny()), Entry("b", tiny())],
+        {"a": 3, "b": 4},
+    )
+    plan.save()
+    return plan
 
 
 def make_networks(folder: Path) -> dict[str, tuple[Any, Path, Path]]:

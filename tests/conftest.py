@@ -15,9 +15,10 @@ os.environ["OMP_NUM_THREADS"] = "1"  # the networks are small: more threads woul
 
 import models.environment  # noqa: F401 (which reads that; before onnxruntime, which looks up servers otherwise)
 
-LONG = "docs parity widen offline backbones compare processes int8 reparam export_shapes timm export classify".split()
-LONG += "deploy_form ultralytics_yaml repvgg summary words gradients ends train kills attacks pages published".split()
-LONG += "detect export_formats convert resume segment plugins check_weights repmlpnet openvino divergence fuzz".split()
+LONG = "docs parity widen offline backbones compare processes quantize reparam export_shapes timm export".split()
+LONG += "classify deploy_form ultralytics_yaml summary words gradients ends train kills attacks pages".split()
+LONG += "published detect export_formats convert repvgg repvgg_weights resume segment plugins check_weights".split()
+LONG += "repmlpnet openvino divergence fuzz int8 custom_l2".split()
 M_MMAP_THRESHOLD, M_TRIM_THRESHOLD = -3, -1  # of glibc's mallopt
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # shells have what runs in the background ignore it

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,8 @@ import cv2
 import numpy as np
 
 from utils.paths import ROOT
+
+NOT_UTF8 = os.fsdecode(b"caf\xe9")  # a name of a file that text cannot hold
 
 
 def picture(path: Path, height: int = 48, width: int = 64) -> Path:
