@@ -1,19 +1,27 @@
 """How a script ends at Ctrl-C or SIGTERM while it still imports libraries, and after its work: at once, in one line.
 
-During the work `utils.cli.stop_signals` has them raise exceptions. In other programs nothing is changed.
+During the work `utils.cli.stop_signals` has them raise exceptions. In other programs nothing is changed, but that they
+wait a little for readers as well.
 """
 
 from __future__ import annotations
 
+import atexit
 import multiprocessing
 import os
 import signal
+import threading
+import time
+import weakref
+from collections.abc import Callable
 from contextlib import suppress
 from typing import NoReturn
 
 from models.versions import is_script
 
 STOPS: dict[int, str] = {signal.SIGTERM: "terminated", signal.SIGINT: "interrupted"}
+READERS: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
+GRACE = 2.0  # seconds in which readers come back from the libraries that they are in
 
 
 def end(number: int, *_: object) -> NoReturn:
@@ -29,3 +37,24 @@ def end_at_stops() -> None:
         for number in STOPS:
             if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
                 signal.signal(number, end)
+
+
+# Readers --------------------------------------------------------------------------------------------------------------
+def start_reader(name: str, target: Callable[..., object], *args: object) -> threading.Thread:
+    """Start a thread that reads from files or the network, where a library may wait for ever, and return it.
+
+    It is a daemon, so that it does not keep the process from ending. A daemon that comes back from a library into an
+    interpreter that is taken down is unwound through frames of C++, which abort the process; so the end waits for
+    readers, though no longer than GRACE. Who starts one tells it to end.
+    """
+    thread = threading.Thread(target=target, args=args, name=name, daemon=True)
+    READERS.add(thread)
+    thread.start()
+    return thread
+
+
+@atexit.register
+def _wait_for_readers() -> None:
+    end = time.monotonic() + GRACE
+    for thread in list(READERS):
+        thread.join(max(0.0, end - time.monotonic()))

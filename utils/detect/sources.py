@@ -9,7 +9,6 @@ import glob
 import os
 import queue
 import tempfile
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
@@ -20,6 +19,7 @@ import cv2
 
 from models.errors import UserError, did_you_mean
 from models.files import why_no_file
+from models.stops import start_reader
 from utils.data.files import folders_below
 from utils.data.pictures import Unreadable, is_picture, is_video, read_picture
 from utils.detect.frame import Frame
@@ -229,7 +229,7 @@ def open_source(source: Named, vid_stride: int = 1, patience: float = PATIENCE) 
 def prefetch(items: Iterator[T]) -> Iterator[T]:
     """Yield the items, none of which is None, while a thread fetches the next one.
 
-    The end does not wait for that thread, which a file on a share that is gone may hold up for ever.
+    The end of the items does not wait for that thread, which a file on a share that is gone may hold up for ever.
     """
     jobs: queue.SimpleQueue[Future[T | None] | None] = queue.SimpleQueue()
 
@@ -238,7 +238,7 @@ def prefetch(items: Iterator[T]) -> Iterator[T]:
         jobs.put(ahead)
         return ahead
 
-    threading.Thread(target=_work, args=(jobs, lambda: next(items, None)), name="reader", daemon=True).start()
+    start_reader("reader", _work, jobs, lambda: next(items, None))
     try:
         ahead = fetch()
         while (item := ahead.result()) is not None:

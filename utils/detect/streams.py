@@ -25,6 +25,7 @@ from ultralytics.utils import LOGGER
 from models.errors import UserError
 from models.files import why_no_file
 from models.secrets import without_secrets
+from models.stops import start_reader
 from utils.data.pictures import PICTURES, is_video, suffix
 from utils.detect.frame import Frame
 from utils.text import decode, shorten
@@ -81,8 +82,7 @@ class Stream:
         self._total = 0  # frames, of a stream that has an end
         self._grabbed = 0  # number in the connection of the frame that was not taken yet
         self._closed = threading.Event()
-        self._thread = threading.Thread(target=self._run, name=f"stream {name}", daemon=True)
-        self._thread.start()
+        self._thread = start_reader(f"stream {name}", self._run)
 
     def take(self) -> Frame | None:
         """Return the newest frame, if there is one that was not taken yet. `news` must be held."""
@@ -94,7 +94,7 @@ class Stream:
         return Frame(image, Path(self.name), self.title, self.number, self.fps, live=True)
 
     def close(self) -> None:
-        """Stop reading. A thread that waits for the network is left alone, and ends with the program."""
+        """Stop reading. A thread that waits for the network is left alone until the program ends."""
         self._closed.set()
         with self.news:
             self.news.notify_all()
