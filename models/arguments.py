@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import torch
 from torch import nn
 
-from models.errors import ConfigError, did_you_mean
+from models.errors import ConfigError, did_you_mean, first_line
 from models.spec import parse_call
 
 Positive = Annotated[int, 1]  # a whole number from 1
@@ -48,8 +48,7 @@ def activation(text: str) -> nn.Module:
             build()(torch.zeros(1, 1))  # some arguments show only here that they are none
         return build()
     except (TypeError, ValueError, RuntimeError, OverflowError) as e:
-        reason = (str(e).strip().splitlines() or [type(e).__name__])[0]
-        raise ConfigError(f"activation {text}: {reason}") from e
+        raise ConfigError(f"activation {text}: {first_line(e)}") from e
 
 
 def bind(word: str, function: Callable[..., Any], args: Sequence[Any]) -> dict[str, Any]:

@@ -7,6 +7,8 @@ from collections.abc import Iterable
 
 from models.secrets import without_secrets
 
+MAX_CAUSE = 200  # characters of a message that is quoted
+
 
 class UserError(ValueError):
     """What the user gave is wrong; the message says what was expected, what came and where, without secrets."""
@@ -24,6 +26,17 @@ class ConfigError(UserError):
 
 class WeightsError(UserError):
     """A weights file is missing, unreadable, or belongs to another network."""
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of the message of an error, or its type where it has none."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def cause(error: BaseException) -> str:
+    """Return the type of an error and the first line of its message, as it is quoted where any error is expected."""
+    kind = type(error).__name__
+    return f"{kind}: {first_line(error)[:MAX_CAUSE]}" if str(error).strip() else kind
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -38,7 +38,7 @@ from ultralytics.utils import LOGGER, TQDM
 
 from models import create_backbone, switch_to_deploy
 from models.backbones.names import split_name
-from models.errors import UserError, WeightsError
+from models.errors import UserError, WeightsError, first_line
 from utils import cli
 from utils.checkpoint.published import HEAD_NAMES, check_target, count_classes, write_published
 from utils.data.pictures import Unreadable, read_header
@@ -261,8 +261,7 @@ def check_takes_picture(network: Any, imgsz: int, arch: str) -> None:
     try:
         network(example.new_zeros(1, example.shape[1], imgsz, imgsz))
     except (RuntimeError, ValueError, AssertionError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{arch} takes no pictures of {imgsz}x{imgsz}: {reason}") from error
+        raise UserError(f"{arch} takes no pictures of {imgsz}x{imgsz}: {first_line(error)}") from error
 
 
 def make_forms(network: nn.Module, args: argparse.Namespace) -> dict[str, nn.Module]:

@@ -24,7 +24,7 @@ import torch
 from ultralytics.utils import LOGGER, TQDM
 
 from models import DetectionModel, create_model, switch_to_deploy
-from models.errors import UserError
+from models.errors import UserError, first_line
 from models.parser import common_side
 from models.row_times import time_rows
 from models.summary import DEFAULT_SIZE, count_gflops, count_parameters, head_card, model_table, row_gflops, slots_text
@@ -121,8 +121,7 @@ def describe(cfg: str | Path, args: argparse.Namespace) -> Description:
         gflops = tuple(count_gflops(form, size) for form in forms)
         rows = time_forms(forms, size, args) if args.profile else []
     except PICTURE_ERRORS as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{model.spec.name} takes no picture of {size[0]}x{size[1]}: {reason}") from error
+        raise UserError(f"{model.spec.name} takes no picture of {size[0]}x{size[1]}: {first_line(error)}") from error
     return Description(
         table=model_table(model, size),
         head=head_card(model),

@@ -37,7 +37,7 @@ from models import BACKBONES, Backbone, DetectionModel, create_backbone, create_
 from models.backbones.base import check_maps, level_name
 from models.backbones.lazy_timm import is_timm_model
 from models.backbones.names import match_names, split_name
-from models.errors import UserError
+from models.errors import UserError, first_line
 from models.layers import build_backbone, is_backbone
 from models.spec import load_spec
 from models.summary import (
@@ -340,11 +340,6 @@ def complaint(ghost: Any, size: tuple[int, int]) -> str:
     except NETWORK_ERRORS as error:
         return first_line(error)
     return ""
-
-
-def first_line(error: BaseException) -> str:
-    """Return the first line of an error's message, or its kind."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def measure_size_rule(ghost: Any, stride: int) -> SizeRule:

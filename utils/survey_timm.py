@@ -37,7 +37,7 @@ from models.backbones.base import check_maps, create_backbone
 from models.backbones.from_timm import TimmBackbone, native_size, timm_file
 from models.backbones.lazy_timm import timm_models
 from models.blocks.reparam import switch_to_deploy
-from models.errors import UserError
+from models.errors import UserError, first_line
 from utils import cli
 from utils.benchmark.forms import write_backbone
 from utils.deploy.randomize import randomize_
@@ -200,7 +200,7 @@ def largest_error(expected: Sequence[Tensor], got: Sequence[Tensor]) -> float:
 # What comes out -------------------------------------------------------------------------------------------------------
 def reason_of(error: BaseException) -> str:
     """Return the first line of an error, or its kind."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+    return first_line(error)[:300]
 
 
 def without_numbers(reason: str, name: str = "") -> str:

@@ -36,7 +36,7 @@ from models.backbones.weights import MIN_MATCHED, Adapted, Dialect, WeightsRepor
 from models.blocks.frozen import thaw
 from models.blocks.reparam import fuse_blocks, register_batch_norm, register_fuser, register_linear
 from models.blocks.start import start_near_identity
-from models.errors import ConfigError, UserError, WeightsError, did_you_mean
+from models.errors import ConfigError, UserError, WeightsError, did_you_mean, first_line
 
 RESERVED_OPTIONS = ("in_chans", "out_indices", "features_only")  # follow from the rest of a YAML
 ORIGINS = ("pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir")  # files, addresses, folders
@@ -404,7 +404,7 @@ def _shapes(body: Any, in_channels: int, size: tuple[int, int], scale: float) ->
     try:
         maps = body(torch.zeros(1, in_channels, height, width))
     except TIMM_ERRORS as e:
-        raise UserError(f"timm's {name} takes no picture of {height}x{width}: {_first_line(e)}") from e
+        raise UserError(f"timm's {name} takes no picture of {height}x{width}: {first_line(e)}") from e
     if not all(isinstance(m, Tensor) and m.ndim == 4 and m.numel() for m in maps):
         raise UserError(f"timm's {name} gives no feature maps for a picture of {height}x{width}")
     turned = [m.permute(0, 3, 1, 2) if _is_channels_last(body) else m for m in maps]
@@ -482,7 +482,7 @@ def pretrained_tensors(name: str) -> dict[str, Tensor]:
     try:
         return timm.create_model(name, pretrained=True).state_dict()
     except (*TIMM_ERRORS, ImportError) as e:  # whatever the hub's client raises without a network is one of these
-        raise WeightsError(f"timm could not get the weights {name}: {_first_line(e)}") from e
+        raise WeightsError(f"timm could not get the weights {name}: {first_line(e)}") from e
 
 
 def timm_models() -> list[str]:
@@ -512,15 +512,11 @@ def _published(arch: str, key: str) -> Any:
     try:
         return timm.get_pretrained_cfg_value(arch, key)
     except (RuntimeError, ValueError) as e:
-        raise ConfigError(f"timm has no weights '{arch}': {_first_line(e)}") from e
+        raise ConfigError(f"timm has no weights '{arch}': {first_line(e)}") from e
 
 
 def _is_channels_last(body: Any) -> bool:
     return str(getattr(body, "output_fmt", "NCHW")).upper().endswith("NHWC")
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 @register_fuser
@@ -554,7 +550,7 @@ def _create(arch: str, features_only: bool = True, **options: Any) -> Any:
     try:
         model = timm.create_model(arch, features_only=features_only, **options)
     except TIMM_ERRORS as e:
-        raise UserError(f"timm cannot build {arch} as a backbone: {_first_line(e)}") from e
+        raise UserError(f"timm cannot build {arch} as a backbone: {first_line(e)}") from e
     if not options.get("pretrained"):
         start_near_identity(model)
     return model

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from ultralytics.utils import LOGGER
 
-from models.errors import WeightsError
+from models.errors import WeightsError, cause
 from models.files import why_no_file
 
 NESTS = ("state_dict_ema", "ema", "state_dict", "model")  # under which files keep their tensors, in this order
@@ -308,7 +308,9 @@ def weights_file(path: Path) -> Iterator[None]:
     except (WeightsError, MemoryError):
         raise
     except Exception as e:  # a damaged pickle makes its readers fail in any way there is
-        raise WeightsError(f"{path} is not a weights file: it is empty, damaged or another kind of file") from e
+        said = cause(e).partition(". ")[0]  # torch goes on with advice for programmers, such as to run what is in it
+        problem = f"it is empty, damaged or another kind of file ({said})"
+        raise WeightsError(f"{path} is not a weights file: {problem}") from e
 
 
 def check_archive(path: Path) -> None:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from models.blocks.dataflow import watch_calls
+from models.errors import cause
 
 METHODS = ("switch_to_deploy", "local_inject", "reparameterize", "merge_kernel", "fuse")  # the most complete first
 KNOWN = ("models", "torch", "ultralytics")  # packages in whose classes such a method means what registered fusers do
@@ -73,7 +74,7 @@ class OwnMethods:
                     model(example)
         except Exception as e:
             paths = ", ".join(self._new)
-            reason = f"it does not run with {paths} fused: {type(e).__name__}: {_first_line(e)}"
+            reason = f"it does not run with {paths} fused: {cause(e)}"
             raise ForeignError(f"the network: {reason}; {ADVICE}") from e
 
     def __call__(self, module: nn.Module) -> nn.Module | None:
@@ -148,7 +149,7 @@ def call_method(module: nn.Module, method: str, runs: list[Run]) -> nn.Module | 
         try:
             result = getattr(after, method)()
         except Exception as e:
-            raise ValueError(f"its {method}() raises {type(e).__name__}: {_first_line(e)}") from e
+            raise ValueError(f"its {method}() raises {cause(e)}") from e
         after = (result if isinstance(result, nn.Module) else after).eval()
         if _structure(after) == _structure(before):
             return None
@@ -195,10 +196,8 @@ def _compare(before: nn.Module, after: nn.Module, method: str, runs: list[Run]) 
     generator = torch.Generator().manual_seed(0)
     for run in runs:
         args, kwargs = tree_map_only(Tensor, lambda tensor: _noise_like(tensor, generator), run)
-        try:
-            want, got = (_outputs(m, args, kwargs) for m in (before, after))
-        except Exception as e:
-            raise ValueError(f"after its {method}() it does not run: {type(e).__name__}: {_first_line(e)}") from e
+        want = _outputs(before, args, kwargs, f"its {method}() cannot be checked: the block does not run in float64")
+        got = _outputs(after, args, kwargs, f"after its {method}() it does not run")
         if [t.shape for t in want] != [t.shape for t in got]:
             raise ValueError(f"after its {method}() the outputs have other shapes")
         for error in map(_relative_error, got, want):
@@ -213,9 +212,17 @@ def _noise_like(tensor: Tensor, generator: torch.Generator) -> Tensor:
     return torch.randn(tensor.shape, generator=generator, dtype=torch.float64)
 
 
-def _outputs(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
-    """Return the tensors that a module gives; it gets arguments of its own, which it may overwrite."""
-    output = module(*copy.deepcopy(args), **copy.deepcopy(kwargs))
+def _outputs(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], failure: str) -> list[Tensor]:
+    """Return the tensors that a module gives; it gets arguments of its own, which it may overwrite.
+
+    Raises:
+        ValueError: it fails, in any way that code of others may; `failure` says what that means.
+    """
+    args, kwargs = copy.deepcopy((args, kwargs))
+    try:
+        output = module(*args, **kwargs)
+    except Exception as e:
+        raise ValueError(f"{failure}: {cause(e)}") from e
     return [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
 
 
@@ -225,7 +232,3 @@ def _relative_error(got: Tensor, want: Tensor) -> float:
         return 0.0
     difference, size = (got.double() - want.double()).abs().max().item(), want.double().abs().max().item()
     return difference / size if size else difference
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or ["no message"])[0][:120]

@@ -9,7 +9,7 @@ from torch import nn
 from ultralytics.nn.modules import TorchVision
 
 from models.downloads import check_download
-from models.errors import ConfigError, did_you_mean
+from models.errors import ConfigError, cause, did_you_mean
 from models.layers.site import Feature
 
 SIDE = 256  # pixels of the picture by which strides are found, without data
@@ -47,11 +47,10 @@ def build_torchvision(
         with torch.device("meta"), torch.no_grad():
             ghost = TorchVision(name, None, **options).eval()
             outputs = ghost(torch.empty(1, 3, SIDE, SIDE))
-        maps = [_feature(output, stride) for output in (outputs if split else [outputs])]
         network = TorchVision(name, weights, **options)
     except Exception as e:  # whatever a network raises that was cut where it should not be, or a failed download
-        reason = (str(e).strip().splitlines() or [type(e).__name__])[0]
-        raise ConfigError(f"torchvision's {name} cannot be built with {options}: {reason}") from e
+        raise ConfigError(f"torchvision's {name} cannot be built with {options}: {cause(e)}") from e
+    maps = [_feature(output, stride) for output in (outputs if split else [outputs])]
     if maps[-1] is NO_MAP:
         raise ConfigError(f"torchvision's {name} gives no map with truncate={truncate}: leave more or fewer parts out")
     return network, maps

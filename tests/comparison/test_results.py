@@ -47,21 +47,27 @@ def test_what_was_found_is_read_as_it_was_written(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "changes",
+    ("changes", "said"),
     [
-        {"conf": np.ones(2)},
-        {"conf": np.full(1, np.nan)},
-        {"conf": np.array(["a"])},
-        {"tp": np.ones((1, 9), bool)},
-        {"picture": np.full(1, 2)},
-        {"true_cls": np.full(1, -1)},
-        {"names": []},
+        ({"conf": np.ones(2)}, "its arrays do not fit each other"),
+        ({"conf": np.full(1, np.nan)}, "its arrays do not fit each other"),
+        ({"conf": np.array(["a"])}, "conf holds values of another type"),
+        ({"tp": np.ones((1, 9), bool)}, "its arrays do not fit each other"),
+        ({"picture": np.full(1, 2)}, "its arrays do not fit each other"),
+        ({"true_cls": np.full(1, -1)}, "its arrays do not fit each other"),
+        ({"names": []}, "its arrays do not fit each other"),
     ],
     ids=str,
 )
-def test_damaged_detections_are_told(tmp_path, changes):
+def test_damaged_detections_are_told(tmp_path, changes, said):
     found_objects(**changes).save(tmp_path / "found.npz")
-    with pytest.raises(UserError, match=r"found\.npz is damaged"):
+    with pytest.raises(UserError, match=rf"found\.npz is damaged: {said}"):
+        Detections.load(tmp_path / "found.npz")
+
+
+def test_a_file_that_is_no_archive_is_told_with_the_cause(tmp_path):
+    (tmp_path / "found.npz").write_bytes(b"cut")
+    with pytest.raises(UserError, match=r"found\.npz is damaged: BadZipFile: File is not a zip file"):
         Detections.load(tmp_path / "found.npz")
 
 

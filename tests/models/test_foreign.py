@@ -344,6 +344,19 @@ def test_a_wrong_method_is_listed_with_what_to_do(kind, reason):
     assert deploy.report.fused == {"Conv+BN": 1}, "its pair is folded all the same"
 
 
+class InFloat32Alone(Pair):
+    """Its `forward` has a constant of a fixed type."""
+
+    def forward(self, x):
+        return nn.functional.conv2d(super().forward(x), torch.ones(8, 8, 1, 1, dtype=torch.float32))
+
+
+def test_a_block_that_cannot_be_checked_is_told_apart_from_a_wrong_method():
+    net = nn.Sequential(nn.Conv2d(3, 3, 1), InFloat32Alone()).eval()
+    (entry,) = switch_to_deploy(net, pictures(dtype=torch.float32)).report.left
+    assert entry.startswith("1: its fuse() cannot be checked: the block does not run in float64: RuntimeError: ")
+
+
 class ReadsParts(nn.Module):
     """What stands around a block reads a part that its method takes away."""
 

@@ -160,6 +160,21 @@ def test_partial_weights_load_only_when_allowed(riformer, tmp_path):
     assert all(torch.equal(got.state_dict()[k], v) for k, v in tensors.items())
 
 
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "(EOFError)"),
+        (b"PK\3\4" + bytes(200), "(RuntimeError: PytorchStreamReader failed reading zip archive"),
+        (b"<html>", "(UnpicklingError: Weights only load failed)"),  # without torch's advice to run what is in it
+    ],
+)
+def test_a_damaged_file_is_refused_with_the_cause(content, said, tmp_path):
+    (tmp_path / "a.pt").write_bytes(content)
+    with pytest.raises(WeightsError, match="empty, damaged or another kind of file") as caught:
+        create_backbone("RIFormer", "s12", weights=tmp_path / "a.pt", **SMALL)
+    assert said in str(caught.value)
+
+
 def test_nothing_in_common_is_refused_even_when_partial_is_allowed(tmp_path):
     torch.save({"x": torch.zeros(3)}, tmp_path / "x.pth")
     with pytest.raises(WeightsError, match="holds 0 of the"):

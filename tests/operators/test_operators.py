@@ -200,10 +200,20 @@ def test_a_table_forgets_operators_on_demand():
 def test_tables_come_back_from_their_file(tmp_path):
     other = Setting("openvino", int8=True, threads=2)
     made = {SETTING: table({operator(1_000): 0.25}), other: table({operator(2_000): 1.5}, other)}
-    made[other].refused = ["0123"]
+    made[other].refused = {"0123": "RuntimeError: no such layer"}
     save_tables(tmp_path / "folder" / "table.json", made)
     assert load_tables(tmp_path / "folder" / "table.json") == made
     assert load_table(tmp_path / "folder" / "table.json", "openvino", int8=True, threads=2) == made[other]
+
+
+def test_a_table_of_a_former_version_does_not_say_why_operators_are_refused(tmp_path):
+    save_tables(tmp_path / "table.json", {SETTING: table({operator(1_000): 0.25})})
+    content = json.loads((tmp_path / "table.json").read_text())
+    content["tables"][0]["refused"] = ["0123", "4567"]
+    (tmp_path / "table.json").write_text(json.dumps(content))
+    read = load_table(tmp_path / "table.json")
+    assert read.known == {operator(1_000).digest, "0123", "4567"}
+    assert read.summary == f"{SETTING}: 1 operators, 2 the runtime does not compute"
 
 
 def test_what_is_no_table_is_one_sentence(tmp_path):
@@ -272,6 +282,19 @@ def test_a_second_start_measures_what_is_missing(archive, tmp_path):
     assert not missing(opened, SETTING, load_tables(place))
     measure_archive(opened, [SETTING], place, Effort(1), counts.append)
     assert sum(counts) == 3
+
+
+def test_an_operator_that_the_runtime_does_not_compute_is_told_with_the_reason(archive, tmp_path, monkeypatch):
+    class Refuses(OPENERS["onnx"]):
+        def __init__(self, content, threads, profiled=True):
+            if b"Sigmoid" in content:
+                raise RuntimeError("no Sigmoid here\nand more")
+            super().__init__(content, threads, profiled)
+
+    monkeypatch.setitem(OPENERS, "onnx", Refuses)
+    counts = []
+    made = measure_archive(Archive(archive), [SETTING], tmp_path / "table.json", Effort(1), counts.append)[SETTING]
+    assert made.summary.endswith("2 operators, 1 the runtime does not compute (RuntimeError: no Sigmoid here)")
 
 
 @pytest.mark.parametrize(

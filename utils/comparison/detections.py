@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from models.errors import UserError
+from models.errors import UserError, cause
 from models.files import why_no_file
 from models.spec import MAX_CLASSES
 from utils.data.description import load_dataset, write_data_yaml
@@ -79,16 +79,16 @@ class Detections:
         try:
             with zipfile.ZipFile(path) as archive:
                 if sum(entry.file_size for entry in archive.infolist()) > MAX_BYTES:
-                    raise ValueError("too large")
+                    raise ValueError(f"it unpacks to more than {MAX_BYTES:,} bytes")
             with np.load(path, allow_pickle=False) as file:
                 arrays = {key: file[key] for key in ARRAYS}
-            if any(arrays[key].dtype.kind != kind for key, kind in ARRAYS.items()):
-                raise TypeError("arrays of other numbers")
-            found = cls(**{**arrays, "names": arrays["names"].ravel().tolist()})
-            if not found.is_sound():
-                raise ValueError("arrays that do not fit each other")
         except Exception as error:  # damaged archives and arrays make their readers fail in any way there is
-            raise UserError(f"{path} is damaged") from error
+            raise UserError(f"{path} is damaged: {cause(error)}") from error
+        if others := [key for key, kind in ARRAYS.items() if arrays[key].dtype.kind != kind]:
+            raise UserError(f"{path} is damaged: {others[0]} holds values of another type")
+        found = cls(**{**arrays, "names": arrays["names"].ravel().tolist()})
+        if not found.is_sound():
+            raise UserError(f"{path} is damaged: its arrays do not fit each other")
         return found
 
     def is_sound(self) -> bool:

@@ -58,7 +58,9 @@ def measure(args: argparse.Namespace) -> Path:
         raise UserError(f"nothing in {args.archive} can be computed here: install onnxruntime, openvino or ncnn")
     tables = current_tables(place)
     total = sum(len(missing(archive, setting, tables)) for setting in settings)
-    measure_archive(archive, settings, place, Effort(args.rounds), progress(total))
+    tables = measure_archive(archive, settings, place, Effort(args.rounds), progress(total))
+    for setting in settings:
+        print(tables[setting].summary)
     return place
 
 

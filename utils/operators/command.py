@@ -120,9 +120,7 @@ def _measure(networks: Mapping[str, Wanted], settings: Sequence[Setting], place:
         with TQDM(total=total, desc="measuring operators") as bar:
             tables = measure_archive(archive, settings, place, effort, bar.update)
     for setting in settings:
-        table = tables[setting]
-        refused = f", {len(table.refused)} the runtime does not compute" if table.refused else ""
-        LOGGER.info(f"{setting}: {len(table.costs)} operators{refused}")
+        LOGGER.info(printable(tables[setting].summary))
     LOGGER.info(printable(f"Table saved to {place}"))
 
 

@@ -73,8 +73,8 @@ def measure_archive(
             group = operators[start : start + GROUP]
             contents = [archive.model(setting.models, operator) for operator in group]
             for operator, time in zip(group, time_group(contents, setting, effort.rounds, effort.seconds), strict=True):
-                if time is None:
-                    table.refused.append(operator.digest)
+                if isinstance(time, str):
+                    table.refused[operator.digest] = time
                 else:
                     table.costs[operator.digest] = Cost(operator, max(0.0, time[0] + time[1] * table.overheads.node))
             save_tables(path, tables)

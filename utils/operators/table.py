@@ -25,6 +25,7 @@ NEAREST = 6  # measured operators of which others are interpolated
 WIDTH = 0.25  # distance, in doublings, within which neighbours count alike
 FORMS = {"onnx": ("onnx", False), "openvino": ("openvino", False)}  # of benchmark.py: runtime, and whether in INT8
 FORMS |= {"int8": ("onnx", True), "openvino-int8": ("openvino", True), "ncnn": ("ncnn", False)}
+MAX_REASONS = 300  # characters of what runtimes say of operators that they do not compute
 COMMAND = "python benchmark.py --operators"
 
 
@@ -73,7 +74,7 @@ class Table:
         machine: its processor.
         version: of the runtime.
         costs: digest of an operator → what it costs.
-        refused: digests of operators that the runtime does not compute.
+        refused: digest of an operator that the runtime does not compute → why, empty in tables of former versions.
         overheads: what a run takes beside its operators.
     """
 
@@ -81,13 +82,22 @@ class Table:
     machine: str
     version: str
     costs: dict[str, Cost] = field(default_factory=dict)
-    refused: list[str] = field(default_factory=list)
+    refused: dict[str, str] = field(default_factory=dict)
     overheads: Overheads = field(default_factory=Overheads)
 
     @property
     def known(self) -> set[str]:
         """Return the digests of the operators that need not be measured again."""
         return {*self.costs, *self.refused}
+
+    @property
+    def summary(self) -> str:
+        """Return how many operators were measured, and how many the runtime does not compute and why, in one line."""
+        if not self.refused:
+            return f"{self.setting}: {len(self.costs)} operators"
+        reasons = "; ".join(sorted({*self.refused.values()} - {""}))[:MAX_REASONS]
+        refused = f"{len(self.refused)} the runtime does not compute{f' ({reasons})' if reasons else ''}"
+        return f"{self.setting}: {len(self.costs)} operators, {refused}"
 
     def estimate(self, operator: Operator) -> Estimate:
         """Return what an operator costs, interpolated in those of its family where it was not measured.
@@ -222,7 +232,9 @@ def _read_table(entry: Any) -> Table:
         raise ValueError("no setting")
     table = Table(setting, str(entry["machine"]), str(entry["version"]))
     table.overheads = Overheads(*(float(entry["overheads"][name]) for name in ("run", "node", "output")))
-    table.refused = [str(digest) for digest in entry["refused"]]
+    refused = entry["refused"]
+    reasons = refused if isinstance(refused, dict) else dict.fromkeys(refused, "")
+    table.refused = {str(digest): str(reason) for digest, reason in reasons.items()}
     for cost in entry["costs"]:
         ms = float(cost.pop("ms"))
         operator = read_operator(cost)

@@ -19,6 +19,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from models.errors import cause
 from utils.deploy.ncnn import NcnnLayer, ncnn_net, read_ncnn, sides_of_input
 from utils.deploy.openvino import openvino_core
 from utils.operators.archive import Archive, Setting
@@ -29,6 +30,7 @@ PAUSE = 0.002  # seconds between two runs, in which the waiting threads of the o
 BURST = 3  # runs after each pause, of which the first one finds the processor half asleep
 EVICTED = 4 << 20  # bytes that are read between two runs, so that weights do not lie in the innermost caches
 Events = list[tuple[str, float]]  # the nodes in their order, and milliseconds
+REFUSALS = (RuntimeError, ValueError, TypeError, KeyError)  # of runtimes; those of ONNX Runtime have types of their own
 NUMPY_TYPES = {"tensor(float)": np.float32, "tensor(int64)": np.int64, "tensor(int32)": np.int32}
 
 
@@ -168,7 +170,7 @@ class Ncnn:
 OPENERS: dict[str, Opener] = {"onnx": OnnxRuntime, "openvino": OpenVino, "ncnn": Ncnn}
 
 
-def time_group(contents: Sequence[bytes], setting: Setting, rounds: int, seconds: float) -> list[Time | None]:
+def time_group(contents: Sequence[bytes], setting: Setting, rounds: int, seconds: float) -> list[Time | str]:
     """Return the time of some operators, which run in turns so that noise hits all alike.
 
     Args:
@@ -179,20 +181,22 @@ def time_group(contents: Sequence[bytes], setting: Setting, rounds: int, seconds
         seconds: after which there are no more rounds, of which there are at least 2.
 
     Returns:
-        None stands for a model that the runtime does not compute.
+        Text stands for a model that the runtime does not compute, and says why.
     """
-    opened: list[Opened | None] = [_open(content, setting) for content in contents]
+    opened: list[Opened | str] = [_open(content, setting) for content in contents]
     cache = np.zeros(EVICTED, np.uint8)
     start = time.perf_counter()
     for turn in range(rounds):
-        for model in filter(None, opened):
+        for model in opened:
+            if isinstance(model, str):
+                continue
             time.sleep(PAUSE)
             for _ in range(BURST):
                 cache += 1
                 model.run()
         if turn >= 2 and time.perf_counter() - start > seconds:
             break
-    return [None if model is None else time_of_nodes(model.events()) for model in opened]
+    return [model if isinstance(model, str) else time_of_nodes(model.events()) for model in opened]
 
 
 def time_overheads(archive: Archive, setting: Setting, rounds: int) -> Overheads:
@@ -225,16 +229,14 @@ def runtime_version(runtime: str) -> str:
         return ""
 
 
-def _open(content: bytes, setting: Setting) -> Opened | None:
-    """Return a model that has run once; None where the runtime does not compute it."""
+def _open(content: bytes, setting: Setting) -> Opened | str:
+    """Return a model that has run once; where the runtime does not compute it, the reason."""
     try:
         model = OPENERS[setting.runtime](content, setting.threads, True)
         model.run()
-    except (RuntimeError, ValueError, TypeError, KeyError):
-        return None
     except Exception as error:
-        if type(error).__module__.startswith("onnxruntime"):
-            return None
+        if isinstance(error, REFUSALS) or type(error).__module__.startswith("onnxruntime"):
+            return cause(error)
         raise
     return model
 

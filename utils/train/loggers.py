@@ -15,7 +15,7 @@ from typing import Any
 
 from ultralytics.utils import LOGGER
 
-from models.errors import UserError
+from models.errors import UserError, cause
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ def callbacks_of(name: str) -> dict[str, Callable[[Any], None]]:
         import_module(service.package)
         reason = "ultralytics does not use it under pytest and in GitHub's actions"
     except Exception as error:
-        reason = f"{type(error).__name__}: {error}"
+        reason = cause(error)
     raise UserError(f"--logger {name}: the package {service.package} is installed but cannot be used: {reason}")
 
 
@@ -127,6 +127,6 @@ class Guard:
                 callback(engine)
             except Exception as error:
                 self.failed = True
-                LOGGER.warning(f"{self.name} fails and gets nothing more of this run: {type(error).__name__}: {error}")
+                LOGGER.warning(f"{self.name} fails and gets nothing more of this run: {cause(error)}")
 
         return call
