@@ -29,7 +29,7 @@ NESTS = ("state_dict_ema", "ema", "state_dict", "model")  # under which files ke
 PREFIXES = ("module.", "backbone.", "model.")
 TORCH_MAGIC = 0x1950A86A20F9469CFC6C.to_bytes(10, "little")  # with which files of old torch versions begin
 MAX_INFLATION = 1.05  # uncompressed to file size: torch does not compress, so more is a decompression bomb
-MIN_MATCHED = 0.9  # of the tensors that a publisher's files hold
+MIN_MATCHED = 0.9  # of the tensors that files of an architecture hold; see `copy_tensors`
 DEPLOY_NOTE = "deploy form: what it trained with, its branches or their norms, is lost"
 EXAMPLES = 3  # names quoted of those that did not match
 SOURCES: dict[str, Callable[[str], dict[str, Tensor]]] = {}  # "timm/": what fetches tensors by the name behind it
@@ -135,6 +135,10 @@ def copy_tensors(
     module: nn.Module, adapted: Adapted, source: str, *, dialect: Dialect = PLAIN, allow_partial: bool = False
 ) -> WeightsReport:
     """Copy tensors into `module` by name and shape, all of what fits or, when too little does, nothing.
+
+    The tensors are meant to be of the architecture of `module`, so that nearly all of them, MIN_MATCHED, fit; what may
+    be missing is, for instance, a last stage of another width. Training asks for less where weights go from one network
+    to another of which parts are alike, row by row.
 
     Args:
         module: a backbone or a classifier.

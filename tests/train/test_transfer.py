@@ -6,12 +6,13 @@ import pytest
 import torch
 
 from models import create_model
+from models.backbones.weights import MIN_MATCHED
 from models.blocks.branches import STYLES, BranchedConv
 from models.errors import WeightsError
 from models.spec import load_spec
 from tests.helpers import pictures, randomize_, tiny, worst_error
 from utils.train.trainer import new_model
-from utils.train.transfer import align, transfer
+from utils.train.transfer import MIN_TRANSFERRED, align, transfer
 
 
 def build(cfg, seed=1, **options):
@@ -120,6 +121,17 @@ def test_list_backbones_of_two_families_share_nothing(models):
     assert report.rows[0].source is None
     assert not report.rows[0].copied
     assert len(report.rows[-1].copied) > 0
+
+
+def test_a_network_of_more_levels_receives_less_than_files_of_its_own_architecture_hold():
+    source = create_model("yolov5n")
+    source.pt_path = "first.pt"
+    target = create_model("yolov5n6")
+    rows, split = transfer(source, target).rows, target.spec.backbone_rows
+    for part, share in ((rows[:split], 0.64), (rows[split:], 0.52)):
+        copied, new = sum(len(r.copied) for r in part), sum(len(r.new) for r in part)
+        assert copied / (copied + new) == pytest.approx(share, abs=0.005)
+        assert MIN_TRANSFERRED < share < MIN_MATCHED
 
 
 def test_another_number_of_classes_leaves_their_scores_new(models):

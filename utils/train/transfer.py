@@ -16,7 +16,7 @@ from models import DetectionModel
 from models.errors import WeightsError
 from utils.train.classes import LAYERS, Partners, class_rows
 
-MIN_TRANSFERRED = 0.5  # of the tensors of the backbone, or of those of neck and head; below it, of another network
+MIN_TRANSFERRED = 0.5  # of the tensors of the backbone, or of those of neck and head; see `Transfer.is_enough`
 ANCHORS = "anchor_sizes"  # of a head, which its YAML says
 COUNTER = "num_batches_tracked"  # of a BatchNorm, which goes along and is not counted
 MAX_LISTED = 8  # rows that are not used
@@ -72,7 +72,13 @@ class Transfer:
         return {self.target.get_submodule(path) for path in paths}
 
     def is_enough(self) -> bool:
-        """Return whether the backbone, or neck and head, received a good part of their tensors."""
+        """Return whether the backbone, or neck and head, received at least MIN_TRANSFERRED of their tensors.
+
+        That is less than what `models.backbones.weights` asks of a file for a backbone, MIN_MATCHED. Such a file is of
+        that very architecture, and one that is not is a mistake. Here another architecture is what is wanted, of which
+        parts go along: with all widths alike, YOLOv5n gives YOLOv5n6 64 % of its backbone and 52 % of its neck and
+        head. With other widths, where nothing useful goes along, it is less than 10 %.
+        """
         split = self.target.spec.backbone_rows
         for section in (self.rows[:split], self.rows[split:]):
             copied = sum(len(row.copied) for row in section)
@@ -118,7 +124,7 @@ def transfer(source: DetectionModel, target: DetectionModel, partners: Partners 
             classes are alike if there are as many.
 
     Raises:
-        WeightsError: hardly anything fits, neither in the backbone nor in neck and head; `target` is as it was.
+        WeightsError: less than MIN_TRANSFERRED fits, in the backbone and in neck and head; `target` is as it was.
     """
     if partners is not None and list(partners) == list(range(source.nc)):
         partners = None
