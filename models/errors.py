@@ -34,9 +34,13 @@ def first_line(error: BaseException) -> str:
 
 
 def cause(error: BaseException) -> str:
-    """Return the type of an error and the first line of its message, as it is quoted where any error is expected."""
+    """Return the type of an error and the first line of its message, as it is quoted where any error is expected.
+
+    The message may quote a file of a stranger: what cannot be printed, such as terminal codes, is escaped.
+    """
     kind = type(error).__name__
-    return f"{kind}: {first_line(error)[:MAX_CAUSE]}" if str(error).strip() else kind
+    said = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in first_line(error)[:MAX_CAUSE])
+    return f"{kind}: {said}" if str(error).strip() else kind
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -312,7 +312,8 @@ def weights_file(path: Path) -> Iterator[None]:
     except (WeightsError, MemoryError):
         raise
     except Exception as e:  # a damaged pickle makes its readers fail in any way there is
-        said = cause(e).partition(". ")[0]  # torch goes on with advice for programmers, such as to run what is in it
+        advises = "weights_only" in str(e)  # torch, to switch it off, which would run what is in the file
+        said = type(e).__name__ if advises else cause(e).partition(". ")[0]
         problem = f"it is empty, damaged or another kind of file ({said})"
         raise WeightsError(f"{path} is not a weights file: {problem}") from e
 
