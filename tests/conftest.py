@@ -25,7 +25,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)  # shells have what run
 
 
 def pytest_collection_modifyitems(items):
-    """Put the files that take longest first: what is short at the end keeps all processes busy until then."""
+    """Put the files that take longest first: what is short at the end keeps both processes busy until then."""
     order = {f"test_{name}": place for place, name in enumerate(LONG)}
     items.sort(key=lambda item: order.get(item.path.stem, len(order)))
 
