@@ -48,8 +48,8 @@ def start_reader(name: str, target: Callable[..., object], *args: object) -> thr
     readers, though no longer than GRACE. Who starts one tells it to end.
     """
     thread = threading.Thread(target=target, args=args, name=name, daemon=True)
-    READERS.add(thread)
     thread.start()
+    READERS.add(thread)
     return thread
 
 
