@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -23,6 +24,7 @@ import torch
 
 from models import DetectionModel
 from models.errors import UserError
+from tests.detecting import video
 from tests.helpers import tiny
 from utils import cli, web
 from utils.benchmark.report import BenchmarkRow, page
@@ -335,6 +337,23 @@ def service(tmp_path):
 
 def quiet(*_, **__):
     """A progress bar that shows nothing."""
+
+
+def test_what_is_computed_ends_with_the_page(service, tmp_path):
+    path, begun, ended = video(tmp_path / "clip.avi", frames=2000), threading.Event(), []
+
+    def detect():
+        with pytest.raises(UserError, match="the page is closed"):
+            service.detect(path, "listed", 0.25, 0.45, lambda *_, **__: begun.set())
+        ended.append(True)
+
+    thread = threading.Thread(target=detect)
+    thread.start()
+    assert begun.wait(PATIENCE)
+    service.close()
+    assert not service.working.locked()
+    thread.join(PATIENCE)
+    assert ended
 
 
 @pytest.mark.parametrize("name", ["secret.pt", "../listed.pt", "", "{folder}/secret.pt"])

@@ -74,8 +74,9 @@ class Page:
         return address
 
     def close(self) -> None:
-        """Stop serving."""
+        """Stop serving, and what is still computed."""
         self.blocks.close()
+        self.service.close()
 
     # Components -------------------------------------------------------------------------------------------------------
     def _add_inputs(self) -> None:

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import re
 import tempfile
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -59,6 +61,17 @@ class DetectionService:
         self.predictors: dict[str, Predictor] = {}
         self.speeds: dict[str, str] = {}  # tables that were made, by the name of the weights
         self.videos = 0  # written so far
+        self.working = threading.Lock()  # held while something is computed
+        self.closed = False
+
+    def close(self) -> None:
+        """End what is computed, at its next step, and wait for it.
+
+        A thread that were still in a library when the process ends would abort it.
+        """
+        self.closed = True
+        with self.working:
+            pass
 
     def predictor(self, name: str, conf: float, iou: float) -> Predictor:
         """Return the predictor of listed weights with these thresholds.
@@ -91,6 +104,10 @@ class DetectionService:
             UserError: the upload cannot be read, or the weights cannot be used.
             WeightsError: the file is damaged.
         """
+        with self._work(progress) as checked:
+            return self._detect(upload, name, conf, iou, checked)
+
+    def _detect(self, upload: Path, name: str, conf: float, iou: float, progress: OnProgress) -> Detections:
         files = open_upload(upload)
         progress(0, desc="opening the weights")
         predictor = self.predictor(name, conf, iou)
@@ -127,10 +144,23 @@ class DetectionService:
         Raises:
             UserError, WeightsError, ExportError: the weights cannot be used or exported.
         """
-        if name not in self.speeds:
-            height, width = self.predictor(name, 0.25, 0.45).imgsz
-            self.speeds[name] = self._measure(self.weights[name], (height, width), progress)
-        return self.speeds[name]
+        with self._work(progress) as checked:
+            if name not in self.speeds:
+                height, width = self.predictor(name, 0.25, 0.45).imgsz
+                self.speeds[name] = self._measure(self.weights[name], (height, width), checked)
+            return self.speeds[name]
+
+    @contextmanager
+    def _work(self, progress: OnProgress) -> Iterator[OnProgress]:
+        """Have `close` wait for what is computed within; what is given raises UserError once that has begun."""
+
+        def checked(*args: Any, **options: Any) -> object:
+            if self.closed:
+                raise UserError("the page is closed")
+            return progress(*args, **options)
+
+        with self.working:
+            yield checked
 
     def _measure(self, path: Path, size: tuple[int, int], progress: OnProgress) -> str:
         runs: dict[str, Callable[[], object]] = {}
