@@ -31,9 +31,14 @@ def end(number: int, *_: object) -> NoReturn:
     os._exit(128 + number)
 
 
+def is_main_script() -> bool:
+    """Return whether this process runs one of our scripts and is no worker of another process."""
+    return is_script() and multiprocessing.parent_process() is None
+
+
 def end_at_stops() -> None:
     """Have the stops end this process where it is one of our scripts and their handlers are those of Python."""
-    if is_script() and multiprocessing.parent_process() is None:
+    if is_main_script():
         for number in STOPS:
             if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
                 signal.signal(number, end)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 RANGES = REPOSITORY / "requirements-compatible.txt"
-SCRIPTS = ("train", "val", "detect", "export", "benchmark")
+SCRIPTS = ("train", "val", "detect", "export", "benchmark", "compare")
 INSTEAD = {  # of a package: others that bring the same module
     "opencv-python": ("opencv-python-headless", "opencv-contrib-python", "opencv-contrib-python-headless"),
     "onnxruntime": ("onnxruntime-gpu",),

@@ -21,6 +21,7 @@ LONG += "published detect export_formats convert repvgg repvgg_weights resume se
 LONG += "repmlpnet openvino divergence fuzz int8 custom_l2".split()
 M_MMAP_THRESHOLD, M_TRIM_THRESHOLD = -3, -1  # of glibc's mallopt
 
+gc.set_threshold(50_000, 20, 100)  # while libraries and tests are imported
 signal.signal(signal.SIGINT, signal.default_int_handler)  # shells have what runs in the background ignore it
 
 
