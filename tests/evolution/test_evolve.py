@@ -19,8 +19,10 @@ from utils.distributed.scripts import start_script
 from utils.evolution import report, work
 from utils.evolution.mutation import SIGMA, SPACES, Bounds, Tried, choose_parent, moved, mutate, next_values
 from utils.evolution.report import best_of
-from utils.evolution.search import is_search, load_search
-from utils.train.run import NOT_FINITE, hyper_parameters
+from utils.evolution.search import is_search, load_search, with_values
+from utils.paths import ROOT
+from utils.train.recipe import OPTION_OF
+from utils.train.run import HYPS, NOT_FINITE, hyper_parameters
 
 BOUNDS = {"lr0": Bounds(1e-5, 0.1), "mixup": Bounds(0.0, 1.0), "degrees": Bounds(0.0, 45.0)}
 START = {"lr0": 0.001, "mixup": 0.0, "degrees": 0.0}
@@ -103,6 +105,19 @@ def test_the_first_generation_trains_with_the_recipe(hyp, kind, nested, options,
     assert {name: got.get(name) for name in wanted} == wanted
     assert search.bounds["lr0"].high == max(0.1, got["lr0"])
     assert "copy_paste" not in search.bounds
+
+
+@pytest.mark.parametrize("end", ["low", "high"])
+@pytest.mark.parametrize("kind", SPACES)
+def test_the_ends_of_all_bounds_can_be_trained_with(kind, end, tmp_path):
+    task = "classify" if kind == "classify" else "detect"
+    recipe = yaml.safe_load((ROOT / "data/hyps" / HYPS[task][0]).read_text())
+    values = {name: getattr(bounds, end) for name, bounds in SPACES[kind].items()}
+    path = tmp_path / "hyp.yaml"
+    path.write_text(yaml.safe_dump(with_values(recipe, kind, values)))
+    chosen = train.choose_recipe(train.make_parser().from_keywords(hyp=path), task)
+    flat = {**chosen, **(chosen["anchor_gains"] if kind == "anchors" else {})}
+    assert {name: flat[OPTION_OF.get(name, name)] for name in values} == values
 
 
 def test_a_classifier_has_other_hyper_parameters_and_flags_stay(tmp_path, monkeypatch):

@@ -64,26 +64,36 @@ def read_recipe(args: argparse.Namespace, task: str = "detect") -> dict[str, Any
     without = content.pop(ANCHOR_FREE, {})
     if not isinstance(without, dict):
         raise UserError(f"{path}: {ANCHOR_FREE} must be a mapping of hyper-parameters, got {described(without)}")
-    for key, value in (*content.items(), *without.items()):
+    gains = {key: content.pop(key) for key in ANCHOR_GAINS if key in content} if "obj" in content else {}
+    for key, value in (*gains.items(), *content.items(), *without.items()):
         if key not in known:
             raise UserError(f"{path}: unknown hyper-parameter '{key}'{did_you_mean(str(key), known)}")
-        if key not in NOT_NUMBERS and not (isinstance(value, int | float) and not isinstance(value, bool)):
-            raise UserError(f"{path}: {key} must be a number, got {described(value)}")
+        if key not in NOT_NUMBERS:
+            check_number(path, key, value)
+    for key, value in (*content.items(), *without.items()):  # ultralytics' cls_pw is not that of the gains
         check_range(path, key, value)
-    gains = {key: content.pop(key) for key in ANCHOR_GAINS if key in content} if "obj" in content else {}
-    AnchorGains(**gains)
+    try:
+        AnchorGains(**gains)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
     if "anchors" in content:
         LOGGER.warning(f"{path.name}: anchors stand in the model YAML, those of the recipe are not used")
     content = {OPTION_OF.get(key, key): value for key, value in content.items() if key not in UNUSED}
     return {**content, **without, "anchor_gains": gains}
 
 
+def check_number(path: Path, key: str, value: Any) -> None:
+    """Raise UserError for a value of a recipe that is no finite number."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise UserError(f"{path}: {key} must be a number, got {described(value)}")
+    if not math.isfinite(value):
+        raise UserError(f"{path}: {key} must be a finite number, got {value}")
+
+
 def check_range(path: Path, key: str, value: Any) -> None:
     """Raise UserError for a value of a recipe that ultralytics refuses, or that no run has."""
     if (key, value) == ("optimizer", AUTO):
         return
-    if isinstance(value, float) and not math.isfinite(value):
-        raise UserError(f"{path}: {key} must be a finite number, got {value}")
     expected, holds = CHECKED.get(OPTION_OF.get(key, key), ("", bool))
     if expected and not holds(value):
         raise UserError(f"{path}: {key} should be {expected}, not {described(value)}")
