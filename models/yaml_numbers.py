@@ -1,7 +1,8 @@
 """YAML as people write it, where PyYAML reads YAML 1.1 and takes the last of two values.
 
 `1e-3` is a number, as in YAML 1.2. `1:30` is a text rather than 90, and so is `010` rather than 8. A key that stands
-twice in a mapping is an error, and so are aliases of aliases that stand for more values than any file holds.
+twice in a mapping is an error, and so are aliases of aliases that stand for more values than any file holds, and whole
+numbers of more than 64 bits, which neither torch nor a float takes.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from typing import IO, Any, ClassVar
 
 import yaml
 
+MAX_CHARACTERS = 100  # of a whole number: one of 64 bits, written in any way
 MAX_VALUES = 1_000_000  # each alias counted as what it stands for; messages and copies have all of them
 FLOAT, INTEGER = "tag:yaml.org,2002:float", "tag:yaml.org,2002:int"
 NUMBERS = {
@@ -42,9 +44,18 @@ class _Loader(yaml.SafeLoader):
             first[key.tag, key.value] = key.start_mark
         return node
 
+    def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
+        digits = len(node.value)
+        value = 0 if digits > MAX_CHARACTERS else super().construct_yaml_int(node)
+        if digits > MAX_CHARACTERS or not -(2**63) <= value < 2**63:
+            problem = f"a whole number of {digits} digits, expected at most 64 bits"
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark)
+        return value
+
 
 for _tag, _form in NUMBERS.items():
     _Loader.add_implicit_resolver(_tag, _form, list("-+.0123456789"))
+_Loader.add_constructor(INTEGER, _Loader.construct_yaml_int)
 
 
 def load_yaml(text: str | bytes | IO[Any]) -> Any:
@@ -52,7 +63,7 @@ def load_yaml(text: str | bytes | IO[Any]) -> Any:
 
     Raises:
         yaml.YAMLError: the text is no YAML, asks for an object of Python's, has a key twice in one mapping, or holds
-            more than MAX_VALUES values.
+            more than MAX_VALUES values or a whole number of more than 64 bits.
     """
     loader = _Loader(text)
     try:

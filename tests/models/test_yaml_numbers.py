@@ -40,6 +40,17 @@ def test_other_numbers_stay_numbers(text, value):
     assert type(load_yaml(f"[{text}]")[0]) is type(value)
 
 
+@pytest.mark.parametrize("text", [str(2**63), str(-(2**63) - 1), "9" * 400, "0x" + "f" * 5000, "9" * 5000])
+def test_a_whole_number_has_at_most_64_bits(text):
+    with pytest.raises(yaml.YAMLError, match=f"a whole number of {len(text)} digits, expected at most 64 bits"):
+        load_yaml(f"lr0: {text}")
+
+
+@pytest.mark.parametrize("value", [2**63 - 1, -(2**63)])
+def test_the_largest_whole_numbers_are_read(value):
+    assert load_yaml(str(value)) == value
+
+
 def test_infinite_and_no_numbers():
     assert load_yaml("[.inf, -.inf]") == [math.inf, -math.inf]
     assert math.isnan(load_yaml(".nan"))

@@ -256,6 +256,7 @@ def test_gains_of_a_recipe_are_of_the_head_that_they_suit(name, folder):
         ({"obj": 1.0, "anchor_free": {"boxx": 3}}, "unknown hyper-parameter 'boxx'"),
         ({"objj": 1.0}, "did you mean 'obj'"),
         ({"lr0": True}, "lr0 must be a number, got True"),
+        ({"lr0": 10**400}, "line 1: a whole number of 401 digits"),
         ({"anchor_free": {"box": False}}, "box must be a number, got False"),
         ({"imgsz": -3}, "imgsz should be a number of pixels, not -3"),
         ({"batch": 2.5}, "batch should be a whole number of at least 1, or -1, not 2.5"),

@@ -354,6 +354,9 @@ def test_what_is_computed_ends_with_the_page(service, tmp_path):
     assert not service.working.locked()
     thread.join(PATIENCE)
     assert ended
+    for begin in (lambda: service.detect(path, "listed", 0.25, 0.45, quiet), lambda: service.speed("listed", quiet)):
+        with pytest.raises(UserError, match="the page is closed"):
+            begin()
 
 
 @pytest.mark.parametrize("name", ["secret.pt", "../listed.pt", "", "{folder}/secret.pt"])

@@ -152,15 +152,19 @@ class DetectionService:
 
     @contextmanager
     def _work(self, progress: OnProgress) -> Iterator[OnProgress]:
-        """Have `close` wait for what is computed within; what is given raises UserError once that has begun."""
+        """Have `close` wait for what runs within; once it was called, this and what is given raise UserError."""
 
         def checked(*args: Any, **options: Any) -> object:
-            if self.closed:
-                raise UserError("the page is closed")
+            self._check_open()
             return progress(*args, **options)
 
         with self.working:
+            self._check_open()
             yield checked
+
+    def _check_open(self) -> None:
+        if self.closed:
+            raise UserError("the page is closed")
 
     def _measure(self, path: Path, size: tuple[int, int], progress: OnProgress) -> str:
         runs: dict[str, Callable[[], object]] = {}
