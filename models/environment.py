@@ -2,7 +2,7 @@
 
 ultralytics reads its switches when it is imported, so this module is imported before it, by `models` and by every
 script, and depends on nothing but the standard library. Before all else it has stops end a script that still imports,
-versions of libraries checked, and Python look for garbage less often than libraries make objects.
+versions of libraries checked, Python look for garbage less often than libraries make objects, and memory kept.
 What the switches do and which calls they silence:
 - `YOLO_OFFLINE`: no look-ups, no update check, no usage statistics;
 - `YOLO_AUTOINSTALL`: never runs pip;
@@ -17,6 +17,7 @@ What the switches do and which calls they silence:
 from __future__ import annotations
 
 import atexit
+import ctypes
 import gc
 import os
 import platform
@@ -32,6 +33,7 @@ from models.stops import end_at_stops, is_main_script
 from models.versions import check_versions
 
 THREADS = os.environ.get("OMP_NUM_THREADS", "")  # the user's wish; ultralytics sets it to 1 where there is none
+M_MMAP_THRESHOLD, M_TRIM_THRESHOLD = -3, -1  # of glibc's mallopt
 REPORTERS = ("openvino_telemetry", "MNN.tools.utils.log")
 
 
@@ -172,17 +174,37 @@ def _leave_try_except(self: Any, _: object, error: BaseException | None, __: obj
 
 
 def collect_less() -> None:
-    """Have a script of ours look for garbage less often while it runs, and not at all at its end.
+    """Look for garbage less often from now on, and not at all at the end of the process.
 
     Libraries are a million objects of which none is garbage. To look through them again and again takes a sixth of the
     time of their import, and most of a second when the process ends, as its memory goes back to the system in any case.
     """
+    gc.set_threshold(50_000, 20, 100)
+    atexit.register(gc.freeze)
+
+
+def keep_freed_memory() -> None:
+    """Have glibc keep the memory of large tensors that are freed for the next ones, as torch does on a GPU.
+
+    Else it gives blocks of more than 32 MiB back at once, and the system fills new ones with zeros, page by page: a
+    quarter of a training at 640 pixels on a CPU. The user's own settings of malloc are left as they are, and so are
+    other libraries of C.
+    """
+    is_set = any(name.startswith("MALLOC_") or name == "GLIBC_TUNABLES" for name in os.environ)
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" and not is_set else None
+    if mallopt:
+        mallopt(M_MMAP_THRESHOLD, 2**31 - 1)
+        mallopt(M_TRIM_THRESHOLD, -1)  # never
+
+
+def prepare_memory() -> None:
+    """Have a script of ours manage its memory for large networks; other programs keep their ways."""
     if is_main_script():
-        gc.set_threshold(50_000, 20, 100)
-        atexit.register(gc.freeze)
+        collect_less()
+        keep_freed_memory()
 
 
 end_at_stops()
 check_versions()
-collect_less()
+prepare_memory()
 prepare_environment()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import inspect
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -21,6 +20,7 @@ from models.blocks.branches import BranchedConv
 from models.blocks.reparam import switch_to_deploy
 from models.heads import describe_head
 from models.layers import LAYERS, Feature
+from models.meta import shapes_alone, without_data
 from models.parser import Node, Slot
 from models.spec import ModelSpec, Row
 
@@ -72,27 +72,16 @@ def _flop_counter() -> FlopCounterMode:
 
 
 def on_meta(module: Any) -> Any:
-    """Return a copy of a detection model or a backbone in eval mode that has shapes but no data.
-
-    Its BatchNorms pass their input on: torch computes them in Python there, and they change no shape.
-    """
-    shapes: dict[int, Any] = {id(p): nn.Parameter(p.detach().to("meta"), p.requires_grad) for p in module.parameters()}
-    shapes |= {id(buffer): buffer.to("meta") for buffer in module.buffers()}
-    ghost: Any = copy.deepcopy(module, shapes).eval()
-    for norm in (m for m in ghost.modules() if type(m) in BATCH_NORMS):
-        norm.__dict__["forward"] = _unchanged
+    """Return a copy of a detection model or a backbone in eval mode that has shapes but no data."""
+    ghost: Any = without_data(module)
     for head in (m for m in ghost.modules() if isinstance(m, Detect)):
         head.training = True  # raw maps: decoding asks for the value of its strides, which a meta tensor does not have
     return ghost
 
 
-def _unchanged(x: Tensor) -> Tensor:
-    return x
-
-
 def run_on_meta(ghost: Any, size: tuple[int, int]) -> Any:
     """Return what a ghost gives for one picture of `size` (H, W): tensors that are shapes alone."""
-    with torch.device("meta"), torch.no_grad():
+    with shapes_alone():
         return ghost(ghost.example_input().new_empty(1, ghost.example_input().shape[1], *size))
 
 

@@ -4,7 +4,6 @@ What takes seconds to import is imported inside: pytest-xdist has a process that
 before it starts those that do.
 """
 
-import ctypes
 import gc
 import os
 import signal
@@ -13,13 +12,12 @@ import pytest
 
 os.environ["OMP_NUM_THREADS"] = "1"  # the networks are small: more threads would only wait for one another
 
-import models.environment  # noqa: F401 (which reads that; before onnxruntime, which looks up servers otherwise)
+from models.environment import keep_freed_memory  # reads that; before onnxruntime, which looks up servers otherwise
 
 LONG = "docs parity widen offline backbones compare processes quantize reparam export_shapes timm export".split()
 LONG += "classify deploy_form ultralytics_yaml summary words gradients ends train kills attacks pages".split()
 LONG += "published detect export_formats convert repvgg repvgg_weights resume segment plugins check_weights".split()
 LONG += "repmlpnet openvino divergence fuzz int8 custom_l2".split()
-M_MMAP_THRESHOLD, M_TRIM_THRESHOLD = -3, -1  # of glibc's mallopt
 
 gc.set_threshold(50_000, 20, 100)  # while libraries and tests are imported
 signal.signal(signal.SIGINT, signal.default_int_handler)  # shells have what runs in the background ignore it
@@ -36,10 +34,7 @@ def pytest_collection_finish():
     gc.collect()
     gc.freeze()  # the libraries are a million objects that every full collection would look through again
     gc.set_threshold(5000, 10, 10)  # a network is thousands of objects: as a rule none of them is garbage
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt:  # keep the memory of large tensors for the next ones: getting it from the system fills it with zeros
-        mallopt(M_MMAP_THRESHOLD, 1 << 28)
-        mallopt(M_TRIM_THRESHOLD, 1 << 30)
+    keep_freed_memory()
 
 
 @pytest.fixture(scope="session", autouse=True)

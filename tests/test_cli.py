@@ -1,10 +1,8 @@
 """The frame of the scripts: options, exit codes, run folders, files found by name."""
 
 import argparse
-import atexit
 import ctypes
 import errno
-import gc
 import logging
 import os
 import re
@@ -25,7 +23,7 @@ import detect
 import export
 import train
 import val
-from models import environment, stops
+from models import stops
 from models.errors import UserError
 from utils import cli
 from utils.paths import ROOT, check_holds_none, find_file, find_weights, increment_path
@@ -564,20 +562,6 @@ def test_a_stop_while_a_script_imports_is_one_line(words, number, tmp_path):
         check=False,
     )
     assert (ended.returncode, ended.stdout, ended.stderr) == (128 + number, "", f"ERROR: {cli.STOPS[number]}\n")
-
-
-@pytest.mark.parametrize("ours", [True, False])
-def test_a_script_looks_for_garbage_less_often_and_not_at_its_end(ours, monkeypatch):
-    at_the_end, usual = [], gc.get_threshold()
-    monkeypatch.setattr(environment, "is_main_script", lambda: ours)
-    monkeypatch.setattr(atexit, "register", at_the_end.append)
-    try:
-        gc.set_threshold(700)
-        environment.collect_less()
-        assert at_the_end == [gc.freeze] * ours
-        assert (gc.get_threshold()[0] > 700) == ours
-    finally:
-        gc.set_threshold(*usual)
 
 
 @pytest.mark.parametrize("ours", [True, False])

@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[1]
 SOURCES = sorted([*ROOT.glob("*.py"), *ROOT.glob("models/**/*.py"), *ROOT.glob("utils/**/*.py")])
 ORDER = [  # a module imports from its own row and the rows above
     ["models.secrets", "models.absent"],
-    ["models.versions", "models.stops", "models.environment", "models.errors", "models.files"],
+    ["models.versions", "models.stops", "models.environment", "models.errors", "models.files", "models.meta"],
     ["models.registry", "models.plugins", "models.downloads", "models.yaml_numbers", "models.ultralytics_yaml"],
     ["models.yaml_sources"],
     ["models.spec"],

@@ -37,6 +37,7 @@ from models.blocks.frozen import thaw
 from models.blocks.reparam import fuse_blocks, register_batch_norm, register_fuser, register_linear
 from models.blocks.start import start_near_identity
 from models.errors import ConfigError, UserError, WeightsError, did_you_mean, first_line
+from models.meta import shapes_alone, without_data
 
 RESERVED_OPTIONS = ("in_chans", "out_indices", "features_only")  # follow from the rest of a YAML
 ORIGINS = ("pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir")  # files, addresses, folders
@@ -253,12 +254,10 @@ class TimmClassifier(nn.Module):
     @property
     def only_size(self) -> tuple[int, int] | None:
         """Height and width of the only pictures that it takes; None: it takes others, tried without data."""
-        shapes: dict[int, Any] = {id(p): nn.Parameter(p.detach().to("meta"), False) for p in self.parameters()}
-        shapes |= {id(buffer): buffer.to("meta") for buffer in self.buffers()}
-        ghost = copy.deepcopy(self, shapes).eval()
+        ghost = without_data(self)
         height, width = self.size
         try:
-            with torch.device("meta"), torch.no_grad():
+            with shapes_alone():
                 ghost(torch.empty(1, self.in_channels, height + 32, width + 32))
         except TIMM_ERRORS:
             return self.size
@@ -402,7 +401,8 @@ def _shapes(body: Any, in_channels: int, size: tuple[int, int], scale: float) ->
     """Return (channels, rows, columns) of each map for our picture of `size`; UserError where there are none."""
     name, height, width = body.pretrained_cfg["architecture"], *_scaled(size, scale)
     try:
-        maps = body(torch.zeros(1, in_channels, height, width))
+        with shapes_alone():
+            maps = body(torch.zeros(1, in_channels, height, width))
     except TIMM_ERRORS as e:
         raise UserError(f"timm's {name} takes no picture of {height}x{width}: {first_line(e)}") from e
     if not all(isinstance(m, Tensor) and m.ndim == 4 and m.numel() for m in maps):

@@ -11,6 +11,7 @@ from ultralytics.nn.modules import TorchVision
 from models.downloads import check_download
 from models.errors import ConfigError, cause, did_you_mean
 from models.layers.site import Feature
+from models.meta import shapes_alone
 
 SIDE = 256  # pixels of the picture by which strides are found, without data
 NO_MAP = Feature(0, 1)  # what stands for an output that is no map, such as a vector
@@ -44,7 +45,7 @@ def build_torchvision(
             raise ConfigError(f"torchvision has no weights {weights!r} of {name}, expected {' or '.join(names)}")
         check_download(f"torchvision's {name}")
     try:
-        with torch.device("meta"), torch.no_grad():
+        with shapes_alone():
             ghost = TorchVision(name, None, **options).eval()
             outputs = ghost(torch.empty(1, 3, SIDE, SIDE))
         network = TorchVision(name, weights, **options)

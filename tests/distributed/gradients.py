@@ -1,6 +1,6 @@
 """The gradients of a batch that processes share, as each head gives them.
 
-    python -m torch.distributed.run --nproc_per_node 2 -m tests.distributed.gradients FILE
+    python -m tests.distributed.forked 2 STORE tests.distributed.gradients FILE
 
 The first process writes them; imported, `gradients` gives those of a single one.
 """

@@ -18,6 +18,22 @@ def run_by(processes: int, words: list[str], cwd: Path = ROOT) -> str:
     return printed
 
 
+def run_forked(processes: int, store: Path, module: str, *arguments: str) -> None:
+    """Run so many processes of a module, forked from one that has imported torch: for what torchrun is not a part of.
+
+    Args:
+        processes: how many.
+        store: a file that is not there, by which they find each other.
+        module: run as a script.
+        arguments: of the script.
+    """
+    command = [sys.executable, "-m", "tests.distributed.forked", str(processes), str(store), module, *arguments]
+    result = subprocess.run(
+        command, check=False, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, timeout=100
+    )
+    assert result.returncode == 0, result.stderr.decode()[-3000:]
+
+
 def start_by(processes: int, words: list[str], cwd: Path = ROOT, **variables: str) -> tuple[int, str]:
     """Return the exit code of so many processes of a script, and what they print.
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tests.distributed.gradients import PICTURES, gradients, names_for
-from tests.distributed.launching import run_by
+from tests.distributed.launching import run_forked
 
 
 def flat(found, names):
@@ -15,7 +15,7 @@ def flat(found, names):
 @pytest.mark.parametrize("processes", [2, 4])
 def test_processes_learn_what_one_learns(processes, tmp_path):
     file = tmp_path / "shared.pt"
-    run_by(processes, ["-m", "tests.distributed.gradients", str(file)])
+    run_forked(processes, tmp_path / "store", "tests.distributed.gradients", str(file))
     shared = torch.load(file, weights_only=True)
     for name in names_for(processes):
         alone = gradients(name, (0, PICTURES))

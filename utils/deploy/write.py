@@ -285,8 +285,11 @@ def _make_exporter(kind: Format, options: WriteOptions) -> Exporter:
 
 
 def _to_be_written(deploy: DetectionModel, path: Path, kind: Format) -> DetectionModel:
-    """Return a copy of `deploy` that the Exporter takes as it is, and of which it makes `path`."""
-    model = copy.deepcopy(deploy)
+    """Return a copy of `deploy` that the Exporter takes as it is, and of which it makes `path`.
+
+    It shares the modules of `deploy`, of which the Exporter makes copies, unless some of them are written otherwise.
+    """
+    model = copy.deepcopy(deploy) if kind.group_norm else copy.copy(deploy)
     if kind.group_norm:
         for name, module in list(model.named_modules()):
             if isinstance(module, WrittenOut):
