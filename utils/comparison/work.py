@@ -17,7 +17,7 @@ from utils.comparison.trainers import TRAINERS
 from utils.distributed.scripts import start_script, why_ended
 from utils.text import printable
 
-POLL = 0.5  # seconds between two looks at the trainings
+POLL = 0.2  # seconds between two looks at the trainings
 
 
 @dataclass
