@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 import pytest
 import yaml
+from matplotlib.figure import Figure
 from torch import nn
 
 import compare
@@ -39,6 +40,7 @@ from utils.architecture_search.family import (
 from utils.architecture_search.search import Search
 from utils.architecture_search.timing import Conditions, Forecast, Stopwatch, table_of_this_machine
 from utils.comparison import work as comparison_work
+from utils.comparison.report import frontier
 from utils.deploy.fresh import fresh_model
 from utils.operators.archive import FLOAT, Setting
 from utils.operators.predict import parts_of
@@ -300,9 +302,19 @@ def test_a_search_finds_the_best_and_leaves_files(tmp_path, monkeypatch, log):
     assert {float(row["ms"]) <= BUDGET for row in rows} == {True}
     assert rows[-1]["act"] in ("relu", "silu")
     assert cv2.imread(str(tmp_path / "search.png")).shape[1] > 800
-    points = report.pareto(trained[0])
-    assert all(a[0] < b[0] and a[1] < b[1] for a, b in itertools.pairwise(points))
     assert any("Train it at full length:  python train.py --cfg" in line for line in log)
+
+
+def test_the_picture_has_the_frontier_of_the_last_rung(tmp_path, monkeypatch):
+    fake_comparisons(monkeypatch)
+    found, drawn = search_in(tmp_path), []
+    work.search_on(found, None, milliseconds)
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: drawn.append(figure))
+    *_, last = found.trained()
+    report.draw(found, found.trained(), tmp_path / "search.png")
+    dashed = [line for line in drawn[0].axes[0].lines if line.get_linestyle() == "--"]
+    assert [list(zip(*line.get_data(), strict=True)) for line in dashed] == [frontier(map(report.place, last))]
+    assert report.place(report.winner_of([last])) in frontier(map(report.place, last))
 
 
 def end_of(folder):

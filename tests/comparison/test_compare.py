@@ -166,7 +166,11 @@ def test_the_table_has_the_best_first_and_failures_last():
     assert [line[0] for line in lines] == ["", "a", "b", "c", "broken"]
     assert lines[-1][-1] == "no memory"
     assert len({len(line) for line in text_table(lines).splitlines()}) == 1
-    assert frontier(rows) == [(2.0, 40.0), (9.0, 50.0)]
+
+
+def test_the_frontier_has_what_nothing_beats_in_both():
+    assert frontier([(5.0, 30.0), (9.0, 50.0), (2.0, 40.0), (2.0, 35.0)]) == [(2.0, 40.0), (9.0, 50.0)]
+    assert frontier([]) == []
 
 
 def test_long_names_of_entries_stay_inside_the_picture(tmp_path, monkeypatch):

@@ -14,9 +14,7 @@ from models.environment import processor
 from utils.architecture_search.candidates import Trained
 from utils.architecture_search.search import Search
 from utils.benchmark.forms import FORMS
-from utils.comparison.report import Compared, frontier
-from utils.comparison.statistics import Estimate
-from utils.latency import Latency
+from utils.comparison.report import draw_frontier
 from utils.text import printable, quote
 from utils.writing import replacing, write_text
 
@@ -77,14 +75,13 @@ def draw(search: Search, trained: Sequence[Sequence[Trained]], path: Path) -> No
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes: Any = figure.add_subplot()
     for number, (step, rung) in enumerate(zip(search.steps(), trained, strict=False), 1):
-        points = [(each.candidate.milliseconds, 100 * each.fitness) for each in rung]
-        if points:
+        if rung:
+            points = map(place, rung)
             axes.plot(*zip(*points, strict=True), "o", label=f"rung {number}: {step.kind}, {step.epochs} epochs")
     if winner := winner_of(trained):
         last = next(rung for rung in reversed(trained) if rung)
-        axes.plot(*zip(*pareto(last), strict=True), "k--", alpha=0.4, drawstyle="steps-post", zorder=0)
-        x, y = winner.candidate.milliseconds, 100 * winner.fitness
-        axes.plot(x, y, "*", markersize=18, color="#dc2626", label=f"winner: {winner.candidate.name}")
+        draw_frontier(axes, map(place, last))
+        axes.plot(*place(winner), "*", markersize=18, color="#dc2626", label=f"winner: {winner.candidate.name}")
     axes.axvline(search.options["budget_ms"], color="#9ca3af", linestyle=":", label="budget")
     axes.set_xlabel(f"ms a picture of {search.conditions.side} pixels, {FORMS[search.options['form']].title}")
     axes.set_ylabel("mAP50-95")
@@ -94,18 +91,9 @@ def draw(search: Search, trained: Sequence[Sequence[Trained]], path: Path) -> No
         figure.savefig(file, dpi=130, format="png")
 
 
-def pareto(rung: Sequence[Trained]) -> list[tuple[float, float]]:
-    """Return (ms, mAP in percent) of the networks of a rung that no other one beats in both, the fastest first."""
-    rows = [
-        Compared(
-            each.candidate.name,
-            epochs=1,
-            accuracy=Estimate(each.fitness, 0.0),
-            by_threads={1: {"": Latency((each.candidate.milliseconds,))}},
-        )
-        for each in rung
-    ]
-    return frontier(rows)
+def place(trained: Trained) -> tuple[float, float]:
+    """Return the point of a network in the picture: ms and mAP in percent."""
+    return trained.candidate.milliseconds, 100 * trained.fitness
 
 
 def log_end(search: Search) -> None:

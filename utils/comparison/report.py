@@ -6,7 +6,7 @@ import html
 import itertools
 import json
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -204,8 +204,8 @@ def draw(rows: Sequence[Compared], path: Path) -> None:
             x = number if row.milliseconds is None or not timed else row.milliseconds
             axes.errorbar(x, 100 * accuracy.value, 100 * accuracy.margin, fmt="o", capsize=4, label=names[row.name])
         if timed:
-            points = frontier(rows)
-            axes.plot(*zip(*points, strict=True), "k--", alpha=0.4, drawstyle="steps-post", zorder=0)
+            known = [(row.milliseconds, row.accuracy) for row in rows]
+            draw_frontier(axes, [(x, 100 * y.value) for x, y in known if x is not None and y])
             axes.set_xlim(left=0)
         axes.set_xlabel(f"median ms a picture, {counted(rows)}" if timed else "in the order of the command line")
         axes.set_ylabel("mAP50-95, 95 % interval")
@@ -224,12 +224,17 @@ def counted(rows: Sequence[Compared]) -> str:
     return f"{text}, threads: {next(iter(threads))}" if len(threads) > 1 else text
 
 
-def frontier(rows: Sequence[Compared]) -> list[tuple[float, float]]:
-    """Return (ms, mAP in percent) of the networks that no other one beats in both, the fastest first."""
-    known = [(row.milliseconds, row.accuracy) for row in rows]
-    points = sorted((ms, -100 * accuracy.value) for ms, accuracy in known if accuracy and ms is not None)
-    best = itertools.accumulate((y for _, y in points), min)
-    return [(x, -y) for (x, y), least in zip(points, best, strict=True) if y == least]
+def draw_frontier(axes: Any, points: Iterable[tuple[float, float]]) -> None:
+    """Draw a dashed line through the points (ms, accuracy) that no other one beats in both."""
+    best = frontier(points)
+    axes.plot([x for x, _ in best], [y for _, y in best], "k--", alpha=0.4, drawstyle="steps-post", zorder=0)
+
+
+def frontier(points: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Return the points (ms, accuracy) that no other one beats in both, the fastest first."""
+    ordered = sorted(points, key=lambda point: (point[0], -point[1]))
+    best = itertools.accumulate((y for _, y in ordered), max)
+    return [point for point, most in zip(ordered, best, strict=True) if point[1] == most]
 
 
 def save(
