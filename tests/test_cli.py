@@ -3,6 +3,7 @@
 import argparse
 import ctypes
 import errno
+import importlib
 import logging
 import os
 import re
@@ -30,6 +31,12 @@ from utils.paths import ROOT, check_holds_none, find_file, find_weights, increme
 from utils.sizes import check_imgsz
 from utils.text import printable, quote
 from utils.writing import write_text
+
+COMMANDS = [
+    ".".join(path.relative_to(ROOT).with_suffix("").parts)
+    for path in sorted([*ROOT.glob("*.py"), *ROOT.glob("utils/**/*.py")])
+    if "\ndef make_parser() -> cli.Parser:" in path.read_text(encoding="utf-8")
+]
 
 
 def make_parser():
@@ -240,6 +247,17 @@ def test_prefixes_and_aliases_are_accepted():
 )
 def test_keywords_mean_what_the_flags_mean(keywords, argv):
     assert make_parser().from_keywords(**keywords) == make_parser().parse_args(argv)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_option_can_be_given_its_default(name):
+    """As a plan gives it that is read again."""
+    parser = importlib.import_module(name).make_parser()
+    for action in parser._actions:
+        action.required = False
+    usual = parser.parse_args([])
+    usual.given = frozenset(action.dest for action in parser.flags.values()) & vars(usual).keys()
+    assert parser.parse_args(parser.words_of(usual)) == usual
 
 
 def test_unknown_keyword_or_value_is_a_user_error():

@@ -134,11 +134,11 @@ def make_parser() -> cli.Parser:
         "--mean",
         nargs=3,
         type=cli.finite_float,
-        default=MEAN,
+        default=[*MEAN],
         metavar="X",
         help="of the pictures' RGB",
     )
-    add("--std", nargs=3, type=cli.positive_float, default=STD, metavar="X", help="of the pictures' RGB")
+    add("--std", nargs=3, type=cli.positive_float, default=[*STD], metavar="X", help="of the pictures' RGB")
     add("--num-classes", type=cli.positive_int, help="logits; default: those of the weights, or 1000")
     add("--batch-size", type=cli.positive_int, default=64, help="pictures a step")
     add("--device", type=cli.device, default="", help="cpu, 0 or mps; empty: the first GPU or the CPU")

@@ -419,8 +419,8 @@ def _as_words(action: argparse.Action, value: object) -> list[str]:
         return []
     if value is True and action.nargs in (0, "?"):
         return [flag]
-    if isinstance(value, (list, tuple)):
-        return [flag, *(_as_word(flag, one) for one in value)]
+    if isinstance(value, (list, tuple)):  # none is no way to write an option, but may be its default
+        return [] if not value and action.default == [] else [flag, *(_as_word(flag, one) for one in value)]
     return [f"{flag}={_as_word(flag, value)}"]
 
 

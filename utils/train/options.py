@@ -87,7 +87,8 @@ def add_learning(parser: cli.Parser) -> None:
     add("--cos-lr", action="store_true", default=None, help="cosine instead of linear learning rate")
     frozen = "not trained: backbone, neck, a number of rows from the first, or names: backbone.stages.0-1, 4.cv1"
     add("--freeze", nargs="+", default=[], help=frozen)
-    add("--unfreeze-after", type=cli.positive_int, default=0, help="epochs after which what --freeze names is trained")
+    thawing = "epochs after which what --freeze names is trained; 0: never"
+    add("--unfreeze-after", type=cli.non_negative_int, default=0, help=thawing)
     add("--lr-backbone", type=cli.positive_float, default=1.0, help="factor of the learning rate of the backbone")
     decay = "factor of the learning rate from block to block of the backbone, from its last one to the picture"
     add("--layer-decay", type=cli.positive_fraction, default=1.0, help=decay)
@@ -101,7 +102,7 @@ def add_comforts(parser: cli.Parser) -> None:
     report = "write a report on the data set before training, or only that"
     add("--report", nargs="?", const="first", choices=["first", "only"], help=report)
     evolution = f"search for better hyper-parameters in so many trainings, {GENERATIONS} by default"
-    add("--evolve", nargs="?", type=cli.positive_int, const=True, default=0, metavar="N", help=evolution)
+    add("--evolve", nargs="?", type=cli.positive_int, const=True, default=False, metavar="N", help=evolution)
     services = "services that follow the training; by default none"
     add("--logger", nargs="+", default=[], choices=[*SERVICES, NO_LOGGER], help=services)
 
