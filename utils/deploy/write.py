@@ -10,6 +10,7 @@ import copy
 import ctypes
 import logging
 import os
+import shutil
 import sys
 import time
 import types
@@ -268,6 +269,7 @@ def _take(made: Path, path: Path) -> None:
     made.replace(path)
     for file in path.glob("*.py"):
         file.unlink()
+    shutil.rmtree(path / "__pycache__", ignore_errors=True)
 
 
 def _make_exporter(kind: Format, options: WriteOptions) -> Exporter:
