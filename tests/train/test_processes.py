@@ -108,10 +108,12 @@ def test_processes_validate_each_picture_once(folder):
     alone = val.run(**options, device="cpu", save_json=True, conf_thres=0.0001, name="alone")
     flags = [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
     flags += ["--save-json", "--conf-thres=0.0001", "--name=shared", "--device=cpu,cpu"]
-    result = subprocess.run(
-        [sys.executable, ROOT / "val.py", *flags], cwd=folder, capture_output=True, text=True, check=False
-    )
+    (temporary := folder / "temporary").mkdir()
+    environment = {**os.environ, "TMPDIR": str(temporary)}
+    command = [sys.executable, ROOT / "val.py", *flags]
+    result = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr[-3000:]
+    assert not [path for path in temporary.iterdir() if not path.name.startswith("torchinductor")]
     shared, whole = (numbers(folder / name / "predictions.json") for name in ("shared", "alone"))
     assert whole.keys() == shared.keys() == {0, 1, 2, 3, 4}
     assert all(np.allclose(shared[i], whole[i], atol=0.002) for i in whole)

@@ -17,6 +17,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from ultralytics.utils import LOGGER
@@ -57,6 +58,7 @@ def launch(script: str, words: Sequence[str], device: str, max_restarts: int = 0
             rdzv_endpoint=str(Path(folder) / "launch"),
             rdzv_configs={"store_type": "file"},
             local_addr="localhost",
+            logs_specs=DefaultLogsSpecs(log_dir=folder),  # torch leaves its own in the folder of the system
             max_restarts=max_restarts,
             signals_to_handle="SIGQUIT",  # Ctrl-C and SIGTERM are handled by the script
         )
